@@ -1,0 +1,32 @@
+//! Millstream: SQL files in, Kafka streams through, Parquet out.
+//!
+//! ```text
+//!  schemas/*.sql, queries/*/*.sql ──► catalog ──► sql (front │ kept │ closing plan)
+//!                                                      │
+//!  Kafka ──► source ──► decode ──► watermark ──► window ──► sink ──► log ──► Kafka
+//!            chunks     batches    per partition  state     JSON     one transaction an epoch
+//!                          └──────────────────────────────────┴────► history ──► SQL, replay
+//! ```
+//!
+//! The modules stand below in the order in which data meets them. A stage never imports a
+//! later stage; only [`pipeline`] joins them all.
+
+pub mod error;
+pub mod time;
+
+pub mod catalog;
+pub mod sql;
+
+pub mod source;
+pub mod decode;
+pub mod watermark;
+pub mod window;
+pub mod sink;
+pub mod log;
+
+pub mod pipeline;
+pub mod history;
+pub mod serve;
+pub mod sensors;
+
+pub use error::{Error, Kind, Place, Result};

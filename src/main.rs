@@ -1,0 +1,3 @@
+//! The `millstream` program.
+
+fn main() {}

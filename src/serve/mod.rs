@@ -1,0 +1,3 @@
+//! What runs beside a pipeline: status, metrics, HTTP.
+
+pub mod status;
