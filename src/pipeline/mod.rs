@@ -12,6 +12,7 @@
 mod drift;
 mod engine;
 mod history;
+pub mod replay;
 mod start;
 mod status;
 mod stream;
