@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use chrono::{NaiveDate, NaiveDateTime, TimeZone};
 use chrono_tz::Tz;
 
 use super::Project;
 use super::output::{Format, write_batches};
+use crate::catalog::parse_instant;
 use crate::pipeline::replay::{Replay, replay};
 use crate::time::Micros;
 use crate::{Error, Result};
@@ -63,20 +63,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A date (its first instant) or a local time, in the zone.
+/// A date (its first instant) or a time, local unless it says its offset.
 fn parse_time(text: &str, zone: Tz) -> Result<Micros> {
-    let wrong = || {
+    parse_instant(text, zone).ok_or_else(|| {
         Error::config(format!("'{text}' is no date or time"))
             .hint("say it as 2019-10-01 or '2019-10-01 12:00:00', in the customer's zone")
-    };
-    let local = NaiveDate::parse_from_str(text, "%Y-%m-%d")
-        .map(|date| date.and_time(chrono::NaiveTime::MIN))
-        .or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S"))
-        .or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S"))
-        .map_err(|_| wrong())?;
-    // A time that the clock skips means the first instant after the gap.
-    let instant = (0..4).find_map(|hours| {
-        zone.from_local_datetime(&(local + chrono::Duration::hours(hours))).earliest()
-    });
-    instant.map(|i| i.timestamp_micros()).ok_or_else(wrong)
+    })
 }

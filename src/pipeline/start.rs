@@ -267,7 +267,7 @@ pub fn new_partitions(
     let mut joined = Vec::new();
     for (stream, known) in engine_streams {
         for (topic, partitions) in &topics {
-            if !reads(&stream.topics, topic)? {
+            if !stream.topics.matches(topic) {
                 continue;
             }
             for partition in 0..*partitions {
@@ -287,18 +287,6 @@ pub fn new_partitions(
         }
     }
     Ok(joined)
-}
-
-/// Whether a stream with these `topics` reads `topic`.
-pub fn reads(topics: &Topics, topic: &str) -> Result<bool> {
-    match topics {
-        Topics::List(list) => Ok(list.iter().any(|t| t == topic)),
-        Topics::Pattern(pattern) => {
-            let regex = regex::Regex::new(&format!("^(?:{pattern})$"))
-                .map_err(|e| Error::sql(format!("'{pattern}' is not a regular expression")).because(e))?;
-            Ok(regex.is_match(topic) && !topic.starts_with("millstream."))
-        }
-    }
 }
 
 /// Creates what is missing, or names it.
