@@ -12,7 +12,7 @@ const SIZE_FORM: &str = "write a number and a unit: '512 MB', '4 GB', '256 MiB'"
 ///
 /// # Errors
 /// No number, no unit, an unknown unit, less than a microsecond, or more than 292,000 years.
-pub fn parse_duration(text: &str) -> Result<Micros> {
+pub fn parse(text: &str) -> Result<Micros> {
     let (number, unit) = split(text);
     if number.is_empty() {
         return Err(Error::config(format!("'{text}' is no duration")).hint(FORM));
@@ -42,7 +42,7 @@ pub fn parse_duration(text: &str) -> Result<Micros> {
 /// Reads a size such as `512 MB` (powers of 1000) or `4 GiB` (powers of 1024), in bytes.
 ///
 /// # Errors
-/// As for [`parse_duration`].
+/// As for [`parse`].
 pub fn parse_bytes(text: &str) -> Result<u64> {
     let (number, unit) = split(text);
     let length = match unit.to_lowercase().as_str() {
@@ -103,7 +103,7 @@ mod tests {
             ("1 week", 7 * DAY),
             ("7 us", 7),
         ] {
-            assert_eq!(parse_duration(text).unwrap(), expected, "{text}");
+            assert_eq!(parse(text).unwrap(), expected, "{text}");
         }
     }
 
@@ -120,7 +120,7 @@ mod tests {
             ("1.2.3 s", "'1.2.3 s' is no whole number of µs in range"),
             ("999999999999 weeks", "'999999999999 weeks' is no whole number of µs in range"),
         ] {
-            assert_eq!(parse_duration(text).unwrap_err().message, message, "{text}");
+            assert_eq!(parse(text).unwrap_err().message, message, "{text}");
         }
     }
 

@@ -3,12 +3,12 @@
 //! A customer is one file `schemas/<customer>.sql` (SET, CREATE STREAM, CREATE EXTERNAL TABLE) and
 //! one folder `queries/<customer>/` (a bare SELECT, CREATE STREAM ... AS, CREATE MATERIALIZED VIEW
 //! ... AS). What [`load`] returns is whole: every name is known and plain, every option typed, the
-//! queries in dependency order, and no topic is read by two customers or both read and written.
-//! What it refuses, it refuses with file, line, column and a hint, all errors at once. Whether the
-//! expressions make sense is for the planner.
+//! queries in dependency order, and no topic is read twice or both read and written. What it refuses
+//! is told with file, line, column and a hint, all errors at once. Whether the expressions make
+//! sense is for the planner.
 
 mod data_type;
-mod duration;
+pub mod duration;
 mod graph;
 mod layout;
 mod load;
@@ -34,7 +34,6 @@ use std::sync::Arc;
 use chrono_tz::Tz;
 use datafusion::sql::sqlparser::ast;
 
-pub use duration::{parse_bytes, parse_duration};
 pub use load::load;
 pub use query::{Emit, Query, QueryKind};
 pub use settings::Settings;

@@ -1,6 +1,6 @@
 //! The values of WITH and SET: every key known, none twice, each value of its own kind.
 
-use super::duration::parse_duration;
+use super::duration;
 use super::statement::{OptionClause, Word};
 use super::suggestion;
 use super::text::SqlText;
@@ -43,7 +43,7 @@ impl<'a> Options<'a> {
     /// A duration of at least `least`.
     pub fn duration(&self, key: &str, least: Micros, errors: &mut Vec<Error>) -> Option<Micros> {
         let value = self.get(key)?;
-        match parse_duration(&value.value) {
+        match duration::parse(&value.value) {
             Ok(micros) if micros >= least => Some(micros),
             Ok(_) => {
                 errors

@@ -1,4 +1,5 @@
-//! No topic is read by two customers, and none is both read and written.
+//! No topic is read twice (by two customers, or by two streams of one), and none is both read and
+//! written.
 
 use super::graph::short;
 use super::load::Draft;
@@ -102,20 +103,23 @@ fn shared_inputs(drafts: &[Draft], selected: &dyn Fn(&str) -> bool) -> Vec<(usiz
         .flat_map(|(customer, draft)| draft.streams.iter().map(move |stream| (customer, stream)))
         .collect();
     for (index, &later) in streams.iter().enumerate() {
-        for &earlier in streams.iter().take(index).filter(|earlier| earlier.0 != later.0) {
+        for &earlier in streams.iter().take(index) {
             let Some(topic) = earlier.1.topics.overlap(&later.1.topics) else { continue };
             let name =
                 |customer: usize| drafts.get(customer).map_or("", |draft| draft.name.as_str());
             let (told, other) =
                 if selected(name(later.0)) { (later, earlier) } else { (earlier, later) };
-            let message = format!(
-                "topic '{topic}' would be read by two customers, {} and {}",
-                name(earlier.0),
-                name(later.0)
-            );
+            let (readers, hint) = if earlier.0 == later.0 {
+                let readers = format!("two streams, {} and {}", earlier.1.name, later.1.name);
+                (readers, "declare one stream, which any number of queries may read")
+            } else {
+                let readers = format!("two customers, {} and {}", name(earlier.0), name(later.0));
+                (readers, "a topic belongs to one customer")
+            };
+            let message = format!("topic '{topic}' would be read by {readers}");
             let error = (Error::sql(message).at(told.1.topics_place.clone()))
                 .detail(format!("the other one is at {}", short(&other.1.topics_place)))
-                .hint("a topic belongs to one customer");
+                .hint(hint);
             errors.push((told.0, error));
         }
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use datafusion::sql::sqlparser::ast;
 
-use super::duration::parse_duration;
+use super::duration;
 use super::name;
 use super::options::{Options, as_sql};
 use super::reference::references;
@@ -150,7 +150,7 @@ fn emit(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Emit 
         errors.push(text.error(value.span, message).hint("'final' or e.g. 'every 60 seconds'"));
         return Emit::Final;
     };
-    match parse_duration(interval) {
+    match duration::parse(interval) {
         Ok(micros) if micros > 0 => return Emit::Every(micros),
         Ok(_) => errors.push(text.error(value.span, "'emit' must be longer than that")),
         Err(error) => errors.push(as_sql(error, text, value)),

@@ -2,7 +2,7 @@
 
 use chrono_tz::{TZ_VARIANTS, Tz};
 
-use super::duration::{parse_bytes, parse_duration};
+use super::duration::{self, parse_bytes};
 use super::options::as_sql;
 use super::statement::{SetStatement, Word};
 use super::suggestion;
@@ -56,7 +56,7 @@ pub(super) fn resolve(
 }
 
 fn commit_interval(value: &Word, text: &SqlText, errors: &mut Vec<Error>) -> Option<u64> {
-    match parse_duration(&value.value) {
+    match duration::parse(&value.value) {
         Ok(micros) if micros >= 1_000 && micros % 1_000 == 0 => u64::try_from(micros / 1_000).ok(),
         Ok(_) => {
             errors.push(

@@ -10,7 +10,7 @@ use chrono_tz::Tz;
 use datafusion::sql::sqlparser::ast::{self, BinaryOperator, Spanned};
 
 use super::data_type::{arrow_type, timestamp};
-use super::duration::parse_duration;
+use super::duration;
 use super::options::Options;
 use super::statement::{
     ColumnClause, SourceClause, StreamStatement, WatermarkClause, Word, folded,
@@ -399,7 +399,7 @@ fn interval_us(interval: &ast::Interval) -> Result<i64, String> {
         Some(unit) => format!("{number} {unit}"),
         None => number,
     };
-    parse_duration(&text).map_err(|error| error.message)
+    duration::parse(&text).map_err(|error| error.message)
 }
 
 fn format(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Format {

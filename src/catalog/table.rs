@@ -13,22 +13,8 @@ use super::text::SqlText;
 use super::{name, suggestion};
 use crate::error::{Error, Place};
 
-/// What DataFusion's CSV reader can be told.
-const CSV_OPTIONS: [&str; 13] = [
-    "format.has_header",
-    "format.delimiter",
-    "format.quote",
-    "format.escape",
-    "format.terminator",
-    "format.double_quote",
-    "format.comment",
-    "format.newlines_in_values",
-    "format.ignore_leading_whitespace",
-    "format.ignore_trailing_whitespace",
-    "format.null_regex",
-    "format.truncated_rows",
-    "format.schema_infer_max_rec",
-];
+/// What a CSV file can be said to be; history and the pipeline read it alike.
+const CSV_OPTIONS: [&str; 2] = ["format.has_header", "format.delimiter"];
 
 /// A reference table as declared by CREATE EXTERNAL TABLE.
 #[derive(Debug, Clone)]
@@ -37,11 +23,12 @@ pub struct Table {
     pub name: String,
     /// How the file is encoded.
     pub format: TableFormat,
-    /// The file or folder, relative to the catalog's root.
+    /// The file, relative to the catalog's root.
     pub location: PathBuf,
-    /// The declared columns; `None`: as the file has them.
+    /// The declared columns; `None`: as the file has them (always, for Parquet).
     pub columns: Option<SchemaRef>,
-    /// DataFusion's format options, e.g. (`format.has_header`, `true`).
+    /// DataFusion's format options: `format.has_header` (true or false) and `format.delimiter` (one
+    /// ASCII character).
     pub options: Vec<(String, String)>,
     /// Where its name stands.
     pub place: Place,
@@ -81,14 +68,18 @@ impl Table {
             if !clause.key.value.starts_with("format.") {
                 clause.key.value.insert_str(0, "format.");
             }
+            if clause.key.value == "format.has_header" {
+                clause.value.value.make_ascii_lowercase();
+            }
         }
         match format {
-            Some(TableFormat::Csv) => {
-                Options::new(text, &statement.options, "a CSV table", &CSV_OPTIONS, errors)
-                    .switch("format.has_header", errors);
-            }
+            Some(TableFormat::Csv) => csv_options(&statement, text, errors),
             Some(TableFormat::Parquet) => {
                 Options::new(text, &statement.options, "a Parquet table", &[], errors);
+                if let Some(column) = statement.columns.first() {
+                    let message = "a Parquet file says itself which columns it has";
+                    errors.push(text.error(column.name.span, message).hint("leave out the list"));
+                }
             }
             None => {}
         }
@@ -96,7 +87,7 @@ impl Table {
         if statement.location.value.contains("://") {
             let message = "a table's location is a path of this machine";
             errors.push(text.error(statement.location.span, message));
-        } else if !root.join(&location).exists() {
+        } else if !root.join(&location).is_file() {
             let message = format!("there is no file '{}'", location.display());
             let hint = "the path is relative to the project's folder";
             errors.push(text.error(statement.location.span, message).hint(hint));
@@ -113,6 +104,22 @@ impl Table {
                 .collect(),
         };
         (errors.len() == before).then_some(table)
+    }
+}
+
+fn csv_options(statement: &TableStatement, text: &SqlText, errors: &mut Vec<Error>) {
+    let options = Options::new(text, &statement.options, "a CSV table", &CSV_OPTIONS, errors);
+    if let Some(header) = options.get("format.has_header")
+        && !matches!(header.value.as_str(), "true" | "false")
+    {
+        let message = format!("'format.has_header' is true or false, not '{}'", header.value);
+        errors.push(text.error(header.span, message));
+    }
+    if let Some(delimiter) = options.get("format.delimiter")
+        && !(delimiter.value.len() == 1 && delimiter.value.is_ascii())
+    {
+        let message = format!("'{}' is no delimiter: one ASCII character", delimiter.value);
+        errors.push(text.error(delimiter.span, message));
     }
 }
 

@@ -245,7 +245,7 @@ fn settings_and_tables() {
             "SET millstream.commit_interval = '250 ms'; SET millstream.memory_limit TO '2 GB';
              CREATE EXTERNAL TABLE t (Name VARCHAR NOT NULL, since TIMESTAMP) STORED AS CSV
                LOCATION 'data/t.csv' OPTIONS (has_header true, 'format.delimiter' ';');
-             CREATE EXTERNAL TABLE p STORED AS PARQUET LOCATION 'data'",
+             CREATE EXTERNAL TABLE p STORED AS PARQUET LOCATION 'data/t.csv'",
         ),
         ("data/t.csv", "name;since\n"),
     ])
@@ -637,7 +637,7 @@ fn wrong_settings_and_tables() {
         "the path is relative to the project's folder",
     );
     expect(
-        &table("STORED AS JSON LOCATION 'schemas'"),
+        &table("STORED AS JSON LOCATION 'schemas/c.sql'"),
         "a table cannot be stored as 'json'",
         "schemas/c.sql:1:35",
         "formats: CSV, PARQUET",
@@ -655,16 +655,40 @@ fn wrong_settings_and_tables() {
         "",
     );
     expect(
-        &table("STORED AS CSV LOCATION 'schemas' OPTIONS (has_heder true)"),
+        &table("STORED AS CSV LOCATION 'schemas/c.sql' OPTIONS (has_heder true)"),
         "a CSV table has no option 'format.has_heder'",
-        "schemas/c.sql:1:67",
+        "schemas/c.sql:1:73",
         "did you mean 'format.has_header'?",
     );
     expect(
-        &table("(a INT AS 1) STORED AS CSV LOCATION 'schemas'"),
+        &table("(a INT AS 1) STORED AS CSV LOCATION 'schemas/c.sql'"),
         "column 'a' of a table comes from its file",
         "schemas/c.sql:1:26",
         "write name, type and NOT NULL only",
+    );
+    expect(
+        &table("STORED AS CSV LOCATION 'schemas'"),
+        "there is no file 'schemas'",
+        "schemas/c.sql:1:48",
+        "",
+    );
+    expect(
+        &table("STORED AS CSV LOCATION 'schemas/c.sql' OPTIONS (delimiter '||')"),
+        "'||' is no delimiter: one ASCII character",
+        "schemas/c.sql:1:83",
+        "",
+    );
+    expect(
+        &table("STORED AS CSV LOCATION 'schemas/c.sql' OPTIONS ('format.has_header' 'yes')"),
+        "'format.has_header' is true or false, not 'yes'",
+        "schemas/c.sql:1:93",
+        "",
+    );
+    expect(
+        &table("(a INT) STORED AS PARQUET LOCATION 'schemas/c.sql'"),
+        "a Parquet file says itself which columns it has",
+        "schemas/c.sql:1:26",
+        "leave out the list",
     );
     expect(
         &schema_errors("CREATE TABLE t (a INT)"),
@@ -788,6 +812,13 @@ fn topics_belong_to_one_customer() {
         "topic '1000' would be read by two customers, a and b",
         "schemas/b.sql:5:25",
         "",
+    );
+    let twice = format!("{GOOD}{}", GOOD.replace("STREAM s", "STREAM t"));
+    expect(
+        &schema_errors(&twice),
+        "topic 't1' would be read by two streams, s and t",
+        "schemas/c.sql:10:18",
+        "declare one stream, which any number of queries may read",
     );
     let wide = schema_errors(&with("topic_pattern = '.*'"));
     expect(

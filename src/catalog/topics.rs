@@ -1,4 +1,4 @@
-//! Which topics a stream reads, and that no two customers read the same one.
+//! Which topics a stream reads, and whether two streams could read the same one.
 
 use std::collections::{HashMap, VecDeque};
 
