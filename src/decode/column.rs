@@ -19,9 +19,10 @@ use arrow::datatypes::{
 use chrono_tz::Tz;
 
 use super::Reason;
+use super::date;
 use super::number::Number;
 use super::scan::{Scan, Scanner};
-use super::timestamp::{TimestampFormat, parse_date};
+use super::timestamp::TimestampFormat;
 use crate::{Error, Result};
 
 /// What became of a value: taken, or refused for a reason. (That the text is JSON at all is
@@ -232,7 +233,7 @@ impl Column {
             Values::Timestamp { values, format, .. } if !format.is_epoch() => {
                 values.push(format.parse(text).ok_or(Reason::BadTimestamp)?);
             }
-            Values::Date(values) => values.push(parse_date(text).ok_or(Reason::BadDate)?),
+            Values::Date(values) => values.push(date::parse(text).ok_or(Reason::BadDate)?),
             Values::Binary(runs) => runs.push_hex(text)?,
             Values::Boolean(_) => {
                 return match text {

@@ -17,6 +17,8 @@
 //! ```
 
 mod column;
+mod date;
+mod layout;
 mod number;
 mod scan;
 mod shape;
