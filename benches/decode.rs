@@ -1,5 +1,7 @@
 //! Decoding, in events a second on one core: `cargo bench --bench decode`.
 
+#![allow(clippy::unwrap_used, missing_docs)]
+
 use std::hint::black_box;
 use std::time::Duration;
 
