@@ -25,6 +25,7 @@ use chrono_tz::Tz;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+pub use driver::{Driver, Pace, Sent};
 pub use faults::{Fault, Faults, Malformed, Silence};
 pub use routine::Routine;
 

@@ -8,7 +8,7 @@ mod draw;
 mod plain;
 mod view;
 
-use std::io::{IsTerminal, stdout};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
@@ -22,20 +22,20 @@ use view::View;
 /// How often the view is drawn anew, and how soon a key is seen.
 const FRAME: Duration = Duration::from_millis(250);
 
-/// Whether [`run`] would draw; if not it prints lines. Drawing takes the whole terminal, so logs
-/// must not be printed meanwhile.
-pub fn draws() -> bool {
-    stdout().is_terminal() && std::io::stdin().is_terminal()
-}
-
-/// Shows the board until `stop` turns true; `q` or Ctrl-C in the view turn it true. `notes` are
-/// lines worth reading all the time: where the broker is, where history lies, what to try next.
+/// Shows the board until `stop` turns true, or until `q` or Ctrl-C in the view. With `draw` it takes
+/// the whole terminal (logs must not be printed meanwhile) and shows `notes` all the time: where
+/// the broker is, where history lies. Without, or without a keyboard, it prints plain lines.
 ///
 /// # Errors
 /// A terminal that cannot be drawn on.
-pub async fn run(board: StatusBoard, notes: Vec<String>, stop: watch::Sender<bool>) -> Result<()> {
-    if !draws() {
-        plain::run(&board, &notes, stop.subscribe()).await;
+pub async fn run(
+    board: StatusBoard,
+    notes: Vec<String>,
+    stop: watch::Receiver<bool>,
+    draw: bool,
+) -> Result<()> {
+    if !draw || !std::io::stdin().is_terminal() {
+        plain::run(&board, stop).await;
         return Ok(());
     }
     let drawing = tokio::task::spawn_blocking(move || draw_until(&board, notes, &stop));
@@ -51,7 +51,7 @@ impl Drop for Restore {
     }
 }
 
-fn draw_until(board: &StatusBoard, notes: Vec<String>, stop: &watch::Sender<bool>) -> Result<()> {
+fn draw_until(board: &StatusBoard, notes: Vec<String>, stop: &watch::Receiver<bool>) -> Result<()> {
     let _restore = Restore;
     let failed = |error| {
         Error::new(Kind::Config, "the terminal cannot be drawn on")
@@ -60,11 +60,12 @@ fn draw_until(board: &StatusBoard, notes: Vec<String>, stop: &watch::Sender<bool
     };
     let mut terminal = ratatui::try_init().map_err(failed)?;
     let mut view = View::new(notes);
-    while !*stop.borrow() {
+    // Nobody left who could say stop is a stop too.
+    while !*stop.borrow() && stop.has_changed().is_ok() {
         view.observe(&board.all());
         terminal.draw(|frame| draw::draw(frame, &view)).map_err(failed)?;
         if quit_pressed(&mut terminal, &mut view).map_err(failed)? {
-            stop.send_replace(true);
+            break;
         }
     }
     Ok(())

@@ -16,11 +16,8 @@ const NEW: usize = 4;
 const WINDOW_EVERY: u64 = 10;
 
 /// Prints until `stop` turns true or its sender is gone, or until nobody reads any more.
-pub async fn run(board: &StatusBoard, notes: &[String], mut stop: watch::Receiver<bool>) {
+pub async fn run(board: &StatusBoard, mut stop: watch::Receiver<bool>) {
     let mut lines = Lines::new();
-    if !print(notes) {
-        return;
-    }
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.tick().await;
     loop {
