@@ -8,7 +8,6 @@
 //! - nothing is skipped: what cannot be read is an error, and the reader's last word.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
