@@ -368,7 +368,10 @@ fn watermark(
 
 /// The delay of `column` or `column - INTERVAL '..' unit`.
 fn delay(expr: &ast::Expr, column: &str) -> Result<i64, String> {
-    let is_column = |expr: &ast::Expr| matches!(expr, ast::Expr::Identifier(i) if folded(&i.value, i.quote_style) == column);
+    let is_column = |expr: &ast::Expr| {
+        matches!(expr, ast::Expr::Identifier(ident)
+            if folded(&ident.value, ident.quote_style) == column)
+    };
     match expr {
         ast::Expr::Nested(inner) => delay(inner, column),
         expr if is_column(expr) => Ok(0),
