@@ -275,7 +275,7 @@ pub fn new_partitions(
                 let offset = match (first, &stream.start) {
                     (false, _) | (true, Start::Earliest) => low,
                     (true, Start::Latest) => high,
-                    (true, Start::At(instant)) => cluster.offset_for_time(&tp, *instant)?,
+                    (true, Start::At(instant)) => cluster.offsets_for_time(&tp, *instant)?,
                 };
                 joined.push(Joined { stream: stream.name.clone(), partition: tp, offset });
             }
