@@ -335,8 +335,11 @@ impl Operator {
         let last = (self.watermark, Micros::MAX);
         let due = self.windows.range(..=last).filter(|(_, w)| !w.closed || w.changed);
         let due: Vec<Closing> = due.map(|(key, _)| *key).collect();
-        let early = self.windows.iter().filter(|((end, _), w)| *end > self.watermark && w.changed);
-        let early: Vec<Closing> = early.map(|(key, _)| *key).filter(|_| emit && self.early).collect();
+        let mut early: Vec<Closing> = Vec::new();
+        if emit && self.early {
+            let open = self.windows.range(last..).filter(|(_, w)| w.changed);
+            early.extend(open.map(|(key, _)| *key));
+        }
         let mut said = Vec::new();
         for key in due.into_iter().chain(early) {
             said.extend(self.work_out(key, relations).await?);
@@ -368,20 +371,6 @@ impl Operator {
         let is_final = window.end <= self.watermark;
         let said = say(plan, state, result, is_final, self.keyed)?;
         Ok(said.map(|result| Emission { window: Some(window), result }))
-    }
-
-    /// Whether ending the epoch at `watermark` would say something.
-    pub fn due(&self, watermark: Micros) -> bool {
-        match self.plan.kind {
-            PlanKind::Stateless | PlanKind::Derived => false,
-            PlanKind::View => self.view.changed || !self.buffer.is_empty(),
-            PlanKind::Windowed => {
-                let open = self.windows.iter().find(|(_, w)| !w.closed || w.changed);
-                let kept = open.map(|((end, _), _)| *end);
-                let reached = |end: Option<Micros>| end.is_some_and(|end| end <= watermark);
-                reached(kept) || reached(self.buffer.earliest_end())
-            }
-        }
     }
 
     /// The windows that have not closed, in the order in which they will.

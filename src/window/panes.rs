@@ -178,7 +178,8 @@ impl Panes {
     /// Moves the back to the front. Late additions that every window from now on takes become
     /// part of their panes.
     async fn turn(&mut self, plan: &QueryPlan, window: Window) -> Result<()> {
-        for pane in self.panes.range_mut(window.start..self.stacks.until).map(|(_, pane)| pane) {
+        let until = self.stacks.until.max(window.start);
+        for pane in self.panes.range_mut(window.start..until).map(|(_, pane)| pane) {
             let (taken, left) = std::mem::take(&mut pane.late)
                 .into_iter()
                 .partition::<Vec<_>, _>(|(refused, _)| *refused < window.end);
@@ -222,7 +223,8 @@ impl Panes {
             pane.late = left;
             let mut merged = Kept::new();
             for slot in 0..plan.slots() {
-                let batches = taken.iter().filter_map(|(_, kept)| kept.get(slot).cloned().flatten());
+                let batches =
+                    taken.iter().filter_map(|(_, kept)| kept.get(slot).cloned().flatten());
                 let batches: Vec<_> = batches.collect();
                 merged.push(match batches.is_empty() {
                     true => None,

@@ -113,10 +113,7 @@ async fn a_row_can_be_late_for_one_window_and_in_time_for_another() {
     let late = Late { row: 0, first, last: first, watermark: 30 * MINUTE };
     assert_eq!(pushed.late, [late]);
     let said = end(&mut hop, 40 * MINUTE, false).await;
-    assert_eq!(
-        brief(&said),
-        [(0, vec![(1, 1, 100)], true, 1), (10, vec![(1, 2, 300)], true, 1)]
-    );
+    assert_eq!(brief(&said), [(0, vec![(1, 1, 100)], true, 1), (10, vec![(1, 2, 300)], true, 1)]);
     let pushed = push(&mut hop, &[(25 * MINUTE, 1, 1)], 45 * MINUTE).await;
     assert_eq!((pushed.late[0].first.start, pushed.late[0].last.start), (0, 10 * MINUTE));
     let said = end(&mut hop, END, false).await;
@@ -193,7 +190,10 @@ async fn a_view_says_what_changed() {
         push(&mut view, &[(0, 2, 10)], END).await;
         let said = end(&mut view, 0, false).await;
         if n != 13 {
-            assert_eq!(brief(&said), [(0, vec![(2, n, n * 100)], false, if n < 13 { n } else { n - 1 })]);
+            assert_eq!(
+                brief(&said),
+                [(0, vec![(2, n, n * 100)], false, if n < 13 { n } else { n - 1 })]
+            );
         }
         let state = view.snapshot().unwrap();
         view = Operator::restore(plan(query(Shape::View)), UTC, state).await.unwrap();
@@ -207,16 +207,14 @@ type Epochs = Vec<Vec<(i32, i64, i64)>>;
 /// What each window holds, by start and key: (n, s).
 type Tables = BTreeMap<(Micros, i64), (i64, i64)>;
 
-/// Runs the epochs over two partitions, each chunk of at most `cut` rows; restores from a snapshot
-/// after epoch `restart`. Answers what the results come to, and what they should.
+/// Runs the epochs over two partitions, each chunk of at most `cut` rows, beside a twin that is
+/// restored from a snapshot after epoch `restart`; their states must stay the same. Answers what
+/// the results come to, and what they should.
 async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (Tables, Tables) {
-    let settings = WatermarkSettings {
-        delay_us: 10 * MINUTE,
-        idle_timeout_us: MINUTE,
-        max_drift_us: None,
-    };
+    let settings =
+        WatermarkSettings { delay_us: 10 * MINUTE, idle_timeout_us: MINUTE, max_drift_us: None };
     let mut watermarks = Watermarks::new(settings);
-    let mut query = operator(test);
+    let (mut query, mut twin) = (operator(test), operator(test));
     let mut assigner = Assigner::new(plan(test).window.unwrap(), UTC).unwrap();
     let keys: Vec<_> = (0..2).map(|p| PartitionKey::new("t", p)).collect();
     keys.iter().for_each(|key| watermarks.join(key));
@@ -242,6 +240,7 @@ async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (T
                 let batch = batch(piece);
                 let rows = Rows { batch: &batch, event_time: &times, before: &before, partition };
                 query.push(&rows, &Relations::default()).await.unwrap();
+                twin.push(&rows, &Relations::default()).await.unwrap();
             }
         }
         let last = epoch + 1 == epochs.len();
@@ -249,9 +248,12 @@ async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (T
         for emission in end(&mut query, watermark, epoch % 3 == 0).await {
             apply(&mut said, test, emission);
         }
+        end(&mut twin, watermark, epoch % 3 == 0).await;
+        let (state, same) = (query.snapshot().unwrap(), twin.snapshot().unwrap());
+        assert_eq!(state.manifest, same.manifest);
+        assert_eq!(state.batches, same.batches);
         if epoch == restart {
-            let state = query.snapshot().unwrap();
-            query = Operator::restore(plan(test), UTC, state).await.unwrap();
+            twin = Operator::restore(plan(test), UTC, state).await.unwrap();
         }
     }
     assert_eq!(query.state_rows(), 0);
@@ -259,8 +261,8 @@ async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (T
 }
 
 fn apply(said: &mut Tables, test: TestQuery, emission: Emission) {
-    let changes = emission.result.unwrap();
     let start = emission.window.unwrap().start;
+    let Ok(changes) = emission.result else { return };
     let starts = changes.upserts.column_by_name("window_start").unwrap();
     for at in starts.as_primitive::<TimestampMicrosecondType>().values() {
         assert_eq!(*at, start);
@@ -284,7 +286,7 @@ fn epochs() -> impl Strategy<Value = Epochs> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if std::env::var("MANY").is_ok() {2000} else {48}))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn results_equal_brute_force_for_any_cut_and_restart(
         epochs in epochs(),
@@ -295,10 +297,15 @@ proptest! {
         cut in 1usize..4, restart in 0usize..40,
     ) {
         let test = TestQuery { shape, early, lateness };
-        // Groups of 13 rows fail their window on purpose; few enough rows a key avoid it.
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let (said, expected) = runtime.block_on(run(test, &epochs, cut, restart));
-        prop_assume!(expected.values().all(|group| group.0 < 13));
+        let (mut said, mut expected) = runtime.block_on(run(test, &epochs, cut, restart));
+        // A group of 13 rows fails its whole window on purpose.
+        let failed: Vec<_> = (expected.iter())
+            .filter(|(_, group)| group.0 == 13)
+            .map(|((start, _), _)| *start)
+            .collect();
+        said.retain(|(start, _), _| !failed.contains(start));
+        expected.retain(|(start, _), _| !failed.contains(start));
         prop_assert_eq!(&said, &expected);
     }
 }

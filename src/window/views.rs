@@ -23,7 +23,11 @@ impl Difference {
 
 /// Compares two results of one schema by the columns `key`; without any, whole rows are keys.
 /// Of several rows with one key the last counts. Cost: the size of both.
-pub(crate) fn difference(old: &RecordBatch, new: &RecordBatch, key: &[usize]) -> Result<Difference> {
+pub(crate) fn difference(
+    old: &RecordBatch,
+    new: &RecordBatch,
+    key: &[usize],
+) -> Result<Difference> {
     let all: Vec<usize> = (0..new.num_columns()).collect();
     let key = if key.is_empty() { &all } else { key };
     let (old_keys, new_keys) = rows(old, new, key)?;
@@ -53,7 +57,8 @@ fn rows(old: &RecordBatch, new: &RecordBatch, columns: &[usize]) -> Result<(Rows
     let schema = new.schema();
     let fields = columns.iter().map(|c| SortField::new(schema.field(*c).data_type().clone()));
     let converter = RowConverter::new(fields.collect())?;
-    let convert = |batch: &RecordBatch| converter.convert_columns(batch.project(columns)?.columns());
+    let convert =
+        |batch: &RecordBatch| converter.convert_columns(batch.project(columns)?.columns());
     Ok((convert(old)?, convert(new)?))
 }
 
