@@ -163,7 +163,6 @@ impl Cutter {
         let (what, hint) = match plan {
             LogicalPlan::Sort(_) => ("ORDER BY over a stream never ends", "order within windows: FROM TUMBLE(..), or drop it"),
             LogicalPlan::Limit(_) => ("LIMIT over a stream needs a window", "limit within windows: FROM TUMBLE(..), or drop it"),
-            LogicalPlan::Distinct(_) => ("DISTINCT over a stream needs a window", "write FROM TUMBLE(..), or GROUP BY in a materialized view"),
             LogicalPlan::Window(_) => ("OVER needs a window of the stream", "write FROM TUMBLE(..): OVER then sees the rows of one window"),
             LogicalPlan::Join(_) => ("joins of streams are not there yet", "join windows of one stream, or a stream with a reference table or view"),
             LogicalPlan::Union(_) => ("a stream can be united with itself only", "write one query each"),

@@ -13,6 +13,7 @@ mod distinct;
 mod errors;
 mod explain;
 mod functions;
+mod in_order;
 mod physical;
 mod plan;
 mod query;

@@ -18,6 +18,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
+use crate::sql::in_order::in_order;
 use crate::sql::cut::{Cut, Kept, Partials, Slot, SlotFilling};
 use crate::sql::scope::Session;
 use crate::sql::slots::{LeafColumn, SlotExec, Source, StampExec, WindowColumn};
@@ -168,7 +169,7 @@ async fn physical(
 ) -> DfResult<Arc<dyn ExecutionPlan>> {
     let slots = SlotPlanner { slots: slots.to_vec() };
     let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(slots)]);
-    planner.create_physical_plan(plan, &session.state).await
+    in_order(planner.create_physical_plan(plan, &session.state).await?)
 }
 
 /// Plans leaves as slots.

@@ -199,6 +199,11 @@ impl Planner<'_> {
                 None => Windowing::None,
             },
         };
+        if !matches!(windowing, Windowing::Leaf(_)) && has_streamed_distinct(plan) {
+            return Err(self
+                .error("DISTINCT over a stream needs a window")
+                .hint("write FROM TUMBLE(..), or GROUP BY in a materialized view"));
+        }
         let aggregates = has_streamed_aggregate(plan);
         let kind = self.kind(windowing, aggregates)?;
         if kind == PlanKind::Windowed {
@@ -372,6 +377,15 @@ fn normalised(ident: &Ident) -> String {
 fn has_streamed_aggregate(plan: &LogicalPlan) -> bool {
     let is_one = matches!(plan, LogicalPlan::Aggregate(_)) && trace::is_streamed(plan);
     is_one || plan.inputs().into_iter().any(has_streamed_aggregate)
+}
+
+/// Whether a DISTINCT stands over a stream with no aggregate between.
+fn has_streamed_distinct(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::Aggregate(_) => false,
+        LogicalPlan::Distinct(_) if trace::is_streamed(plan) && !has_streamed_aggregate(plan) => true,
+        other => other.inputs().into_iter().any(has_streamed_distinct),
+    }
 }
 
 /// The input's columns that are read, then those of the window.

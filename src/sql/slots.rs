@@ -17,7 +17,10 @@ use datafusion::common::{Statistics, internal_err};
 use datafusion::error::Result as DfResult;
 use datafusion::execution::TaskContext;
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::filter::FilterExec;
+use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
@@ -160,7 +163,8 @@ impl SlotExec {
     }
 }
 
-fn leaf_properties(schema: SchemaRef) -> Arc<PlanProperties> {
+/// Properties of rows of one partition in no known order.
+pub(crate) fn leaf_properties(schema: SchemaRef) -> Arc<PlanProperties> {
     Arc::new(PlanProperties::new(
         EquivalenceProperties::new(schema),
         Partitioning::UnknownPartitioning(1),
@@ -379,7 +383,14 @@ pub(crate) fn fill(
     }
     // The slots share their properties with the empty ones, so nothing above needs new ones.
     let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep);
-    Arc::clone(plan).replace_children(fresh, options)
+    let rebuilt = Arc::clone(plan).replace_children(fresh, options)?;
+    // HashJoinExec would keep its build side and SortExec its bounds from the run before.
+    if is_clean_when_rebuilt(&rebuilt) { Ok(rebuilt) } else { rebuilt.reset_state() }
+}
+
+/// Nodes of every front, whose `replace_children` leaves nothing of another run behind.
+fn is_clean_when_rebuilt(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    plan.is::<AggregateExec>() || plan.is::<FilterExec>() || plan.is::<ProjectionExec>()
 }
 
 /// Runs `plan` with `filling` on the present task; one batch, which may be empty.

@@ -349,6 +349,9 @@ async fn any_sql_is_allowed_inside_a_window() {
         "SELECT window_start, count(*) AS n FROM {input} WHERE room NOT IN (SELECT room FROM rooms WHERE allowed < 5) \
          AND EXISTS (SELECT 1 FROM rooms r WHERE r.allowed > steps) GROUP BY window_start",
         "SELECT DISTINCT window_start, room FROM {input}",
+        "SELECT window_start, room, steps FROM {input} ORDER BY steps DESC NULLS LAST, room, person LIMIT 5",
+        "SELECT window_start, room, count(*) AS n FROM {input} GROUP BY window_start, room \
+         UNION ALL SELECT window_start, 'all', count(*) FROM {input} GROUP BY window_start",
         "SELECT window_start, window_end, window_time, person, room FROM {input} WHERE person = 1",
         "SELECT window_start, person, last_value(room ORDER BY event_time, room) AS room, \
            first_value(steps ORDER BY event_time, steps) AS s FROM {input} GROUP BY window_start, person",
@@ -497,6 +500,11 @@ async fn stateless_queries_answer_batch_by_batch() {
         theirs.sort();
         assert_eq!(ours, theirs, "{sql}");
     }
+    let plan = plan_one("SELECT p.person FROM positions p JOIN rooms r ON p.room = r.room");
+    let rows = events(50, 5).project(plan.leaf_projection()).unwrap();
+    assert!(plan.stateless(rows.clone(), &relations()).await.unwrap().num_rows() > 0);
+    let emptied = Relations::from([("rooms".to_owned(), Arc::new(vec![rooms().slice(0, 0)]))]);
+    assert_eq!(plan.stateless(rows, &emptied).await.unwrap().num_rows(), 0, "a changed table");
     let plan = plan_one("SELECT person, event_time AS at FROM positions");
     assert_eq!((plan.event_time, plan.leaf_projection()), (Some(1), [0, 5].as_slice()));
 }

@@ -164,6 +164,11 @@ fn expr_origin(
     match expr {
         Expr::Column(column) => below.get(schema.maybe_index_of_column(column)?).copied()?,
         Expr::Alias(Alias { expr, .. }) => expr_origin(expr, schema, below, time),
+        // In another precision a bucket still tells the window.
+        Expr::Cast(cast) if is_instant(cast) => {
+            let origin = expr_origin(&cast.expr, schema, below, time);
+            origin.filter(|origin| matches!(origin, Origin::Bucket(_)))
+        }
         Expr::ScalarFunction(function) => {
             let spec = match (function.func.name(), function.args.as_slice()) {
                 ("date_bin", [stride, at, origin @ ..]) => {
@@ -188,16 +193,15 @@ fn is_event_time(
     time: Option<usize>,
 ) -> bool {
     let inner = match expr {
-        Expr::Cast(Cast { expr, field }) => {
-            match field.data_type() {
-                DataType::Timestamp(_, Some(_)) => expr.as_ref(),
-                _ => return false,
-            }
-        }
+        Expr::Cast(cast) if is_instant(cast) => cast.expr.as_ref(),
         other => other,
     };
     let origin = expr_origin(inner, schema, below, time);
     time.is_some_and(|time| origin == Some(Origin::Input(time)))
+}
+
+fn is_instant(cast: &Cast) -> bool {
+    matches!(cast.field.data_type(), DataType::Timestamp(_, Some(_)))
 }
 
 fn date_bin(stride: &Expr, origin: &[Expr]) -> Option<WindowSpec> {
@@ -297,7 +301,10 @@ fn projected_key(
     let (below, schema) = (origins(input), input.schema());
     let mut columns = Vec::new();
     for part in key(input, assumed)? {
-        let found = exprs.iter().position(|expr| column_of(expr, schema) == Some(part));
+        let found = exprs.iter().position(|expr| match expr.clone().unalias() {
+            Expr::Cast(cast) if is_instant(&cast) => column_of(&cast.expr, schema) == Some(part),
+            expr => column_of(&expr, schema) == Some(part),
+        });
         match found {
             Some(column) => columns.push(column),
             None if below[part].is_some_and(Origin::is_window) => {}
