@@ -9,7 +9,7 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::SessionContext;
 
 use super::read::known_tables;
-use crate::catalog;
+use crate::catalog::suggestion;
 use crate::{Error, Kind, Place, Result};
 
 /// What stands for the file in the place of an error.
@@ -84,7 +84,7 @@ fn schema_error(text: &str, span: Option<Span>, error: SchemaError) -> Error {
     let known: Vec<&str> = valid_fields.iter().map(|column| column.name()).collect();
     let span = span.or_else(|| field.spans().first());
     let error = Error::sql(format!("there is no column '{}'", field.name()))
-        .hint(catalog::suggestion::hint(field.name(), "columns", known.iter().copied()));
+        .hint(suggestion::hint(field.name(), "columns", known.iter().copied()));
     match span {
         Some(_) => at_span(error, text, span),
         None => at_word(error, text, field.name()),
@@ -106,7 +106,7 @@ fn plan_error(context: Option<&SessionContext>, text: &str, span: Option<Span>, 
     let short = own.map_or(table, |(_, name)| name);
     let word = table.rsplit('.').next().unwrap_or(table);
     let names = known.iter().map(String::as_str);
-    let near = catalog::suggestion::nearest(short, names.clone()).or_else(|| catalog::suggestion::nearest(table, names.clone()));
+    let near = suggestion::nearest(short, names.clone()).or_else(|| suggestion::nearest(table, names.clone()));
     let hint = match near {
         Some(near) => format!("did you mean '{near}'?"),
         None if known.is_empty() => "there is no history here yet".to_owned(),
