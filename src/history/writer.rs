@@ -383,21 +383,24 @@ impl Writer {
     async fn write_files(&self, now: Micros) -> Result<Vec<Add>> {
         let store = self.store.object_store(None);
         let schema = &self.stored;
-        let mut files = futures::stream::iter(self.dates.iter().map(|(date, batches)| {
-            let (schema, date, batches, store) = (schema.clone(), *date, batches.clone(), store.clone());
-            async move {
-                let encode = move || file::encode(&schema, date, &batches, now / 1_000);
-                let encoded = tokio::task::spawn_blocking(encode)
-                    .await
-                    .map_err(|error| Error::internal("an encoder ended early").because(error))??;
-                let path = object_store::path::Path::from(encoded.path.as_str());
-                store.put(&path, encoded.bytes.into()).await.map_err(|error| {
-                    Error::new(Kind::Storage, "a history file cannot be stored").because(error)
-                })?;
-                Ok::<Add, Error>(encoded.add)
-            }
-        }))
-        .buffered(ENCODERS);
+        // Owned parts: a future that borrows in a closure cannot move between threads.
+        let parts: Vec<_> = self.dates.iter().map(|(date, rows)| (*date, rows.clone())).collect();
+        let mut files = futures::stream::iter(parts)
+            .map(|(date, batches)| {
+                let (schema, store) = (schema.clone(), store.clone());
+                async move {
+                    let encode = move || file::encode(&schema, date, &batches, now / 1_000);
+                    let encoded = tokio::task::spawn_blocking(encode)
+                        .await
+                        .map_err(|error| Error::internal("an encoder ended early").because(error))??;
+                    let path = object_store::path::Path::from(encoded.path.as_str());
+                    store.put(&path, encoded.bytes.into()).await.map_err(|error| {
+                        Error::new(Kind::Storage, "a history file cannot be stored").because(error)
+                    })?;
+                    Ok::<Add, Error>(encoded.add)
+                }
+            })
+            .buffered(ENCODERS);
         let mut adds = Vec::with_capacity(self.dates.len());
         while let Some(add) = files.next().await {
             adds.push(add?);

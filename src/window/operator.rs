@@ -373,6 +373,20 @@ impl Operator {
         Ok(said.map(|result| Emission { window: Some(window), result }))
     }
 
+    /// Whether ending the epoch at `watermark` would say something.
+    pub fn due(&self, watermark: Micros) -> bool {
+        match self.plan.kind {
+            PlanKind::Stateless | PlanKind::Derived => false,
+            PlanKind::View => self.view.changed || !self.buffer.is_empty(),
+            PlanKind::Windowed => {
+                let open = self.windows.iter().find(|(_, w)| !w.closed || w.changed);
+                let kept = open.map(|((end, _), _)| *end);
+                let reached = |end: Option<Micros>| end.is_some_and(|end| end <= watermark);
+                reached(kept) || reached(self.buffer.earliest_end())
+            }
+        }
+    }
+
     /// The windows that have not closed, in the order in which they will.
     pub fn open_windows(&self) -> Vec<Window> {
         let open = self.windows.iter().filter(|(_, state)| !state.closed);
