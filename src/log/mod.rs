@@ -6,10 +6,15 @@
 //! ```
 
 mod producer;
+mod progress;
+mod resend;
 mod tail;
 
 pub mod snapshot;
 pub mod transaction;
 
+pub use progress::{Joined, Position, Progress, Recovered, SnapshotRef, VERSION};
+pub use resend::resend;
+pub use snapshot::Snapshot;
 pub use tail::{log_topic, read_log};
 pub use transaction::{Committed, Committer, EpochOutput, OutRecord};

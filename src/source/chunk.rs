@@ -63,6 +63,15 @@ impl Chunk {
         record.value.as_ref().map(|range| self.get(range))
     }
 
+    /// Names and values of the headers of one of this chunk's records.
+    pub fn headers<'a>(
+        &'a self,
+        record: &'a Record,
+    ) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
+        let headers = record.headers.iter();
+        headers.map(|(name, value)| (self.get(name), value.as_ref().map(|v| self.get(v))))
+    }
+
     /// The records at or after `from_offset`, over the same bytes.
     pub fn slice(&self, from_offset: i64) -> Chunk {
         let from = self.records.partition_point(|record| record.offset < from_offset);

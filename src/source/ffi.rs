@@ -19,7 +19,7 @@ use rdkafka::types::RDKafkaType;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{Context, kafka_error};
-use super::kafka::TopicPartition;
+use super::partition::TopicPartition;
 use crate::{Error, Kind, Result};
 
 /// A reference to one of a client's queues.

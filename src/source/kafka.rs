@@ -8,7 +8,6 @@
 //! - nothing is skipped: what cannot be read is an error, and the reader's last word.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,34 +17,13 @@ use tokio::sync::mpsc;
 use super::chunk::{Chunk, Record};
 use super::config::KafkaConfig;
 use super::fetch::{Assignment, Fetcher};
+use super::partition::TopicPartition;
 use crate::{Error, Result};
 
 /// How much the queue between thread and pipeline holds, in bytes.
 pub const QUEUE_BYTES: usize = 32 << 20;
 /// How long the thread sleeps in librdkafka before it looks whether it is wanted still.
 const POLL_WAIT: Duration = Duration::from_millis(100);
-
-/// One partition of one topic; shown as `topic/partition`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TopicPartition {
-    /// The topic's name.
-    pub topic: Arc<str>,
-    /// The partition, from 0.
-    pub partition: i32,
-}
-
-impl TopicPartition {
-    /// A partition of a topic.
-    pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
-        Self { topic: topic.into(), partition }
-    }
-}
-
-impl fmt::Display for TopicPartition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.topic, self.partition)
-    }
-}
 
 /// Which records of transactions are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::client::{Context, kafka_error};
 use super::config::KafkaConfig;
 use super::ffi;
-use super::kafka::TopicPartition;
+use super::partition::TopicPartition;
 use crate::time::Micros;
 use crate::{Error, Kind, Result};
 

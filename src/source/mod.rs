@@ -17,11 +17,13 @@ pub mod chunk;
 pub mod config;
 pub mod kafka;
 pub mod metadata;
+mod partition;
 
 pub use chunk::{Chunk, Record};
 pub use config::KafkaConfig;
-pub use kafka::{Event, Isolation, Reader, TopicPartition};
+pub use kafka::{Event, Isolation, Reader};
 pub use metadata::{Cluster, NewTopic};
+pub use partition::TopicPartition;
 
 pub(crate) use client::{Context, kafka_error};
 pub(crate) use fetch::Fetcher;
