@@ -17,7 +17,7 @@ use super::stream::Stream;
 use super::table::Table;
 use super::text::{Segment, SqlText};
 use super::{Catalog, Customer, file_error, name, overlap, suggestion};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 
 /// Reads `schemas/*.sql` and `queries/*/*.sql` under `root`. With `only`, the catalog holds these
 /// customers and the errors are theirs; the others' topics are still looked at for overlaps, and
@@ -61,7 +61,8 @@ pub fn load(root: &Path, only: &[String]) -> Result<Catalog, Vec<Error>> {
 /// A customer while its files are read: what is right so far, and what is wrong.
 pub(super) struct Draft {
     pub name: String,
-    pub streams: Vec<Stream>,
+    /// Each with the place of its topics.
+    pub streams: Vec<(Stream, Place)>,
     pub queries: Vec<Query>,
     pub errors: Vec<Error>,
     tables: Vec<Table>,
@@ -89,7 +90,7 @@ impl Draft {
         let late = draft
             .streams
             .iter()
-            .map(|s| (format!("{}_late", s.name), format!("stream '{}'", s.name)));
+            .map(|(s, _)| (format!("{}_late", s.name), format!("stream '{}'", s.name)));
         let changes = draft
             .queries
             .iter()
@@ -104,7 +105,7 @@ impl Draft {
             name: self.name,
             zone: self.zone,
             settings: self.settings,
-            streams: self.streams.into_iter().map(Arc::new).collect(),
+            streams: self.streams.into_iter().map(|(stream, _)| Arc::new(stream)).collect(),
             tables: self.tables.into_iter().map(Arc::new).collect(),
             queries: in_order(self.queries, errors).into_iter().map(Arc::new).collect(),
         }

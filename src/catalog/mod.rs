@@ -3,7 +3,7 @@
 //! A customer is one file `schemas/<customer>.sql` (SET, CREATE STREAM, CREATE EXTERNAL TABLE) and
 //! one folder `queries/<customer>/` (a bare SELECT, CREATE STREAM ... AS, CREATE MATERIALIZED VIEW
 //! ... AS). What [`load`] returns is whole: every name is known and plain, every option typed, the
-//! queries in dependency order, and no topic is read twice or both read and written. What it refuses
+//! queries in dependency order, no topic read twice or both read and written. What it refuses
 //! is told with file, line, column and a hint, all errors at once. Whether the expressions make
 //! sense is for the planner.
 

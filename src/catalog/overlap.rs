@@ -40,7 +40,7 @@ fn outputs(drafts: &[Draft]) -> Vec<Output> {
         };
         add(format!("millstream.{name}.log"), format!("progress log of {name}"), None);
         add(format!("millstream.{name}.dead_letters"), format!("dead letters of {name}"), None);
-        for stream in &draft.streams {
+        for (stream, _) in &draft.streams {
             let topic = format!("millstream.{name}.{}_late", stream.name);
             add(topic, format!("late rows of {name}.{}", stream.name), Some(&stream.place));
         }
@@ -79,7 +79,7 @@ fn shared_outputs(outputs: &[Output]) -> Vec<(usize, Error)> {
 fn read_outputs(drafts: &[Draft], outputs: &[Output]) -> Vec<(usize, Error)> {
     let mut errors = Vec::new();
     for (customer, draft) in drafts.iter().enumerate() {
-        for stream in &draft.streams {
+        for (stream, topics_place) in &draft.streams {
             let Some(output) = outputs.iter().find(|output| stream.topics.matches(&output.topic))
             else {
                 continue;
@@ -88,7 +88,7 @@ fn read_outputs(drafts: &[Draft], outputs: &[Output]) -> Vec<(usize, Error)> {
                 "stream '{}' would read '{}', which Millstream writes",
                 stream.name, output.topic
             );
-            let error = (Error::sql(message).at(stream.topics_place.clone()))
+            let error = (Error::sql(message).at(topics_place.clone()))
                 .detail(format!("it holds the {}", output.what))
                 .hint("a query may read another query's results by its name; narrow the topics");
             errors.push((customer, error));
@@ -100,7 +100,9 @@ fn read_outputs(drafts: &[Draft], outputs: &[Output]) -> Vec<(usize, Error)> {
 fn shared_inputs(drafts: &[Draft], selected: &dyn Fn(&str) -> bool) -> Vec<(usize, Error)> {
     let mut errors = Vec::new();
     let streams: Vec<_> = (drafts.iter().enumerate())
-        .flat_map(|(customer, draft)| draft.streams.iter().map(move |stream| (customer, stream)))
+        .flat_map(|(customer, draft)| {
+            draft.streams.iter().map(move |(stream, place)| (customer, stream, place))
+        })
         .collect();
     for (index, &later) in streams.iter().enumerate() {
         for &earlier in streams.iter().take(index) {
@@ -117,8 +119,8 @@ fn shared_inputs(drafts: &[Draft], selected: &dyn Fn(&str) -> bool) -> Vec<(usiz
                 (readers, "a topic belongs to one customer")
             };
             let message = format!("topic '{topic}' would be read by {readers}");
-            let error = (Error::sql(message).at(told.1.topics_place.clone()))
-                .detail(format!("the other one is at {}", short(&other.1.topics_place)))
+            let error = (Error::sql(message).at(told.2.clone()))
+                .detail(format!("the other one is at {}", short(other.2)))
                 .hint(hint);
             errors.push((told.0, error));
         }

@@ -84,8 +84,6 @@ pub struct Stream {
     pub history: bool,
     /// Where its name stands.
     pub place: Place,
-    /// Where its topics stand.
-    pub topics_place: Place,
 }
 
 /// One column of a stream.
@@ -169,19 +167,22 @@ impl Stream {
         Arc::new(Schema::new(self.columns.iter().map(field).collect::<Vec<_>>()))
     }
 
-    /// Checks a CREATE STREAM; `None` when `errors` say why there is no stream.
+    /// Checks a CREATE STREAM; `None` when `errors` say why there is no stream. With it comes the
+    /// place of its topics.
     pub(super) fn from_statement(
         statement: StreamStatement,
         text: &SqlText,
         zone: Tz,
         errors: &mut Vec<Error>,
-    ) -> Option<Self> {
+    ) -> Option<(Self, Place)> {
         let before = errors.len();
         name::relation(&statement.name, text, errors);
         let options = Options::new(text, &statement.options, "a stream", &OPTIONS, errors);
         let columns = columns(statement.columns, text, zone, errors);
         let watermark = watermark(&statement.name, &statement.watermarks, &columns, text, errors);
         let topics = topics::declared(&statement.name, text, &options, errors);
+        let topics_place = topics.as_ref().map(|(_, word)| text.place(word.span));
+        // Every field reports its own mistakes before the first missing one ends it.
         let stream = Self {
             format: format(&options, text, errors),
             start: start(&options, text, zone, errors),
@@ -192,13 +193,12 @@ impl Stream {
             max_drift_us: options.duration("max_drift", 1, errors),
             history: options.switch("history", errors).unwrap_or(true),
             place: text.place(statement.name.span),
-            topics_place: text.place(topics.as_ref()?.1.span),
             topics: topics?.0,
             watermark: watermark?,
             columns: columns.into_iter().map(|(column, _)| column).collect(),
             name: statement.name.value,
         };
-        (errors.len() == before).then_some(stream)
+        if errors.len() == before { Some((stream, topics_place?)) } else { None }
     }
 }
 
@@ -368,7 +368,10 @@ fn watermark(
 
 /// The delay of `column` or `column - INTERVAL '..' unit`.
 fn delay(expr: &ast::Expr, column: &str) -> Result<i64, String> {
-    let is_column = |expr: &ast::Expr| matches!(expr, ast::Expr::Identifier(i) if folded(&i.value, i.quote_style) == column);
+    let is_column = |expr: &ast::Expr| {
+        matches!(expr, ast::Expr::Identifier(ident)
+            if folded(&ident.value, ident.quote_style) == column)
+    };
     match expr {
         ast::Expr::Nested(inner) => delay(inner, column),
         expr if is_column(expr) => Ok(0),

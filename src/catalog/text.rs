@@ -148,5 +148,6 @@ pub(super) fn keyword(token: &TokenWithSpan) -> Keyword {
 
 /// Whether a token is this unquoted word, in any case.
 pub(super) fn is(token: &TokenWithSpan, word: &str) -> bool {
-    matches!(&token.token, Token::Word(w) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case(word))
+    matches!(&token.token, Token::Word(found)
+        if found.quote_style.is_none() && found.value.eq_ignore_ascii_case(word))
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::{Project, print_errors};
 use crate::catalog::{self, Emit};
 use crate::sql::{Input, PlanKind, QueryPlan};
+use crate::window::{Size, WindowSpec};
 use crate::{Error, Result, pipeline};
 
 /// Check every schema and query file, without a broker.
@@ -69,7 +70,7 @@ fn describe(query: &QueryPlan) {
     inputs.extend(query.tables.iter().cloned());
     println!("    inputs   {}", inputs.join(", "));
     if let Some(window) = &query.window {
-        println!("    windows  {window}{}", if query.panes { ", kept by panes" } else { "" });
+        println!("    windows  {}{}", described(window), if query.panes { ", kept by panes" } else { "" });
     }
     println!("    kept     {}", query.kept_description());
     if let Emit::Every(every) = query.query.emit {
@@ -80,6 +81,32 @@ fn describe(query: &QueryPlan) {
     println!("    key      {}", if query.key.is_empty() { "none".to_owned() } else { names(&query.key) });
     let columns: Vec<_> = query.output.fields().iter().map(|f| format!("{} {}", f.name(), f.data_type())).collect();
     println!("    columns  {}", columns.join(", "));
+}
+
+/// A window in words.
+fn described(window: &WindowSpec) -> String {
+    let size = |size: &Size| match size {
+        Size::Fixed(us) => span(*us),
+        Size::Days(n) => format!("{n} calendar days"),
+        Size::Weeks(n) => format!("{n} calendar weeks"),
+        Size::Months(n) => format!("{n} calendar months"),
+    };
+    let shifted = |offset_us: i64| if offset_us == 0 { String::new() } else { format!(", shifted by {}", span(offset_us)) };
+    match window {
+        WindowSpec::Tumble { size: of, offset_us } => format!("tumble by {}{}", size(of), shifted(*offset_us)),
+        WindowSpec::Hop { slide, size: of, offset_us } => {
+            format!("hop by {}, each of {}{}", size(slide), size(of), shifted(*offset_us))
+        }
+        WindowSpec::DateBin { stride, .. } => format!("date_bin by {}", size(stride)),
+        WindowSpec::DateTrunc { unit } => format!("date_trunc to the {}", format!("{unit:?}").to_lowercase()),
+    }
+}
+
+/// A length of time in its largest whole unit.
+fn span(us: i64) -> String {
+    let units = [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "min"), (1_000_000, "s"), (1_000, "ms")];
+    let unit = units.iter().find(|(length, _)| us % length == 0);
+    unit.map_or_else(|| format!("{us} us"), |(length, name)| format!("{} {name}", us / length))
 }
 
 /// Prints front, kept state and closing plan of one query.

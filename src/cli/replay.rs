@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use chrono_tz::Tz;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
 use super::Project;
-use super::output::{Format, write_batches};
+use super::output::{Format, write};
 use crate::catalog::parse_instant;
 use crate::pipeline::replay::{Replay, replay};
 use crate::time::Micros;
@@ -59,7 +60,9 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         as_streamed: args.as_streamed,
     };
     let (schema, rows) = replay(&catalog, &customer, &wanted).await?;
-    write_batches(schema, rows, args.format, args.output.as_deref()).await?;
+    let rows = futures::stream::iter(rows.into_iter().map(Ok));
+    let rows = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
+    write(rows, args.format, args.output.as_deref()).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -280,6 +280,60 @@ mod tests {
         (Some(r#"{"room":"hall"}"#), None),
     ];
 
+    #[tokio::test]
+    async fn a_topic_is_followed_from_its_beginning_or_its_end() {
+        let broker = rdkafka::mocking::MockCluster::new(1).unwrap();
+        broker.create_topic("millstream.a.q", 2, 1).unwrap();
+        let kafka = KafkaConfig::new(broker.bootstrap_servers());
+        let readings = |from: i64| {
+            (from..from + 3).map(|n| crate::sensors::Reading {
+                after_us: 0,
+                topic: "millstream.a.q".into(),
+                key: Some(format!("{n}").into()),
+                payload: (n != 2).then(|| format!("{{\"n\":{n}}}").into()),
+                part_id: n,
+                room: "".into(),
+                shown: 0,
+                fault: None,
+            })
+        };
+        let send = |from: i64| {
+            let (_keep, stop) = watch::channel(false);
+            let pace = crate::sensors::Pace::Unpaced;
+            crate::sensors::Driver::start(kafka.client(), readings(from), pace, stop)
+                .unwrap()
+                .join()
+                .unwrap();
+        };
+        let topic = || "millstream.a.q".to_owned();
+        send(0);
+        let at_end = starts(kafka.clone(), topic(), false).await.unwrap();
+        send(3);
+        let at_beginning = starts(kafka.clone(), topic(), true).await.unwrap();
+        for (starts, max, expected) in
+            [(at_beginning, 6, [0, 1, 2, 3, 4, 5].as_slice()), (at_end, 3, &[3, 4, 5])]
+        {
+            let mut reader = Reader::start(&kafka, "test", Isolation::Committed).unwrap();
+            reader.assign(&starts).unwrap();
+            let mut printer = Printer::new(Format::Json, Vec::new());
+            follow(&mut reader, &mut printer, Some(max)).await.unwrap();
+            let text = String::from_utf8(printer.out).unwrap();
+            let mut lines: Vec<&str> = text.lines().collect();
+            lines.sort_by_key(|line| line.chars().find(char::is_ascii_digit));
+            let line = |n: &i64| {
+                if *n == 2 { r#"{"deleted":2}"#.to_owned() } else { format!("{{\"n\":{n}}}") }
+            };
+            assert_eq!(lines, expected.iter().map(line).collect::<Vec<_>>());
+        }
+        let error =
+            starts(kafka, "millstream.a.nothing".to_owned(), true).await.unwrap_err().to_string();
+        assert!(
+            error.contains("there is no topic millstream.a.nothing")
+                && error.contains("there are millstream.a.q"),
+            "{error}"
+        );
+    }
+
     #[test]
     fn json_is_as_in_the_topic_and_deletes_show_their_key() {
         let expected = "{\"room\":\"hall\",\"persons\":2}\n{\"room\":\"kitchen\",\"persons\":null}\n{\"deleted\":{\"room\":\"hall\"}}\n";
@@ -288,15 +342,15 @@ mod tests {
 
     #[test]
     fn a_table_has_a_head_aligned_rows_and_deletes() {
-        let expected = "\
-         room  persons
--------  ----  -------
-         hall  2
-         kitchen
-deleted  hall
-";
+        let expected = [
+            "         room  persons",
+            "-------  ----  -------",
+            "         hall  2",
+            "         kitchen",
+            "deleted  hall",
+        ];
         let printed = print(Format::Table, &RECORDS);
-        assert_eq!(printed, expected);
+        assert_eq!(printed.lines().collect::<Vec<_>>(), expected);
         let odd = print(
             Format::Table,
             &[(None, Some("{\"a\":\"x\u{1b}[2J\"}")), (None, Some("not json")), (None, None)],

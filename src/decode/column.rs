@@ -84,7 +84,7 @@ impl Runs {
     /// Pairs of hexadecimal digits, as results are written; nothing happens to others.
     fn push_hex(&mut self, text: &[u8]) -> Taken {
         let digit = |byte: u8| char::from(byte).to_digit(16);
-        if text.len() % 2 != 0 || text.iter().any(|&byte| digit(byte).is_none()) {
+        if !text.len().is_multiple_of(2) || text.iter().any(|&byte| digit(byte).is_none()) {
             return Err(Reason::WrongType);
         }
         let byte = |pair: &[u8]| pair.iter().fold(0, |sum, &d| sum * 16 + digit(d).unwrap_or(0));

@@ -19,7 +19,9 @@ const NO_DATE: u64 = (i32::MIN as u32 as u64) << 32;
 /// A zone, with the offsets of dates lately asked for.
 ///
 /// Each slot holds a date (days since 1970, upper half) and the one offset from UTC (seconds,
-/// lower half) that holds all through it. Dates on which the clock changes are not remembered.
+/// lower half) that holds all through it. Dates on which the clock changes are not remembered:
+/// their midnights differ, for no zone of chrono-tz changes twice within 167 hours (probed for
+/// every hour of 1897 to 2042).
 #[derive(Debug)]
 pub(super) struct LocalZone {
     zone: Tz,
@@ -49,11 +51,13 @@ impl LocalZone {
     fn look_up(&self, date: i64, local: Micros, slot: &AtomicU64) -> Micros {
         let parts = [date * DAY, date * DAY + DAY / 2, (date + 1) * DAY];
         let [begin, noon, end] = parts.map(|local| self.offset(local));
-        if begin.1 && begin == noon && begin == end {
-            if let Ok(date) = i32::try_from(date) {
-                let known = u64::from(date as u32) << 32 | u64::from(begin.0 as u32);
-                slot.store(known, Ordering::Relaxed);
-            }
+        if begin.1
+            && begin == noon
+            && begin == end
+            && let Ok(date) = i32::try_from(date)
+        {
+            let known = u64::from(date as u32) << 32 | u64::from(begin.0 as u32);
+            slot.store(known, Ordering::Relaxed);
         }
         local - i64::from(self.offset(local).0) * SECOND
     }

@@ -128,17 +128,17 @@ impl Engine {
         for stream in &plan.streams {
             streams.insert(stream.stream.name.clone(), StreamStage::new(stream.clone(), zone)?);
         }
-        let queries = plan.queries.iter().map(|plan| QueryStage {
+        let queries = plan.queries.iter().map(|plan| Ok(QueryStage {
+            operator: Operator::new(plan.clone(), zone)?,
             plan: plan.clone(),
-            operator: Operator::new(plan.clone(), zone),
             sink: ResultSink::new(&plan.query.topic, publication(plan), plan.key.clone()),
             emitted: 0,
             late: 0,
             newest: Vec::new(),
             forwarded: BEGINNING,
-        });
+        }));
         let mut engine = Self {
-            queries: queries.collect(),
+            queries: queries.collect::<Result<_>>()?,
             dead_topic: sink::dead_letter_topic(&customer.name),
             customer,
             streams,
@@ -257,7 +257,6 @@ impl Engine {
     /// `drained` every window closes.
     pub async fn end(
         &mut self,
-        epoch: u64,
         decisions: &BTreeMap<String, Vec<ClockDecision>>,
         emits: &[String],
         drained: bool,
@@ -273,19 +272,19 @@ impl Engine {
             }
         }
         for index in 0..self.queries.len() {
-            self.end_query(index, epoch, emits).await?;
+            self.end_query(index, emits).await?;
         }
         self.changed.clear();
         Ok(std::mem::take(&mut self.output))
     }
 
-    async fn end_query(&mut self, index: usize, epoch: u64, emits: &[String]) -> Result<()> {
+    async fn end_query(&mut self, index: usize, emits: &[String]) -> Result<()> {
         let watermark = self.watermark(&self.queries[index].plan.input);
         let query = &mut self.queries[index];
         let early = emits.contains(&query.plan.name);
         let news = query.plan.tables.iter().any(|t| self.changed.contains(t));
         let emissions =
-            query.operator.end_epoch(epoch, watermark, early, news, &self.relations).await?;
+            query.operator.end_epoch(watermark, early, news, &self.relations).await?;
         let previous = query.forwarded;
         query.forwarded = watermark;
         let is_view = matches!(query.plan.kind, PlanKind::View | PlanKind::Derived);
@@ -463,7 +462,7 @@ impl Engine {
         let mut batches = Vec::new();
         let mut queries = serde_json::Map::new();
         for query in &self.queries {
-            let state = query.operator.snapshot();
+            let state = query.operator.snapshot()?;
             let name = &query.plan.name;
             batches.extend(state.batches.into_iter().map(|(b, rows)| (format!("{name}/{b}"), rows)));
             let entry = json!({
@@ -483,7 +482,7 @@ impl Engine {
     }
 
     /// Takes the state of a snapshot; queries named in `fresh` begin empty.
-    pub fn restore(&mut self, snapshot: Snapshot, fresh: &BTreeSet<String>) -> Result<()> {
+    pub async fn restore(&mut self, snapshot: Snapshot, fresh: &BTreeSet<String>) -> Result<()> {
         let broken = |what: &str| Error::new(Kind::Recovery, format!("the snapshot lacks {what}"));
         for (name, stage) in &mut self.streams {
             let saved = &snapshot.manifest["streams"][name];
@@ -514,28 +513,29 @@ impl Engine {
                 manifest: saved["operator"].clone(),
                 batches: batches.remove(&query.plan.name).unwrap_or_default(),
             };
-            query.operator = Operator::restore(query.plan.clone(), self.zone, state)?;
+            query.operator = Operator::restore(query.plan.clone(), self.zone, state).await?;
         }
         self.refresh_views();
         Ok(())
     }
 
     /// Drops all kept state and every watermark; positions stay.
-    pub fn forget(&mut self) {
+    pub fn forget(&mut self) -> Result<()> {
         for stage in self.streams.values_mut() {
             stage.forget();
         }
         for query in &mut self.queries {
-            query.operator = Operator::new(query.plan.clone(), self.zone);
+            query.operator = Operator::new(query.plan.clone(), self.zone)?;
             query.forwarded = BEGINNING;
         }
         self.refresh_views();
+        Ok(())
     }
 
     /// Fingerprints of all plans, by query (and by "stream:<name>").
     pub fn fingerprints(&self) -> BTreeMap<String, String> {
         let queries = self.queries.iter().map(|q| (q.plan.name.clone(), q.plan.fingerprint.clone()));
-        let streams = self.streams.iter().map(|(n, s)| (format!("stream:{n}"), s.plan.fingerprint()));
+        let streams = self.streams.iter().map(|(n, s)| (format!("stream:{n}"), stream::fingerprint(&s.plan)));
         queries.chain(streams).collect()
     }
 }

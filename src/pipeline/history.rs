@@ -128,7 +128,7 @@ async fn write_events(
 
 /// Appends the rows that the table does not hold yet.
 async fn append(writer: &mut Writer, part: HistoryRows) -> Result<()> {
-    let from = writer.position(&part.topic, part.partition).await?.unwrap_or(i64::MIN);
+    let from = writer.position(&part.topic, part.partition).unwrap_or(i64::MIN);
     if part.next_offset <= from {
         return Ok(());
     }

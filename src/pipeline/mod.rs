@@ -18,7 +18,7 @@ mod stream;
 pub mod tables;
 mod tail;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -220,14 +220,14 @@ impl Pipeline {
             if let Some(chunk) = self.begun.ahead.pop_front() {
                 self.absorb(chunk).await?;
             } else {
-                let room = self.has_room();
+                let (room, patience) = (self.has_room(), self.patience());
                 tokio::select! {
                     biased;
                     _ = self.stop.changed() => continue,
                     done = finished(&mut self.commit) => self.committed(done).await?,
                     Some(look) = self.joins.recv() => self.looked(look)?,
                     event = self.begun.reader.next(), if room => self.take(event?).await?,
-                    () = tokio::time::sleep(self.patience()) => {}
+                    () = tokio::time::sleep(patience) => {}
                 }
             }
             if self.commit.is_none() && self.is_due() {
@@ -362,7 +362,7 @@ impl Pipeline {
             return Ok(());
         }
         let epoch = self.begun.epoch + 1;
-        let output = self.begun.engine.end(epoch, &decisions, &emits, drain).await?;
+        let output = self.begun.engine.end(&decisions, &emits, drain).await?;
         self.status.output(&output);
         let mut record = Progress {
             version: VERSION,

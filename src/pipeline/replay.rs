@@ -96,13 +96,11 @@ fn chain(queries: &[Arc<QueryPlan>], name: &str, customer: &Customer) -> Result<
     let steps: Vec<_> = queries
         .iter()
         .filter(|plan| wanted.contains(&plan.name))
-        .map(|plan| Step {
-            operator: Operator::new(plan.clone(), customer.zone),
-            plan: plan.clone(),
-            results: Vec::new(),
-            failed: 0,
+        .map(|plan| {
+            let operator = Operator::new(plan.clone(), customer.zone)?;
+            Ok(Step { operator, plan: plan.clone(), results: Vec::new(), failed: 0 })
         })
-        .collect();
+        .collect::<Result<_>>()?;
     match steps.last() {
         Some(last) if last.plan.name == name => Ok(steps),
         _ => Err(Error::config(format!("{} has no query '{name}'", customer.name))),
@@ -233,7 +231,7 @@ async fn close(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
                 step.results.extend(pushed.output.filter(|o| o.num_rows() > 0));
             }
         }
-        for emission in step.operator.end_epoch(1, END, false, true, relations).await? {
+        for emission in step.operator.end_epoch(END, false, true, relations).await? {
             match emission.result {
                 Ok(changes) => step.results.push(changes.upserts),
                 Err(reason) => {

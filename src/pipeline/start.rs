@@ -97,11 +97,11 @@ pub async fn begin(catalog: &Catalog, customer: &Arc<Customer>, options: &Option
                 engine.set_table(name, rows);
             }
         }
-        engine.restore(saved, &fresh)?;
+        engine.restore(saved, &fresh).await?;
     }
     let reader = Reader::start(&options.kafka, &format!("millstream.{}", customer.name), Isolation::Committed)?;
-    let mut writers = open_history(&engine, options, &cluster_id).await?;
-    check_history(&engine, &mut writers).await?;
+    let writers = open_history(&engine, options, &cluster_id).await?;
+    check_history(&engine, &writers)?;
     let epoch = recovered.last.as_ref().map_or(0, |l| l.epoch);
     let from = recovered.snapshot.as_ref().map_or(0, |s| s.epoch);
     let mut begun = Begun {
@@ -153,12 +153,12 @@ impl Begun {
             self.engine.begin(record.now);
             self.read_range(record).await?;
             let mut output =
-                self.engine.end(record.epoch, &record.decisions, &record.emitted, record.drained).await?;
+                self.engine.end(&record.decisions, &record.emitted, record.drained).await?;
             let rows: Vec<HistoryRows> = std::mem::take(&mut output.history);
             self.history.epoch(record.epoch, rows).await?;
         }
         if reset {
-            self.engine.forget();
+            self.engine.forget()?;
         }
         Ok(())
     }
@@ -387,14 +387,14 @@ async fn open_history(
 }
 
 /// Events that the snapshot is past must be in history already.
-async fn check_history(
+fn check_history(
     engine: &Engine,
-    writers: &mut HashMap<String, crate::history::Writer>,
+    writers: &HashMap<String, crate::history::Writer>,
 ) -> Result<()> {
     for (name, writer) in writers {
         let Some(stage) = engine.streams.get(name) else { continue };
         for (partition, at) in &stage.positions {
-            let next = writer.position(&partition.topic, partition.partition).await?.unwrap_or(0);
+            let next = writer.position(&partition.topic, partition.partition).unwrap_or(0);
             if next < at.offset && at.decoded > 0 {
                 return Err(history::behind(name, &partition.to_string(), next, at.offset));
             }

@@ -15,6 +15,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 use chrono_tz::Tz;
+use sha2::{Digest, Sha256};
 
 use crate::catalog::{ColumnSource, Metadata, Stream};
 use crate::decode::{Decoder, Field, Rejected};
@@ -78,6 +79,22 @@ pub fn settings(stream: &Stream) -> WatermarkSettings {
         idle_timeout_us: stream.idle_timeout_us,
         max_drift_us: stream.max_drift_us,
     }
+}
+
+/// Equal for streams whose rows come out the same: columns, expressions and the delay.
+pub fn fingerprint(plan: &StreamPlan) -> String {
+    let mut digest = Sha256::new();
+    for column in &plan.stream.columns {
+        let source = match &column.source {
+            ColumnSource::Payload { format } => format!("payload {format:?}"),
+            ColumnSource::Metadata(kind) => format!("metadata {kind:?}"),
+            ColumnSource::Computed(expr) => format!("computed {expr}"),
+        };
+        let (name, data_type, nullable) = (&column.name, &column.data_type, column.nullable);
+        digest.update(format!("{name} {data_type} {nullable} {source}\n"));
+    }
+    digest.update(format!("{:?}", plan.stream.watermark));
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Rows on their way: which message each came from.

@@ -67,7 +67,7 @@ impl Tail {
     /// Opens the tables of every output and reads each topic on from where its table ends.
     pub async fn start(engine: &Engine, options: &Options, cluster_id: &str) -> Result<Self> {
         let root = history_root(&options.data_dir);
-        let mut outputs = outputs(engine, &root, cluster_id).await?;
+        let outputs = outputs(engine, &root, cluster_id).await?;
         let kafka = options.kafka.clone();
         let topics: Vec<Arc<str>> = outputs.keys().cloned().collect();
         let lows = blocking(move || {
@@ -83,8 +83,8 @@ impl Tail {
         });
         let mut positions = HashMap::new();
         for (partition, low) in lows.await? {
-            let Some(output) = outputs.get_mut(&partition.topic) else { continue };
-            let kept = output.writer.position(&partition.topic, partition.partition).await?;
+            let Some(output) = outputs.get(&partition.topic) else { continue };
+            let kept = output.writer.position(&partition.topic, partition.partition);
             positions.insert(partition, kept.unwrap_or(low).max(low));
         }
         let group = format!("millstream.{}.history", engine.customer.name);

@@ -16,6 +16,9 @@
 //!  panes         [-----|--------------|-----)      the same windows
 //! ```
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use chrono::{Datelike, LocalResult, Months, NaiveDate, Offset, TimeDelta, TimeZone};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
@@ -26,6 +29,9 @@ use crate::time::{DAY, HOUR, MINUTE, Micros, SECOND, Window};
 
 /// A hop that puts one row into more windows than this is a mistake in the query.
 const MOST_WINDOWS: i64 = 100_000;
+
+/// So many panes are remembered: rows out of order change to and fro between a few.
+const MEMO_PANES: usize = 64;
 
 /// The length of a window: elapsed time or calendar periods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -244,7 +250,7 @@ fn add_months(local: i64, months: i64) -> i64 {
     }
 }
 
-/// Assigns events to windows; remembers the last answer, so that a row in the same windows as
+/// Assigns events to windows; remembers its last answers, so that a row in the same windows as
 /// the one before costs two comparisons.
 #[derive(Debug, Clone)]
 pub struct Assigner {
@@ -252,7 +258,9 @@ pub struct Assigner {
     zone: Zone,
     /// Where `windows` holds: a pane, for hops.
     pane: Window,
-    windows: Vec<Window>,
+    windows: Arc<[Window]>,
+    /// Earlier answers by the start of their panes.
+    memo: BTreeMap<Micros, (Window, Arc<[Window]>)>,
 }
 
 impl Assigner {
@@ -266,7 +274,8 @@ impl Assigner {
             other => other,
         };
         let nowhere = Window { start: 0, end: 0 };
-        Ok(Self { spec, zone: Zone::new(zone), pane: nowhere, windows: Vec::new() })
+        let (zone, windows) = (Zone::new(zone), Arc::from([]));
+        Ok(Self { spec, zone, pane: nowhere, windows, memo: BTreeMap::new() })
     }
 
     /// Adds the windows that hold `t` to `out`, the earliest start first.
@@ -287,46 +296,58 @@ impl Assigner {
     /// Both at once: the pane of `t`, and its windows.
     pub fn place(&mut self, t: Micros) -> (Window, &[Window]) {
         if t < self.pane.start || t >= self.pane.end {
-            self.locate(t);
+            let known = self.memo.range(..=t).next_back().map(|(_, known)| known);
+            (self.pane, self.windows) = match known {
+                Some((pane, windows)) if t < pane.end => (*pane, Arc::clone(windows)),
+                _ => {
+                    if self.memo.len() >= MEMO_PANES {
+                        self.memo.clear();
+                    }
+                    let (pane, windows) = self.locate(t);
+                    let windows: Arc<[Window]> = windows.into();
+                    self.memo.insert(pane.start, (pane, Arc::clone(&windows)));
+                    (pane, windows)
+                }
+            };
         }
         (self.pane, &self.windows)
     }
 
-    fn locate(&mut self, t: Micros) {
-        self.windows.clear();
+    fn locate(&mut self, t: Micros) -> (Window, Vec<Window>) {
         match self.spec {
             WindowSpec::Tumble { size, offset_us } => self.tumble(t, Grid::new(size, offset_us)),
             WindowSpec::Hop { slide, size, offset_us } => self.hop(t, slide, size, offset_us),
             WindowSpec::DateBin { stride: Size::Months(n), origin } => {
                 let months = i64::from(n);
-                self.tumble(t, Grid::Months { months, origin, offset: 0, utc: true });
+                self.tumble(t, Grid::Months { months, origin, offset: 0, utc: true })
             }
             WindowSpec::DateBin { stride, origin } => {
-                self.tumble(t, Grid::Fixed { step: stride.nominal(), origin });
+                self.tumble(t, Grid::Fixed { step: stride.nominal(), origin })
             }
             WindowSpec::DateTrunc { unit } => self.truncate(t, unit),
         }
     }
 
-    fn tumble(&mut self, t: Micros, grid: Grid) {
+    fn tumble(&mut self, t: Micros, grid: Grid) -> (Window, Vec<Window>) {
         let (start, end) = grid.around(t, &mut self.zone);
-        self.pane = Window { start: start.at, end: end.at };
-        self.windows.push(self.pane);
+        let window = Window { start: start.at, end: end.at };
+        (window, vec![window])
     }
 
     /// Walks the starts backwards as long as a window from there could reach the pane.
-    fn hop(&mut self, t: Micros, slide: Size, size: Size, offset: i64) {
+    fn hop(&mut self, t: Micros, slide: Size, size: Size, offset: i64) -> (Window, Vec<Window>) {
         let grid = Grid::new(slide, offset);
         let (latest, next) = grid.around(t, &mut self.zone);
-        self.pane = Window { start: latest.at, end: next.at };
+        let mut pane = Window { start: latest.at, end: next.at };
+        let mut windows = Vec::new();
         let mut start = latest;
         loop {
             let window = Window { start: start.at, end: self.end(start, size, offset) };
             if window.end > t {
-                self.pane.end = self.pane.end.min(window.end);
-                self.windows.push(window);
+                pane.end = pane.end.min(window.end);
+                windows.push(window);
             } else {
-                self.pane.start = self.pane.start.max(window.end);
+                pane.start = pane.start.max(window.end);
             }
             let (before, _) = grid.around(start.at.saturating_sub(1), &mut self.zone);
             let reaches = before.at.saturating_add(size.longest()) > latest.at;
@@ -335,7 +356,8 @@ impl Assigner {
             }
             start = before;
         }
-        self.windows.reverse();
+        windows.reverse();
+        (pane, windows)
     }
 
     /// The end of the window of `size` that starts at `start`.
@@ -354,7 +376,7 @@ impl Assigner {
 
     /// DataFusion's `date_trunc` (datafusion-functions, datetime/date_trunc.rs), and where the
     /// period ends that it names.
-    fn truncate(&mut self, t: Micros, unit: TruncUnit) {
+    fn truncate(&mut self, t: Micros, unit: TruncUnit) -> (Window, Vec<Window>) {
         let step = match unit {
             TruncUnit::Microsecond => 1,
             TruncUnit::Millisecond => SECOND / 1000,
@@ -365,15 +387,14 @@ impl Assigner {
                 let (from, until) = period(t.saturating_add(segment.offset), unit);
                 let start = self.resolve(from, segment.offset);
                 let end = self.period_end(start, unit);
-                self.windows.push(Window { start, end });
-                self.pane = Window {
+                let pane = Window {
                     start: segment.from.max(from.saturating_sub(segment.offset)),
                     end: segment.until.min(until.saturating_sub(segment.offset)),
                 };
-                return;
+                return (pane, vec![Window { start, end }]);
             }
         };
-        self.tumble(t, Grid::Fixed { step, origin: 0 });
+        self.tumble(t, Grid::Fixed { step, origin: 0 })
     }
 
     /// The instant of a truncated local time: of two, the one with the offset of the instant

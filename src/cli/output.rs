@@ -1,0 +1,300 @@
+//! Answers, written as a table, CSV, JSON lines or Parquet; row by row as they come, for an answer
+//! may be larger than memory.
+
+use std::fs::File;
+use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
+use std::path::Path;
+
+use arrow::array::RecordBatch;
+use arrow::csv::WriterBuilder as CsvBuilder;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::json::writer::{LineDelimited, Writer as JsonWriter, WriterBuilder as JsonBuilder};
+use arrow::util::display::FormatOptions;
+use arrow::util::pretty::pretty_format_batches_with_options;
+use datafusion::execution::SendableRecordBatchStream;
+use futures::TryStreamExt;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+
+use crate::{Error, Kind, Result, history};
+
+/// Rows whose widths make the columns of a table; a longer answer is several tables.
+const TABLE_ROWS: usize = 5_000;
+
+/// How an answer is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Columns and lines, for people.
+    Table,
+    /// Comma-separated values with a header.
+    Csv,
+    /// One JSON object a line.
+    Json,
+    /// A Parquet file.
+    Parquet,
+}
+
+/// Writes `rows` to the file `output`, or to standard output. Returns how many there were.
+///
+/// A file appears under its name when it is complete. A reader that stops reading standard output
+/// (`| head`) is no error.
+///
+/// # Errors
+/// Of the query; of the file; [`Kind::Config`] for what a format cannot hold (lists in CSV) and for
+/// Parquet on a terminal.
+pub async fn write(
+    rows: SendableRecordBatchStream,
+    format: Format,
+    output: Option<&Path>,
+) -> Result<usize> {
+    let Some(path) = output else {
+        let out = std::io::stdout();
+        if format == Format::Parquet && out.is_terminal() {
+            return Err(Error::config("a Parquet file is nothing for a terminal")
+                .hint("name a file with --output, or redirect the output"));
+        }
+        return write_to(rows, format, BufWriter::new(out)).await;
+    };
+    let fail = |error| {
+        Error::new(Kind::Storage, format!("{} cannot be written", path.display())).because(error)
+    };
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    let part = path.with_file_name(name);
+    let file = File::create(&part).map_err(fail)?;
+    match write_to(rows, format, BufWriter::new(file)).await {
+        Ok(count) => {
+            std::fs::rename(&part, path).map_err(fail)?;
+            Ok(count)
+        }
+        Err(error) => {
+            let _ = std::fs::remove_file(&part);
+            Err(error)
+        }
+    }
+}
+
+/// Writes `rows` to `out`. Returns how many there were.
+///
+/// # Errors
+/// As [`write`].
+pub async fn write_to<W: Write + Send>(
+    mut rows: SendableRecordBatchStream,
+    format: Format,
+    out: W,
+) -> Result<usize> {
+    let mut sink = Sink::new(format, &rows.schema(), out)?;
+    let mut count = 0;
+    while let Some(batch) = rows.try_next().await.map_err(|e| history::sql_error(None, "", e))? {
+        count += batch.num_rows();
+        match sink.write(&batch) {
+            Ok(()) => {}
+            Err(Stop::Closed) => return Ok(count),
+            Err(Stop::Failed(error)) => return Err(error),
+        }
+    }
+    match sink.finish() {
+        Ok(()) | Err(Stop::Closed) => Ok(count),
+        Err(Stop::Failed(error)) => Err(error),
+    }
+}
+
+/// Why writing stopped.
+enum Stop {
+    /// Nobody reads any more.
+    Closed,
+    Failed(Error),
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Failed(Error::new(Kind::Storage, "the answer cannot be written").because(error)),
+        }
+    }
+}
+
+impl From<ArrowError> for Stop {
+    fn from(error: ArrowError) -> Self {
+        match error {
+            ArrowError::IoError(_, error) => error.into(),
+            // The CSV writer wraps what its file says in text.
+            ArrowError::CsvError(text) if text.contains("Broken pipe") => Self::Closed,
+            other => Self::Failed(
+                Error::config("this format cannot hold the answer")
+                    .because(other)
+                    .hint("try --format json"),
+            ),
+        }
+    }
+}
+
+impl From<ParquetError> for Stop {
+    fn from(error: ParquetError) -> Self {
+        match error {
+            ParquetError::External(cause) => match cause.downcast::<std::io::Error>() {
+                Ok(error) => (*error).into(),
+                Err(other) => Self::Failed(unwritable().because(other)),
+            },
+            other => Self::Failed(unwritable().because(other)),
+        }
+    }
+}
+
+fn unwritable() -> Error {
+    Error::new(Kind::Storage, "the answer cannot be written as Parquet")
+}
+
+enum Sink<W: Write + Send> {
+    Table { out: W, schema: SchemaRef, held: Vec<RecordBatch>, rows: usize, shown: bool },
+    Csv { out: W, header: bool },
+    Json(JsonWriter<W, LineDelimited>),
+    Parquet(Box<ArrowWriter<W>>),
+}
+
+impl<W: Write + Send> Sink<W> {
+    fn new(format: Format, schema: &SchemaRef, out: W) -> Result<Self> {
+        let schema = schema.clone();
+        Ok(match format {
+            Format::Table => Self::Table { out, schema, held: Vec::new(), rows: 0, shown: false },
+            Format::Csv => {
+                let mut csv = Self::Csv { out, header: true };
+                // The header of an answer without rows.
+                match csv.write(&RecordBatch::new_empty(schema)) {
+                    Err(Stop::Failed(error)) => return Err(error),
+                    _ => csv,
+                }
+            }
+            Format::Json => Self::Json(JsonBuilder::new().with_explicit_nulls(true).build(out)),
+            Format::Parquet => {
+                let properties = WriterProperties::builder()
+                    .set_compression(Compression::ZSTD(ZstdLevel::default()))
+                    .build();
+                let writer = ArrowWriter::try_new(out, schema, Some(properties));
+                Self::Parquet(Box::new(writer.map_err(|error| unwritable().because(error))?))
+            }
+        })
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> Result<(), Stop> {
+        match self {
+            Self::Table { held, rows, .. } => {
+                *rows += batch.num_rows();
+                held.push(batch.clone());
+                if *rows >= TABLE_ROWS { self.show() } else { Ok(()) }
+            }
+            Self::Csv { out, header } => {
+                let builder = CsvBuilder::new().with_header(std::mem::take(header));
+                builder.build(&mut *out).write(batch)?;
+                Ok(())
+            }
+            Self::Json(writer) => Ok(writer.write(batch)?),
+            Self::Parquet(writer) => Ok(writer.write(batch)?),
+        }
+    }
+
+    /// Writes the held rows as one table.
+    fn show(&mut self) -> Result<(), Stop> {
+        let Self::Table { out, schema, held, rows, shown } = self else { return Ok(()) };
+        if held.is_empty() {
+            held.push(RecordBatch::new_empty(schema.clone()));
+        }
+        let options = FormatOptions::default().with_display_error(true);
+        writeln!(out, "{}", pretty_format_batches_with_options(held, &options)?)?;
+        held.clear();
+        *rows = 0;
+        *shown = true;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<(), Stop> {
+        if let Self::Table { rows, shown, .. } = &self
+            && (*rows > 0 || !*shown)
+        {
+            self.show()?;
+        }
+        match self {
+            Self::Table { mut out, .. } | Self::Csv { mut out, .. } => Ok(out.flush()?),
+            Self::Json(mut writer) => {
+                writer.finish()?;
+                Ok(writer.into_inner().flush()?)
+            }
+            Self::Parquet(writer) => Ok(writer.into_inner()?.flush()?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int64Array, TimestampMicrosecondArray};
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
+
+    fn rows(batches: Vec<RecordBatch>) -> SendableRecordBatchStream {
+        let schema = batches[0].schema();
+        let stream = futures::stream::iter(batches.into_iter().map(Ok));
+        Box::pin(RecordBatchStreamAdapter::new(schema, stream))
+    }
+
+    fn batch(numbers: Vec<Option<i64>>) -> RecordBatch {
+        let times = TimestampMicrosecondArray::from(vec![1_572_138_000_000_000; numbers.len()]);
+        RecordBatch::try_from_iter_with_nullable([
+            ("t", Arc::new(times.with_timezone("Europe/Helsinki")) as ArrayRef, true),
+            ("n", Arc::new(Int64Array::from(numbers)), true),
+        ])
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_format_holds_every_row() {
+        let all = || vec![batch(vec![Some(1)]), batch(vec![None, Some(3)])];
+        let text = async |format| {
+            let mut out = Vec::new();
+            assert_eq!(write_to(rows(all()), format, &mut out).await.unwrap(), 3);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            text(Format::Json).await.lines().nth(1),
+            Some(r#"{"t":"2019-10-27T03:00:00+02:00","n":null}"#)
+        );
+        assert_eq!(text(Format::Csv).await.lines().next(), Some("t,n"));
+        assert_eq!(text(Format::Csv).await.lines().count(), 4);
+        assert!(text(Format::Table).await.contains("| 2019-10-27T03:00:00+02:00 | 3 |"));
+        let mut out = Vec::new();
+        write_to(rows(all()), Format::Parquet, &mut out).await.unwrap();
+        let read = ParquetRecordBatchReader::try_new(bytes::Bytes::from(out), 10).unwrap();
+        assert_eq!(read.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 3);
+    }
+
+    #[tokio::test]
+    async fn no_rows_are_a_header_and_a_closed_pipe_is_no_error() {
+        let none = || rows(vec![batch(vec![])]);
+        let mut out = Vec::new();
+        write_to(none(), Format::Csv, &mut out).await.unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "t,n\n");
+        let mut out = Vec::new();
+        write_to(none(), Format::Table, &mut out).await.unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("| t | n |"));
+
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        for format in [Format::Table, Format::Csv, Format::Json, Format::Parquet] {
+            let many = rows(vec![batch(vec![Some(1); 20_000])]);
+            assert!(write_to(many, format, Closed).await.is_ok(), "{format:?}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Rewrites small files of a date into large ones, and deletes what nothing refers to any more.
+//!
+//! Rows and positions stay exactly as they are: a compaction removes files and adds files with the
+//! same rows, and touches no `txn`. It may run beside a [`super::Writer`], which then builds its
+//! next commit on the new snapshot. Two rewriters of one table would not notice each other (Delta
+//! sees no conflict in this deltalake), so a lock file keeps them apart.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use deltalake::operations::optimize::OptimizeType;
+use deltalake::operations::vacuum::VacuumMode;
+use deltalake::table::state::DeltaTableState;
+use deltalake::{DeltaTable, FilterOp, FilterValue};
+
+use super::table::{self, DATE, Description};
+use super::{delta_error, file, table_path, tables};
+use crate::time::{MINUTE, Micros};
+use crate::{Error, Kind, Result};
+
+/// A file below this size is worth merging with another.
+const SMALL_BYTES: u64 = 32 << 20;
+/// A date is quiet when it has had no new file for this long.
+const QUIET_US: Micros = 10 * MINUTE;
+/// So many small files are merged although their date is not quiet: each is opened by a query.
+const BUSY_FILES: usize = 90;
+/// A date up to this size is sorted as a whole; a larger one keeps the order of its files.
+const SORT_BYTES: u64 = 512 << 20;
+/// Dates that are rewritten in one commit.
+const DATES_AT_ONCE: usize = 8;
+/// How long a file stays that nothing refers to: longer than any query or commit takes.
+const RETENTION_HOURS: i64 = 24;
+
+/// What a compaction did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Compacted {
+    /// Dates rewritten.
+    pub dates: usize,
+    /// Small files that were merged.
+    pub files_removed: u64,
+    /// Files that hold their rows now.
+    pub files_added: u64,
+    /// Files deleted because nothing referred to them for a day.
+    pub files_deleted: usize,
+}
+
+/// Rewrites one table. Cheap to make; it opens the table when it runs.
+#[derive(Debug, Clone)]
+pub struct Compactor {
+    path: PathBuf,
+    lock: PathBuf,
+}
+
+/// What is known of a date from the table's log.
+#[derive(Debug, Default)]
+struct Date {
+    small: usize,
+    bytes: u64,
+    newest_us: Micros,
+}
+
+impl Date {
+    fn wants(&self, now: Micros) -> bool {
+        self.small > 1 && (now - self.newest_us >= QUIET_US || self.small >= BUSY_FILES)
+    }
+}
+
+/// Whether [`Compactor::run`] would find anything to do.
+pub(super) fn wanted(state: &DeltaTableState, now: Micros) -> bool {
+    dates(state).values().any(|date| date.wants(now))
+}
+
+impl Compactor {
+    /// The compactor of `customer`'s `table`.
+    pub fn new(root: &Path, customer: &str, table: &str) -> Self {
+        Self {
+            path: table_path(root, customer, table),
+            lock: root.join(customer).join(format!(".{table}.lock")),
+        }
+    }
+
+    /// Rewrites dates that have several small files and had no new one for ten minutes, and dates
+    /// that have very many.
+    ///
+    /// # Errors
+    /// [`Kind::Config`] while another process rewrites the table; [`Kind::Storage`].
+    pub async fn run(&self, now: Micros) -> Result<Compacted> {
+        self.rewrite(|date| date.wants(now)).await
+    }
+
+    /// Rewrites every date that has several small files.
+    ///
+    /// # Errors
+    /// As [`Compactor::run`].
+    pub async fn run_all(&self) -> Result<Compacted> {
+        self.rewrite(|date| date.small > 1).await
+    }
+
+    /// Deletes files that the table has not referred to for a day: replaced by a compaction, or
+    /// left behind by a process that was killed before its commit.
+    ///
+    /// # Errors
+    /// As [`Compactor::run`].
+    pub async fn vacuum(&self) -> Result<Compacted> {
+        let _lock = self.lock()?;
+        let fail = |error| delta_error(&self.path, "vacuum", error);
+        let mut table = DeltaTable::new(table::log_store(&self.path)?);
+        table.load().await.map_err(fail)?;
+        let vacuum = table
+            .vacuum()
+            .with_mode(VacuumMode::Full)
+            .with_retention_period(chrono::Duration::hours(RETENTION_HOURS))
+            .with_enforce_retention_duration(false);
+        let (_, metrics) = vacuum.await.map_err(fail)?;
+        Ok(Compacted { files_deleted: metrics.files_deleted.len(), ..Compacted::default() })
+    }
+
+    async fn rewrite(&self, chosen: impl Fn(&Date) -> bool) -> Result<Compacted> {
+        let _lock = self.lock()?;
+        let fail = |error| delta_error(&self.path, "reading", error);
+        let mut table = DeltaTable::new(table::log_store(&self.path)?);
+        table.load().await.map_err(fail)?;
+        let state = table.snapshot().map_err(fail)?;
+        let time = Description::read(state).time;
+        let mut sorted = Vec::new();
+        let mut merged = Vec::new();
+        for (text, date) in dates(state) {
+            if chosen(&date) {
+                let kind = if date.bytes <= SORT_BYTES { &mut sorted } else { &mut merged };
+                kind.push(text);
+            }
+        }
+        let mut total = Compacted::default();
+        for (dates, sort) in [(sorted, time), (merged, None)] {
+            for dates in dates.chunks(DATES_AT_ONCE) {
+                table = self.optimize(table, dates, sort.as_deref(), &mut total).await?;
+            }
+        }
+        Ok(total)
+    }
+
+    /// One commit that rewrites `dates`, by `sort` if it is given (an order on one column: that is
+    /// what Z-order is for one column).
+    async fn optimize(
+        &self,
+        table: DeltaTable,
+        dates: &[String],
+        sort: Option<&str>,
+        total: &mut Compacted,
+    ) -> Result<DeltaTable> {
+        let chosen = FilterValue::Set(dates.iter().map(String::as_str).collect());
+        let filters = [(DATE, FilterOp::In, chosen)];
+        let kind = match sort {
+            Some(column) => OptimizeType::ZOrder(vec![column.to_owned()]),
+            None => OptimizeType::Compact,
+        };
+        let optimize = table
+            .optimize()
+            .with_filters(&filters)
+            .with_type(kind)
+            .with_writer_properties(file::writer_properties())
+            // Ingestion runs beside this.
+            .with_max_concurrent_tasks(1);
+        let (table, metrics) =
+            optimize.await.map_err(|error| delta_error(&self.path, "compaction", error))?;
+        total.dates += dates.len();
+        total.files_removed += metrics.num_files_removed;
+        total.files_added += metrics.num_files_added;
+        Ok(table)
+    }
+
+    /// Held until it is dropped.
+    fn lock(&self) -> Result<File> {
+        let file = File::options().create(true).append(true).open(&self.lock)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::config(format!("{} is being rewritten", self.path.display()))
+                    .hint("another compaction is at work (a running pipeline does it too); try again later"))
+            }
+            Err(TryLockError::Error(error)) => {
+                Err(Error::new(Kind::Storage, "a lock file cannot be locked").because(error))
+            }
+        }
+    }
+}
+
+/// The dates of a table; files without a date are left as they are.
+fn dates(state: &DeltaTableState) -> BTreeMap<String, Date> {
+    let mut dates: BTreeMap<String, Date> = BTreeMap::new();
+    for file in state.log_data().iter() {
+        let path = file.path();
+        let folder = path.split('/').next().unwrap_or_default();
+        let text = folder.strip_prefix(DATE).and_then(|rest| rest.strip_prefix('='));
+        let Some(text) = text.filter(|text| !text.starts_with('_')) else { continue };
+        let date = dates.entry(text.to_owned()).or_default();
+        let bytes = u64::try_from(file.size()).unwrap_or(0);
+        date.bytes += bytes;
+        date.small += usize::from(bytes < SMALL_BYTES);
+        date.newest_us = date.newest_us.max(file.modification_time().saturating_mul(1_000));
+    }
+    dates
+}
+
+/// What was done to one table.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The customer whose table it is.
+    pub customer: String,
+    /// The table.
+    pub table: String,
+    /// What was done.
+    pub compacted: Compacted,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Compacted { dates, files_removed, files_added, files_deleted } = self.compacted;
+        write!(f, "{}.{}: ", self.customer, self.table)?;
+        match dates {
+            0 => write!(f, "nothing to merge")?,
+            _ => write!(f, "{files_removed} files of {dates} dates merged into {files_added}")?,
+        }
+        if files_deleted > 0 {
+            write!(f, ", {files_deleted} old files deleted")?;
+        }
+        Ok(())
+    }
+}
+
+/// Rewrites every table of `customers` (none named: of all) that has dates with several small
+/// files, and with `vacuum` deletes what is no longer needed.
+///
+/// # Errors
+/// The first table's that failed; those before it are done.
+pub async fn compact_all(root: &Path, customers: &[String], vacuum: bool) -> Result<Vec<Report>> {
+    let all = match customers {
+        [] => super::customers(root),
+        some => some.to_vec(),
+    };
+    let mut reports = Vec::new();
+    for customer in all {
+        for table in tables(root, &customer) {
+            let compactor = Compactor::new(root, &customer, &table);
+            let mut compacted = compactor.run_all().await?;
+            if vacuum {
+                compacted.files_deleted = compactor.vacuum().await?.files_deleted;
+            }
+            reports.push(Report { customer: customer.clone(), table, compacted });
+        }
+    }
+    Ok(reports)
+}

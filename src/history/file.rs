@@ -1,0 +1,172 @@
+//! One Parquet file of one date: sorted by time, encoded, with the statistics that Delta keeps.
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::{interleave_record_batch, max, max_string, min, min_string};
+use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
+use bytes::Bytes;
+use chrono::{DateTime, NaiveDate, SecondsFormat};
+use deltalake::kernel::Add;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use serde_json::{Map, Value, json};
+
+use super::table::{DATE, INDEXED};
+use crate::time::{DAY, Micros};
+use crate::{Error, Kind, Result};
+
+/// Rows of a row group: what a query on a time range reads at least.
+const ROW_GROUP_ROWS: usize = 131_072;
+/// Rows that are gathered at once when rows must be sorted.
+const GATHER_ROWS: usize = 32_768;
+/// Dates that Delta's text form of a date can say: years 1 to 9999.
+const DATES: std::ops::RangeInclusive<i64> = -719_162..=2_932_896;
+
+/// The UTC date of an instant, in days since 1970; `None` outside years 1 to 9999.
+pub(super) fn date_of(time: Micros) -> Option<i32> {
+    let day = time.div_euclid(DAY);
+    DATES.contains(&day).then(|| i32::try_from(day).ok()).flatten()
+}
+
+/// The text of a partition value.
+pub(super) fn date_text(date: i32) -> Option<String> {
+    NaiveDate::from_epoch_days(date).map(|date| date.format("%Y-%m-%d").to_string())
+}
+
+/// How all files are written.
+pub(super) fn writer_properties() -> WriterProperties {
+    WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_created_by(concat!("millstream ", env!("CARGO_PKG_VERSION")).to_owned())
+        .build()
+}
+
+/// A file that is ready to be stored.
+pub(super) struct Encoded {
+    /// Its path under the table's folder.
+    pub path: String,
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// How Delta is told of it.
+    pub add: Add,
+}
+
+/// Encodes the rows of one date. Blocking.
+pub(super) fn encode(
+    schema: &SchemaRef,
+    date: Option<i32>,
+    batches: &[RecordBatch],
+    now_ms: i64,
+) -> Result<Encoded> {
+    let times: Vec<&[i64]> = batches.iter().map(|batch| times(batch.column(0))).collect();
+    let fail = |error| Error::new(Kind::Storage, "a Parquet file cannot be written").because(error);
+    let buffer = Vec::with_capacity(1 << 20);
+    let properties = Some(writer_properties());
+    let mut writer = ArrowWriter::try_new(buffer, schema.clone(), properties).map_err(fail)?;
+    if times.iter().flat_map(|times| times.iter()).is_sorted() {
+        for batch in batches {
+            writer.write(batch).map_err(fail)?;
+        }
+    } else {
+        let all: Vec<&RecordBatch> = batches.iter().collect();
+        for rows in sorted(&times).chunks(GATHER_ROWS) {
+            writer.write(&interleave_record_batch(&all, rows)?).map_err(fail)?;
+        }
+    }
+    let bytes = Bytes::from(writer.into_inner().map_err(fail)?);
+    let value = date.and_then(date_text);
+    let folder = value.as_deref().unwrap_or("__HIVE_DEFAULT_PARTITION__");
+    let path = format!("{DATE}={folder}/part-{}.zstd.parquet", uuid::Uuid::new_v4());
+    let add = Add {
+        path: path.clone(),
+        partition_values: [(DATE.to_owned(), value)].into_iter().collect(),
+        size: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
+        modification_time: now_ms,
+        data_change: true,
+        stats: Some(statistics(schema, date.is_some(), batches).to_string()),
+        ..Add::default()
+    };
+    Ok(Encoded { path, bytes, add })
+}
+
+/// The values of a timestamp column; where it is null, whatever lies there.
+pub(super) fn times(column: &ArrayRef) -> &[i64] {
+    column.as_primitive::<TimestampMicrosecondType>().values()
+}
+
+/// (batch, row) in the order of time, and of arrival where the time is the same.
+fn sorted(times: &[&[i64]]) -> Vec<(usize, usize)> {
+    let mut rows = Vec::with_capacity(times.iter().map(|times| times.len()).sum());
+    for (batch, times) in times.iter().enumerate() {
+        rows.extend((0..times.len()).map(|row| (batch, row)));
+    }
+    rows.sort_by_key(|&(batch, row)| times[batch][row]);
+    rows
+}
+
+/// Delta's statistics of the first columns, as JSON. `dated`: all times are in years 1 to 9999,
+/// and so have a text form.
+fn statistics(schema: &SchemaRef, dated: bool, batches: &[RecordBatch]) -> Value {
+    let (mut low, mut high, mut nulls) = (Map::new(), Map::new(), Map::new());
+    for (index, field) in schema.fields().iter().enumerate().take(INDEXED) {
+        let columns: Vec<&ArrayRef> = batches.iter().map(|batch| batch.column(index)).collect();
+        let count: usize = columns.iter().map(|column| column.null_count()).sum();
+        nulls.insert(field.name().clone(), json!(count));
+        let (least, greatest) = match index {
+            0 if dated => {
+                let values = || columns.iter().map(|c| c.as_primitive::<TimestampMicrosecondType>());
+                (
+                    values().filter_map(min).min().and_then(instant_text),
+                    values().filter_map(max).max().and_then(instant_text),
+                )
+            }
+            1 => {
+                let values = || columns.iter().map(|column| column.as_string::<i32>());
+                (
+                    values().filter_map(min_string).min().map(Value::from),
+                    values().filter_map(max_string).max().map(Value::from),
+                )
+            }
+            2 | 4 => {
+                let values = || columns.iter().map(|column| column.as_primitive::<Int32Type>());
+                (
+                    values().filter_map(min).min().map(Value::from),
+                    values().filter_map(max).max().map(Value::from),
+                )
+            }
+            3 => {
+                let values = || columns.iter().map(|column| column.as_primitive::<Int64Type>());
+                (
+                    values().filter_map(min).min().map(Value::from),
+                    values().filter_map(max).max().map(Value::from),
+                )
+            }
+            _ => (None, None),
+        };
+        low.extend(least.map(|value| (field.name().clone(), value)));
+        high.extend(greatest.map(|value| (field.name().clone(), value)));
+    }
+    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+    json!({ "numRecords": rows, "minValues": low, "maxValues": high, "nullCount": nulls })
+}
+
+fn instant_text(time: Micros) -> Option<Value> {
+    let text = DateTime::from_timestamp_micros(time)?.to_rfc3339_opts(SecondsFormat::Micros, true);
+    Some(Value::from(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_outside_deltas_range_have_none() {
+        assert_eq!(date_of(0), Some(0));
+        assert_eq!(date_of(-1), Some(-1));
+        assert_eq!(date_of(i64::MAX), None);
+        assert_eq!(date_of(i64::MIN), None);
+        assert_eq!(date_text(date_of(253_402_300_799_999_999).unwrap()).unwrap(), "9999-12-31");
+        assert_eq!(date_of(253_402_300_800_000_000), None);
+    }
+}

@@ -1,0 +1,509 @@
+//! History as a whole, on the real file system.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
+};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
+use arrow::util::pretty::pretty_format_batches;
+use datafusion::physical_plan::displayable;
+use futures::TryStreamExt;
+use tempfile::TempDir;
+
+use super::*;
+use crate::catalog::Catalog;
+use crate::serve::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
+use crate::time::{DAY, HOUR, Micros, SECOND, Window};
+
+const ZONE: &str = "Europe/Helsinki";
+/// 2019-10-26T00:00:00Z, a day before Helsinki's clocks went back.
+const START: Micros = 1_572_048_000_000_000;
+
+fn instant() -> DataType {
+    DataType::Timestamp(TimeUnit::Microsecond, Some(ZONE.into()))
+}
+
+fn schema(extra: &[(&str, DataType)]) -> SchemaRef {
+    let mut fields = vec![
+        Field::new("part_id", DataType::Int64, false),
+        Field::new("room", DataType::Utf8, false),
+        Field::new("event_time", instant(), true),
+    ];
+    fields.extend(extra.iter().map(|(name, kind)| Field::new(*name, kind.clone(), true)));
+    Arc::new(Schema::new(fields))
+}
+
+fn spec(extra: &[(&str, DataType)]) -> TableSpec {
+    TableSpec::new("customer_a", "positions", &schema(extra), Some("event_time"), None, ZONE)
+}
+
+/// Events at the offsets and times given.
+fn events(rows: impl IntoIterator<Item = (i64, Micros)>) -> RecordBatch {
+    let (offsets, times): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let rooms: Vec<&str> = offsets.iter().map(|o| ["hall", "kitchen"][(o % 2) as usize]).collect();
+    RecordBatch::try_from_iter([
+        ("part_id", Arc::new(Int64Array::from_iter_values(offsets.iter().map(|o| o % 7))) as ArrayRef),
+        ("room", Arc::new(StringArray::from(rooms))),
+        ("event_time", Arc::new(TimestampMicrosecondArray::from(times).with_timezone(ZONE))),
+        ("_offset", Arc::new(Int64Array::from(offsets))),
+    ])
+    .unwrap()
+}
+
+/// A project with customer_a, whose stream is `positions`.
+fn project() -> (TempDir, Catalog) {
+    let folder = tempfile::tempdir().unwrap();
+    let schema = "SET millstream.timezone = 'Europe/Helsinki';
+        CREATE STREAM positions (part_id BIGINT NOT NULL, room VARCHAR NOT NULL, event_time TIMESTAMP,
+            WATERMARK FOR event_time AS event_time) WITH (topics = '1084', format = 'json');
+        CREATE EXTERNAL TABLE rooms STORED AS CSV LOCATION 'rooms.csv' OPTIONS ('format.has_header' 'true');";
+    std::fs::create_dir_all(folder.path().join("schemas")).unwrap();
+    std::fs::create_dir_all(folder.path().join("queries/customer_a")).unwrap();
+    std::fs::write(folder.path().join("schemas/customer_a.sql"), schema).unwrap();
+    std::fs::write(folder.path().join("rooms.csv"), "name,capacity\nhall,4\nkitchen,2\n").unwrap();
+    let catalog = crate::catalog::load(folder.path(), &[]).unwrap();
+    (folder, catalog)
+}
+
+fn root(folder: &TempDir) -> PathBuf {
+    folder.path().join("data/history")
+}
+
+async fn writer(root: &Path, spec: TableSpec) -> Writer {
+    Writer::open(root, spec, "cluster").await.unwrap()
+}
+
+async fn ask(root: &Path, catalog: &Catalog, sql: &str) -> Vec<RecordBatch> {
+    let context = context(root, catalog).await.unwrap();
+    run_sql(&context, sql).await.unwrap().try_collect().await.unwrap()
+}
+
+async fn table(root: &Path, catalog: &Catalog, sql: &str) -> String {
+    pretty_format_batches(&ask(root, catalog, sql).await).unwrap().to_string()
+}
+
+async fn number(root: &Path, catalog: &Catalog, sql: &str) -> i64 {
+    ask(root, catalog, sql).await[0].column(0).as_primitive::<Int64Type>().value(0)
+}
+
+/// How many data files a query reads.
+async fn files_read(root: &Path, catalog: &Catalog, sql: &str) -> usize {
+    let context = context(root, catalog).await.unwrap();
+    let plan = context.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
+    displayable(plan.as_ref()).indent(true).to_string().matches("part-").count()
+}
+
+const EXACTLY_ONCE: &str =
+    "SELECT count(*) - count(DISTINCT (_topic, _partition, _offset, _position)) FROM positions";
+
+#[tokio::test]
+async fn a_reopened_table_goes_on_where_it_ended() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut first = writer(&root, spec(&[])).await;
+    assert_eq!(first.position("1084", 0), None);
+    first.append("1084", 0, &events((0..100).map(|o| (o, START + o * SECOND))), 100).await.unwrap();
+    // Partition 1 holds tombstones only: a position without rows.
+    first.append("1084", 1, &events([]), 17).await.unwrap();
+    let committed = first.commit(START).await.unwrap();
+    assert_eq!((committed.rows, committed.files), (100, 1));
+    assert_eq!(first.commit(START).await.unwrap(), Committed::default());
+    // Never committed, so it is to be read again.
+    first.append("1084", 0, &events([(100, START)]), 101).await.unwrap();
+    drop(first);
+
+    let mut second = writer(&root, spec(&[])).await;
+    assert_eq!(second.position("1084", 0), Some(100));
+    assert_eq!(second.position("1084", 1), Some(17));
+    let again = second.append("1084", 0, &events([(99, START)]), 101).await;
+    assert_eq!(again.unwrap_err().kind, Kind::Internal);
+    second.append("1084", 0, &events((100..150).map(|o| (o, START + o * SECOND))), 150).await.unwrap();
+    assert!(second.due(START + 20 * SECOND));
+    second.commit(START + 20 * SECOND).await.unwrap();
+    assert_eq!(second.position("1084", 0), Some(150));
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 150);
+    assert_eq!(number(&root, &catalog, EXACTLY_ONCE).await, 0);
+    assert!(Writer::open(&root, spec(&[]), "another").await.is_err_and(|e| e.kind == Kind::Recovery));
+}
+
+#[tokio::test]
+async fn of_two_writers_the_second_to_commit_is_stopped() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let (mut ours, mut theirs) = (writer(&root, spec(&[])).await, writer(&root, spec(&[])).await);
+    ours.append("1084", 0, &events([(0, START)]), 1).await.unwrap();
+    theirs.append("1084", 0, &events([(0, START), (1, START)]), 2).await.unwrap();
+    ours.commit(START).await.unwrap();
+    assert_eq!(theirs.commit(START).await.unwrap_err().kind, Kind::Fenced);
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 1);
+}
+
+#[tokio::test]
+async fn columns_may_be_added_but_not_changed() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut old = writer(&root, spec(&[])).await;
+    old.append("1084", 0, &events([(0, START)]), 1).await.unwrap();
+    old.commit(START).await.unwrap();
+    let added = [("battery", DataType::Float64), ("seen", instant()), ("serial", DataType::UInt64)];
+    let mut new = writer(&root, spec(&added)).await;
+    assert_eq!(new.position("1084", 0), Some(1));
+    let mut columns: Vec<(String, ArrayRef)> = Vec::new();
+    let rows = events([(1, START)]);
+    for (index, field) in rows.schema().fields().iter().enumerate() {
+        columns.push((field.name().clone(), rows.column(index).clone()));
+    }
+    columns.push(("battery".into(), Arc::new(arrow::array::Float64Array::from(vec![0.5]))));
+    columns.push(("serial".into(), Arc::new(arrow::array::UInt64Array::from(vec![u64::MAX]))));
+    new.append("1084", 0, &RecordBatch::try_from_iter(columns).unwrap(), 2).await.unwrap();
+    new.commit(START).await.unwrap();
+    let seen = table(&root, &catalog, "SELECT _offset, battery, seen, serial FROM positions ORDER BY 1").await;
+    let expected = "\
++---------+---------+------+----------------------+
+| _offset | battery | seen | serial               |
++---------+---------+------+----------------------+
+| 0       |         |      |                      |
+| 1       | 0.5     |      | 18446744073709551615 |
++---------+---------+------+----------------------+";
+    assert_eq!(seen, expected);
+    let changed = [("battery", DataType::Utf8)];
+    let error = Writer::open(&root, spec(&changed), "cluster").await.err().unwrap();
+    assert_eq!(error.kind, Kind::Config);
+    assert!(error.to_string().contains("battery"), "{error}");
+    // The first schema again: its rows simply have no value for the newer columns.
+    let mut old = writer(&root, spec(&[])).await;
+    old.append("1084", 0, &events([(2, START)]), 3).await.unwrap();
+    old.commit(START).await.unwrap();
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions WHERE battery IS NULL").await, 2);
+}
+
+#[tokio::test]
+async fn compaction_keeps_every_row_and_position() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut writer = writer(&root, spec(&[])).await;
+    // Past a checkpoint (every 50 commits); out of order, with fractions of a millisecond.
+    for commit in 0..60 {
+        let rows = (0..20).map(|i| {
+            let offset = commit * 20 + i;
+            (offset, START + (offset * 7919 % 3000) * 61_234_567)
+        });
+        writer.append("1084", 0, &events(rows), commit * 20 + 20).await.unwrap();
+        writer.commit(START).await.unwrap();
+    }
+    writer.append("1084", 1, &events([]), 5).await.unwrap();
+    writer.commit(START).await.unwrap();
+    let all = "SELECT count(*), sum(_offset), min(event_time), max(event_time) FROM positions";
+    let before = table(&root, &catalog, all).await;
+    let now = crate::time::Clock::system().now();
+    assert_eq!(compact_now(&writer, now).await.dates, 0, "dates are not quiet yet");
+    let compacted = writer.compact(now + HOUR).await.unwrap();
+    assert_eq!(compacted.dates, 3, "{compacted:?}");
+    assert_eq!((compacted.files_removed, compacted.files_added), (180, 3));
+    assert_eq!(table(&root, &catalog, all).await, before);
+    assert_eq!(number(&root, &catalog, EXACTLY_ONCE).await, 0);
+    let order = "SELECT count(*) FROM (SELECT event_time < lag(event_time) OVER () AS back FROM positions
+        WHERE event_time < TIMESTAMP '2019-10-27T00:00:00Z') WHERE back";
+    assert_eq!(number(&root, &catalog, order).await, 0, "sorted inside the file");
+
+    // The writer goes on after it, and so does the next one.
+    writer.append("1084", 0, &events([(1200, START)]), 1201).await.unwrap();
+    writer.commit(START).await.unwrap();
+    drop(writer);
+    let writer = self::writer(&root, spec(&[])).await;
+    assert_eq!(writer.positions(), [("1084".into(), 0, 1201), ("1084".into(), 1, 5)]);
+    let reports = compact_all(&root, &[], true).await.unwrap();
+    assert_eq!(reports[0].compacted.dates, 1);
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 1201);
+}
+
+async fn compact_now(writer: &Writer, now: Micros) -> Compacted {
+    writer.compactor().run(now).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_compaction_beside_appends_costs_nothing_but_another_look() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut writer = writer(&root, spec(&[])).await;
+    for offset in 0..3 {
+        writer.append("1084", 0, &events([(offset, START)]), offset + 1).await.unwrap();
+        writer.commit(START).await.unwrap();
+    }
+    writer.append("1084", 0, &events([(3, START)]), 4).await.unwrap();
+    // As `millstream compact` does it in another process.
+    assert_eq!(compact_all(&root, &["customer_a".into()], false).await.unwrap()[0].compacted.dates, 1);
+    writer.commit(START).await.unwrap();
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 4);
+    assert_eq!(number(&root, &catalog, EXACTLY_ONCE).await, 0);
+    let lock = std::fs::File::create(root.join("customer_a/.positions.lock")).unwrap();
+    lock.lock().unwrap();
+    let error = compact_all(&root, &[], false).await.unwrap_err();
+    assert!(error.to_string().contains("being rewritten"), "{error}");
+}
+
+#[tokio::test]
+async fn the_plain_name_of_a_keyed_result_is_the_latest_row_of_each_key() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let fields = vec![Field::new("room", DataType::Utf8, false), Field::new("persons", DataType::Int64, false)];
+    let result: SchemaRef = Arc::new(Schema::new(fields));
+    let spec = TableSpec::new("customer_a", "occupancy", &result, None, Some(vec!["room".into()]), ZONE);
+    let mut writer = writer(&root, spec).await;
+    let rows = RecordBatch::try_from_iter([
+        ("room", Arc::new(StringArray::from(vec!["hall", "kitchen", "hall", "kitchen", "bath"])) as ArrayRef),
+        ("persons", Arc::new(Int64Array::from(vec![Some(1), Some(2), Some(3), None, Some(4)]))),
+        ("_deleted", Arc::new(BooleanArray::from(vec![false, false, false, true, false]))),
+        ("_timestamp", Arc::new(TimestampMicrosecondArray::from(vec![START; 5]).with_timezone(ZONE))),
+        ("_offset", Arc::new(Int64Array::from(vec![0, 1, 2, 3, 4]))),
+    ])
+    .unwrap();
+    writer.append("t", 0, &rows.slice(0, 2), 2).await.unwrap();
+    writer.commit(START).await.unwrap();
+    writer.append("t", 0, &rows.slice(2, 3), 5).await.unwrap();
+    writer.commit(START).await.unwrap();
+    let latest = table(&root, &catalog, "SELECT room, persons FROM occupancy ORDER BY room").await;
+    let expected = "\
++------+---------+
+| room | persons |
++------+---------+
+| bath | 4       |
+| hall | 3       |
++------+---------+";
+    assert_eq!(latest, expected);
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM occupancy_changes").await, 5);
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM occupancy WHERE room = 'kitchen'").await, 0);
+}
+
+#[tokio::test]
+async fn local_time_survives_the_hour_that_comes_twice() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut writer = writer(&root, spec(&[])).await;
+    // 23:30Z, 00:30Z, 01:30Z: 02:30, 03:30 summer time, 03:30 winter time.
+    let rows = (0..3).map(|o| (o, START + 23 * HOUR + HOUR / 2 + o * HOUR));
+    writer.append("1084", 0, &events(rows), 3).await.unwrap();
+    writer.commit(START).await.unwrap();
+    let local = "SELECT event_time, date_trunc('hour', event_time) AS hour FROM positions
+        WHERE event_time >= '2019-10-27T03:00:00' ORDER BY event_time";
+    let expected = "\
++---------------------------+---------------------------+
+| event_time                | hour                      |
++---------------------------+---------------------------+
+| 2019-10-27T03:30:00+03:00 | 2019-10-27T03:00:00+03:00 |
+| 2019-10-27T03:30:00+02:00 | 2019-10-27T03:00:00+02:00 |
++---------------------------+---------------------------+";
+    assert_eq!(table(&root, &catalog, local).await, expected);
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions WHERE CAST(event_time AS DATE) = DATE '2019-10-27'").await, 3);
+}
+
+#[tokio::test]
+async fn queries_on_event_time_skip_files() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut writer = writer(&root, spec(&[])).await;
+    for day in 0..10 {
+        let rows = (0..24).map(|h| (day * 24 + h, START + day * DAY + h * HOUR));
+        writer.append("1084", 0, &events(rows), day * 24 + 24).await.unwrap();
+        writer.commit(START).await.unwrap();
+    }
+    let count = async |filter: &str| {
+        let sql = format!("SELECT count(*) FROM positions WHERE {filter}");
+        (files_read(&root, &catalog, &sql).await, number(&root, &catalog, &sql).await)
+    };
+    assert_eq!(count("true").await, (10, 240));
+    assert_eq!(count("event_time >= '2019-10-28T00:00:00Z' AND event_time < '2019-10-28T12:00:00Z'").await, (1, 12));
+    assert_eq!(count("event_time BETWEEN '2019-10-27T23:00:00Z' AND '2019-10-28T00:00:00Z'").await, (2, 2));
+    // A local day lies in two UTC dates; one more on each side cannot be excluded.
+    assert_eq!(count("CAST(event_time AS DATE) = DATE '2019-10-30'").await, (3, 24));
+    assert_eq!(count("event_time > '2019-10-28T00:00:00Z' AND room = 'hall' AND _offset < 60").await, (1, 5));
+    assert_eq!(count("_offset = 100").await, (1, 1));
+    let groups = "SELECT date_trunc('day', event_time) AS d, count(*) FROM positions
+        WHERE event_time >= TIMESTAMP '2019-11-03T10:00:00Z' GROUP BY 1 ORDER BY 1";
+    assert_eq!(files_read(&root, &catalog, groups).await, 2);
+}
+
+#[tokio::test]
+async fn absurd_times_stop_nothing() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut writer = writer(&root, spec(&[])).await;
+    let times = [START, i64::MAX, i64::MIN, 253_402_300_800_000_000];
+    let rows = (0..4).map(|o| (o, times[o as usize]));
+    writer.append("1084", 0, &events(rows), 4).await.unwrap();
+    writer.commit(START).await.unwrap();
+    writer.append("1084", 0, &events([(4, i64::MAX)]), 5).await.unwrap();
+    writer.commit(START).await.unwrap();
+    compact_all(&root, &[], false).await.unwrap();
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 5);
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions WHERE event_time > '2020-01-01T00:00:00Z'").await, 3);
+}
+
+#[tokio::test]
+async fn questions_may_be_asked_before_during_and_after() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    assert_eq!(number(&root, &catalog, "SELECT count(event_time) FROM customer_a.positions").await, 0);
+    let mut writer = writer(&root, spec(&[])).await;
+    let context = context(&root, &catalog).await.unwrap();
+    for offset in 0..3 {
+        writer.append("1084", 0, &events([(offset, START)]), offset + 1).await.unwrap();
+        writer.commit(START).await.unwrap();
+        let rows = run_sql(&context, "SELECT * FROM positions JOIN rooms ON room = name").await.unwrap();
+        let rows: Vec<RecordBatch> = rows.try_collect().await.unwrap();
+        let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
+        assert_eq!(count, offset as usize + 1, "one session sees every commit");
+    }
+}
+
+#[tokio::test]
+async fn errors_point_at_the_word() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let context = context(&root, &catalog).await.unwrap();
+    let fail = async |sql: &str| run_sql(&context, sql).await.err().map(|e| e.to_string()).unwrap();
+    assert_eq!(
+        fail("SELECT 1\nFROM postions").await,
+        "there is no table 'postions'\n --> query:2:6\n  |\n2 | FROM postions\n  |      ^^^^^^^^\n  hint: did you mean 'positions'?"
+    );
+    assert_eq!(
+        fail("SELECT rom FROM positions").await,
+        "there is no column 'rom'\n --> query:1:8\n  |\n1 | SELECT rom FROM positions\n  |        ^^^\n  hint: did you mean 'room'?"
+    );
+    assert!(fail("SELECT FROM WHERE").await.contains("--> query:1:"));
+    for refused in ["DROP TABLE positions", "INSERT INTO positions VALUES (1)", "COPY positions TO 'x.csv'", "SET a.b = 1"] {
+        let error = fail(refused).await;
+        assert!(error.contains("only queries"), "{refused}: {error}");
+    }
+    assert!(run_sql(&context, "EXPLAIN SELECT * FROM positions").await.is_ok());
+    assert!(run_sql(&context, "SHOW TABLES").await.is_ok());
+}
+
+#[tokio::test]
+async fn events_come_back_as_the_stream_had_them() {
+    let (folder, _) = project();
+    let root = root(&folder);
+    let spec = spec(&[]);
+    let mut writer = writer(&root, spec.clone()).await;
+    for partition in [1, 0] {
+        let rows = (0..48).map(|o| (o, START + (47 - o) * HOUR));
+        writer.append("1084", partition, &events(rows), 48).await.unwrap();
+    }
+    writer.commit(START).await.unwrap();
+    let scan = EventScan {
+        customer: "customer_a",
+        stream: "positions",
+        schema: spec.schema.clone(),
+        time_column: "event_time",
+        from: Some(START + HOUR),
+        to: Some(START + 3 * HOUR),
+        ordered: true,
+    };
+    let rows = scan_events(&root, scan.clone()).await.unwrap();
+    assert_eq!(rows.schema(), spec.schema);
+    let rows: Vec<RecordBatch> = rows.try_collect().await.unwrap();
+    let rows = arrow::compute::concat_batches(&spec.schema, &rows).unwrap();
+    assert_eq!(rows.column_by_name("_offset").unwrap().as_ref(), &Int64Array::from(vec![45, 46, 45, 46]));
+    let none = EventScan { stream: "never_ran", ..scan };
+    assert_eq!(scan_events(&root, none).await.unwrap().try_collect::<Vec<_>>().await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn late_rows_say_where_they_came_from() {
+    let (folder, _) = project();
+    let root = root(&folder);
+    let mut fields: Vec<Field> = schema(&[]).fields().iter().map(|f| f.as_ref().clone()).collect();
+    fields.push(Field::new("query", DataType::Utf8, false));
+    for name in ["refused_from", "refused_to", "watermark"] {
+        fields.push(Field::new(name, instant(), false));
+    }
+    for (name, kind) in [("_topic", DataType::Utf8), ("_partition", DataType::Int32), ("_offset", DataType::Int64), ("_position", DataType::Int32)] {
+        fields.push(Field::new(name, kind, false));
+    }
+    let late = table::late_schema(&Arc::new(Schema::new(fields)));
+    let spec = TableSpec::new("customer_a", "positions_late", &late, None, None, ZONE);
+    let mut writer = writer(&root, spec).await;
+    let times = |values: Vec<i64>| Arc::new(TimestampMicrosecondArray::from(values).with_timezone(ZONE)) as ArrayRef;
+    let rows = RecordBatch::try_from_iter([
+        ("query", Arc::new(StringArray::from(vec!["daily", "hourly"])) as ArrayRef),
+        ("refused_from", times(vec![10, 20])),
+        ("refused_to", times(vec![11, 22])),
+        ("source_topic", Arc::new(StringArray::from(vec!["1084", "1084"]))),
+        ("source_partition", Arc::new(arrow::array::Int32Array::from(vec![3, 3]))),
+        ("source_offset", Arc::new(Int64Array::from(vec![77, 77]))),
+        ("source_position", Arc::new(arrow::array::Int32Array::from(vec![0, 0]))),
+        ("_timestamp", times(vec![START, START])),
+        ("_offset", Arc::new(Int64Array::from(vec![0, 1]))),
+    ])
+    .unwrap();
+    writer.append("millstream.customer_a.positions_late", 0, &rows, 2).await.unwrap();
+    writer.commit(START).await.unwrap();
+    let refused = late_rows(&root, "customer_a", "positions", "hourly").await.unwrap();
+    assert_eq!(refused.len(), 1);
+    assert_eq!(refused[&("1084".to_owned(), 3, 77, 0)], [(20, 22)]);
+}
+
+#[tokio::test]
+async fn running_pipelines_say_why_there_is_no_result_yet() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let empty = "SELECT count(*) FROM millstream.watermarks";
+    assert_eq!(number(&root, &catalog, empty).await, 0);
+    let partition = PartitionStatus { topic: "1084".into(), watermark: Some(START), end: 5, position: 2, ..Default::default() };
+    let open = OpenWindow {
+        window: Window { start: START, end: START + DAY },
+        held_by: Some("1084/0".into()),
+        held_at: Some(START),
+        because: "waits for 1084/0".into(),
+    };
+    let status = Status {
+        customer: "customer_a".into(),
+        streams: vec![StreamStatus { name: "positions".into(), partitions: vec![partition], ..Default::default() }],
+        queries: vec![QueryStatus { name: "daily".into(), open: vec![open], ..Default::default() }],
+        ..Default::default()
+    };
+    let file = root.parent().unwrap().join("status/customer_a.json");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(file, serde_json::to_vec(&status).unwrap()).unwrap();
+    let watermarks = table(&root, &catalog, "SELECT stream, topic, watermark, lag FROM millstream.watermarks").await;
+    assert!(watermarks.contains("| positions | 1084  | 2019-10-26T03:00:00+03:00 | 3   |"), "{watermarks}");
+    let windows = table(&root, &catalog, "SELECT window_end, held_by, because FROM millstream.windows").await;
+    assert!(windows.contains("| 2019-10-27T03:00:00+03:00 | 1084/0  | waits for 1084/0 |"), "{windows}");
+}
+
+/// Run with `--ignored --nocapture`: how fast rows get into history.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn measure_append_and_commit() {
+    const ROWS: i64 = 1_000_000;
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let batches: Vec<RecordBatch> = (0..ROWS / 8_000)
+        .map(|b| events((0..8_000).map(|i| (b * 8_000 + i, START + (b * 8_000 + i) * 10_000 + (i * 7919 % 1000) * 500))))
+        .collect();
+    let mut writer = writer(&root, spec(&[])).await;
+    let started = std::time::Instant::now();
+    let mut files = 0;
+    for (index, batch) in batches.iter().enumerate() {
+        let next = (index as i64 + 1) * 8_000;
+        writer.append("1084", 0, batch, next).await.unwrap();
+        if index % 25 == 24 {
+            files += writer.commit(START).await.unwrap().files;
+        }
+    }
+    writer.commit(START).await.unwrap();
+    let took = started.elapsed().as_secs_f64();
+    println!("append and commit: {ROWS} rows, {files} files, {took:.2} s, {:.0} rows/s", ROWS as f64 / took);
+    let started = std::time::Instant::now();
+    for offset in 0..20 {
+        writer.append("1084", 0, &events([(ROWS + offset, START)]), ROWS + offset + 1).await.unwrap();
+        writer.commit(START).await.unwrap();
+    }
+    println!("a commit of one row: {:.1} ms", started.elapsed().as_secs_f64() * 50.0);
+    let started = std::time::Instant::now();
+    let count = number(&root, &catalog, "SELECT count(*) FROM positions WHERE room = 'hall'").await;
+    println!("count of {count} rows: {:.1} ms", started.elapsed().as_secs_f64() * 1000.0);
+}

@@ -1,0 +1,582 @@
+//! The writer of one table: an idempotent copy of a topic.
+//!
+//! ```text
+//!  append ─► rows by date ─► [10 s or 128 MB] ─► files ─► commit ──► done
+//!                                                  ▲        │ error: unknown
+//!                                                  │        ▼
+//!                                                  └── reload, look: there? absent? another's?
+//! ```
+//!
+//! Invariants:
+//! - The offsets that a table says it contains (its `txn` actions) and its rows change in the same
+//!   commit. `txn` version = the last offset contained, gaps and tombstones included.
+//! - What is known of those offsets is as of the snapshot on which the next commit is built, and a
+//!   commit is never moved on to a newer one (`max_retries` 0): it fails, and we look again.
+//! - Files are written once and named by later attempts of the same commit.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Int32Array, RecordBatch, RecordBatchOptions,
+    StringArray, UInt32Array, new_null_array,
+};
+use arrow::compute::{CastOptions, cast_with_options, max, min, take_record_batch};
+use arrow::datatypes::{Int64Type, SchemaRef};
+use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake::kernel::{Action, Add, Transaction};
+use deltalake::logstore::LogStoreRef;
+use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::table::state::DeltaTableState;
+use futures::StreamExt;
+use object_store::ObjectStoreExt;
+
+use super::compact::{Compacted, Compactor};
+use super::table::{self, DELETED, OFFSET, PARTITION, POSITION, TOPIC, TableSpec};
+use super::{compact, delta_error, file, positions};
+use crate::time::{Micros, SECOND};
+use crate::{Error, Kind, Result};
+
+/// Rows are committed after this long.
+const INTERVAL_US: Micros = 10 * SECOND;
+/// Rows are committed when they take this much memory.
+const BUFFER_BYTES: usize = 128 << 20;
+/// Attempts at one commit before the error is the caller's.
+const ATTEMPTS: u32 = 8;
+/// The longest pause between them.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Files that are encoded at once.
+const ENCODERS: usize = 2;
+/// Expired log files are looked for every so many commits: each look lists the whole log.
+const CLEANUP_EVERY: i64 = 50;
+
+/// What a commit did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Rows made durable.
+    pub rows: usize,
+    /// Files written.
+    pub files: usize,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// The table's Delta version, if there was something to commit.
+    pub version: Option<i64>,
+}
+
+type Partition = (String, i32);
+
+/// Where a source partition stands in the table.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    /// The last offset that the table contains, as of the writer's snapshot.
+    committed: Option<i64>,
+    /// The next offset to take, rows of the buffer included.
+    next: i64,
+}
+
+/// A commit on its way: its files are stored, its outcome is not known.
+struct Begun {
+    adds: Vec<Add>,
+    rows: usize,
+    /// The partitions that it moves, as they stood and as they will.
+    moved: HashMap<Partition, Position>,
+    /// An attempt was made: the table may contain it.
+    tried: bool,
+}
+
+/// Writes one table. See the module.
+pub struct Writer {
+    spec: TableSpec,
+    path: PathBuf,
+    root: PathBuf,
+    cluster: String,
+    stored: SchemaRef,
+    store: LogStoreRef,
+    state: DeltaTableState,
+    positions: HashMap<Partition, Position>,
+    dates: BTreeMap<Option<i32>, Vec<RecordBatch>>,
+    buffered: usize,
+    /// Something was appended since the last commit began, be it only a position.
+    pending: bool,
+    /// A commit that began and is not known to have ended.
+    begun: Option<Begun>,
+    interval_us: Micros,
+    last_commit: Option<Micros>,
+}
+
+impl Writer {
+    /// Opens the table, creating it if it is missing and adding new columns.
+    ///
+    /// # Errors
+    /// [`Kind::Config`] where the schema cannot become what `spec` says, [`Kind::Recovery`] for a
+    /// history of another cluster, [`Kind::Storage`].
+    pub async fn open(root: &Path, spec: TableSpec, cluster: &str) -> Result<Self> {
+        let (store, state) = table::open(root, &spec, cluster).await?;
+        let path = spec.path(root);
+        let prefix = app_prefix(cluster);
+        let mut positions = HashMap::new();
+        for app in positions::app_ids(&path, &store, &state).await? {
+            let Some(partition) = app.strip_prefix(&prefix).and_then(partition_of) else { continue };
+            let read = state.transaction_version(store.as_ref(), &app).await;
+            let committed = read.map_err(|error| delta_error(&path, "reading positions", error))?;
+            let next = committed.map_or(0, |last| last + 1);
+            positions.insert(partition, Position { committed, next });
+        }
+        Ok(Self {
+            path,
+            root: root.to_owned(),
+            cluster: cluster.to_owned(),
+            stored: spec.stored_schema()?,
+            spec,
+            store,
+            state,
+            positions,
+            dates: BTreeMap::new(),
+            buffered: 0,
+            pending: false,
+            begun: None,
+            interval_us: INTERVAL_US,
+            last_commit: None,
+        })
+    }
+
+    /// Commits after `interval_us` instead of ten seconds.
+    #[must_use]
+    pub fn with_interval(mut self, interval_us: Micros) -> Self {
+        self.interval_us = interval_us;
+        self
+    }
+
+    /// What is written here.
+    pub fn spec(&self) -> &TableSpec {
+        &self.spec
+    }
+
+    /// The offset after the last one that the table contains of a partition; `None`: nothing yet.
+    pub fn position(&self, topic: &str, partition: i32) -> Option<i64> {
+        let known = self.positions.get(&(topic.to_owned(), partition))?;
+        known.committed.map(|last| last + 1)
+    }
+
+    /// All partitions that the table knows, with [`Writer::position`].
+    pub fn positions(&self) -> Vec<(String, i32, i64)> {
+        let known = self.positions.iter().filter_map(|((topic, partition), position)| {
+            Some((topic.clone(), *partition, position.committed? + 1))
+        });
+        let mut known: Vec<_> = known.collect();
+        known.sort();
+        known
+    }
+
+    /// Takes rows of one partition, in the order of their offsets, and moves its position to
+    /// `next_offset`, rows or not. Columns are found by name: [`TOPIC`], [`PARTITION`],
+    /// [`POSITION`] and [`DELETED`] may be left out (the arguments, 0 and false), as may any other
+    /// that is null throughout.
+    ///
+    /// Commits by itself, before it takes the rows, when the buffer is full.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`] for rows below the position: those are the caller's to skip. Those of
+    /// [`Writer::commit`]. After an error the rows have not been taken.
+    pub async fn append(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        batch: &RecordBatch,
+        next_offset: i64,
+    ) -> Result<()> {
+        if self.buffered >= BUFFER_BYTES {
+            self.commit(self.last_commit.unwrap_or(0)).await?;
+        }
+        let known = self.known(topic, partition);
+        if next_offset < known.next {
+            return Err(self.out_of_order(topic, partition, next_offset, known.next));
+        }
+        if batch.num_rows() > 0 {
+            let rows = self.stored_rows(topic, partition, batch)?;
+            let offsets = rows.column(3).as_primitive::<Int64Type>();
+            let first = min(offsets).unwrap_or(known.next);
+            let last = max(offsets).unwrap_or(first);
+            if first < known.next || last >= next_offset {
+                let offset = if first < known.next { first } else { last };
+                return Err(self.out_of_order(topic, partition, offset, known.next));
+            }
+            self.buffer(rows)?;
+        }
+        if next_offset > known.next {
+            self.pending = true;
+            let moved = Position { next: next_offset, ..known };
+            self.positions.insert((topic.to_owned(), partition), moved);
+        }
+        Ok(())
+    }
+
+    /// Whether rows (or positions) wait for a commit that is due: after ten seconds or 128 MB.
+    pub fn due(&self, now: Micros) -> bool {
+        let waited = self.last_commit.is_none_or(|last| now - last >= self.interval_us);
+        self.has_pending() && (waited || self.buffered >= BUFFER_BYTES)
+    }
+
+    /// Whether anything waits for a commit.
+    pub fn has_pending(&self) -> bool {
+        self.pending || self.begun.is_some()
+    }
+
+    /// Bytes of rows that wait for a commit.
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffered
+    }
+
+    /// Makes everything that was appended durable, in one Delta commit (two after an error, whose
+    /// commit comes first). Without anything to commit it does nothing.
+    ///
+    /// # Errors
+    /// [`Kind::Fenced`] if another process wrote these offsets; [`Kind::Storage`] after several
+    /// attempts: nothing is lost then, and the call may be repeated.
+    pub async fn commit(&mut self, now: Micros) -> Result<Committed> {
+        self.last_commit = Some(now);
+        let mut committed = Committed::default();
+        self.finish(&mut committed).await?;
+        if self.pending {
+            self.begin(now).await?;
+            self.finish(&mut committed).await?;
+        }
+        Ok(committed)
+    }
+
+    /// Stores the buffer's files: from here on it is a commit that must end.
+    async fn begin(&mut self, now: Micros) -> Result<()> {
+        let adds = self.write_files(now).await?;
+        let rows = self.dates.values().flatten().map(RecordBatch::num_rows).sum();
+        let moved = (self.positions.iter())
+            .filter(|(_, position)| position.next > position.committed.map_or(0, |last| last + 1))
+            .map(|(partition, position)| (partition.clone(), *position))
+            .collect();
+        self.begun = Some(Begun { adds, rows, moved, tried: false });
+        self.dates.clear();
+        self.buffered = 0;
+        self.pending = false;
+        Ok(())
+    }
+
+    /// Brings the commit that was begun, if there is one, to its end.
+    async fn finish(&mut self, committed: &mut Committed) -> Result<()> {
+        let Some(mut begun) = self.begun.take() else { return Ok(()) };
+        if let Err(error) = self.commit_files(&begun).await {
+            begun.tried = true;
+            self.begun = Some(begun);
+            return Err(error);
+        }
+        for (partition, moved) in &begun.moved {
+            if let Some(position) = self.positions.get_mut(partition) {
+                position.committed = Some(moved.next - 1);
+            }
+        }
+        committed.rows += begun.rows;
+        committed.files += begun.adds.len();
+        committed.bytes +=
+            begun.adds.iter().map(|add| u64::try_from(add.size).unwrap_or(0)).sum::<u64>();
+        committed.version = i64::try_from(self.state.version()).ok();
+        Ok(())
+    }
+
+    /// Rewrites dates that have gone quiet (see [`Compactor::run`]), unless another process does
+    /// so. To do it beside appends, run [`Writer::compactor`] in a task of its own.
+    pub async fn compact(&mut self, now: Micros) -> Result<Compacted> {
+        // `look` below takes the table's newest state for ours: nothing of ours may be on its way.
+        if self.begun.is_some() || !compact::wanted(&self.state, now) {
+            return Ok(Compacted::default());
+        }
+        let compacted = match self.compactor().run(now).await {
+            Err(error) if error.kind == Kind::Config => return Ok(Compacted::default()),
+            other => other?,
+        };
+        self.look(&HashMap::new()).await?;
+        Ok(compacted)
+    }
+
+    /// What rewrites this table in the background.
+    pub fn compactor(&self) -> Compactor {
+        Compactor::new(&self.root, &self.spec.customer, &self.spec.name)
+    }
+
+    fn known(&self, topic: &str, partition: i32) -> Position {
+        let known = self.positions.get(&(topic.to_owned(), partition));
+        known.copied().unwrap_or(Position { committed: None, next: 0 })
+    }
+
+    /// The last offset of a partition that the table contains, as of the present snapshot.
+    async fn committed_offset(&self, partition: &Partition) -> Result<Option<i64>> {
+        let app = self.app_id(partition);
+        let read = self.state.transaction_version(self.store.as_ref(), app).await;
+        read.map_err(|error| delta_error(&self.path, "reading positions", error))
+    }
+
+    fn app_id(&self, (topic, partition): &Partition) -> String {
+        format!("{}{topic}:{partition}", app_prefix(&self.cluster))
+    }
+
+    fn out_of_order(&self, topic: &str, partition: i32, offset: i64, next: i64) -> Error {
+        Error::internal(format!("history of '{}' was given rows that it has", self.spec.name))
+            .detail(format!("{topic}/{partition}: offset {offset}, expected from {next} up to the next offset"))
+    }
+
+    /// The batch in the columns of the files.
+    fn stored_rows(&self, topic: &str, partition: i32, batch: &RecordBatch) -> Result<RecordBatch> {
+        let rows = batch.num_rows();
+        // Only absurd values do not fit (seconds that overflow microseconds); they become null
+        // rather than stop the rows around them.
+        let options = CastOptions { safe: true, ..CastOptions::default() };
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.stored.fields().len());
+        for field in self.stored.fields() {
+            let column = match (batch.column_by_name(field.name()), field.name().as_str()) {
+                (Some(column), _) if column.data_type() == field.data_type() => column.clone(),
+                (Some(column), _) => cast_with_options(column, field.data_type(), &options)?,
+                (None, TOPIC) => Arc::new(StringArray::from(vec![topic; rows])),
+                (None, PARTITION) => Arc::new(Int32Array::from(vec![partition; rows])),
+                (None, POSITION) => Arc::new(Int32Array::from(vec![0; rows])),
+                (None, DELETED) => Arc::new(BooleanArray::from(vec![false; rows])),
+                (None, OFFSET) => {
+                    return Err(Error::internal("rows for history have no column '_offset'"));
+                }
+                (None, _) => new_null_array(field.data_type(), rows),
+            };
+            columns.push(column);
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        Ok(RecordBatch::try_new_with_options(self.stored.clone(), columns, &options)?)
+    }
+
+    /// Puts rows to their dates; without a copy where all have the same one.
+    fn buffer(&mut self, rows: RecordBatch) -> Result<()> {
+        let column = rows.column(0);
+        let date = |row: usize| match column.is_null(row) {
+            true => None,
+            false => file::date_of(file::times(column)[row]),
+        };
+        let mut by_date: BTreeMap<Option<i32>, Vec<u32>> = BTreeMap::new();
+        let first = date(0);
+        if (1..rows.num_rows()).all(|row| date(row) == first) {
+            self.hold(first, rows);
+            return Ok(());
+        }
+        for row in 0..rows.num_rows() {
+            let index = u32::try_from(row).map_err(|_| Error::internal("a batch is too long"))?;
+            by_date.entry(date(row)).or_default().push(index);
+        }
+        for (date, indices) in by_date {
+            let taken = take_record_batch(&rows, &UInt32Array::from(indices))?;
+            self.hold(date, taken);
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, date: Option<i32>, rows: RecordBatch) {
+        self.buffered += (rows.columns().iter())
+            .map(|c| c.to_data().get_slice_memory_size().unwrap_or_else(|_| c.get_array_memory_size()))
+            .sum::<usize>();
+        self.dates.entry(date).or_default().push(rows);
+    }
+
+    async fn write_files(&self, now: Micros) -> Result<Vec<Add>> {
+        let store = self.store.object_store(None);
+        let schema = &self.stored;
+        // Owned parts: a future that borrows in a closure cannot move between threads.
+        let parts: Vec<_> = self.dates.iter().map(|(date, rows)| (*date, rows.clone())).collect();
+        let mut files = futures::stream::iter(parts)
+            .map(|(date, batches)| {
+                let (schema, store) = (schema.clone(), store.clone());
+                async move {
+                    let encode = move || file::encode(&schema, date, &batches, now / 1_000);
+                    let encoded = tokio::task::spawn_blocking(encode)
+                        .await
+                        .map_err(|error| Error::internal("an encoder ended early").because(error))??;
+                    let path = object_store::path::Path::from(encoded.path.as_str());
+                    store.put(&path, encoded.bytes.into()).await.map_err(|error| {
+                        Error::new(Kind::Storage, "a history file cannot be stored").because(error)
+                    })?;
+                    Ok::<Add, Error>(encoded.add)
+                }
+            })
+            .buffered(ENCODERS);
+        let mut adds = Vec::with_capacity(self.dates.len());
+        while let Some(add) = files.next().await {
+            adds.push(add?);
+        }
+        Ok(adds)
+    }
+
+    /// Commits what was begun; ends as done, or as an error that is final or may be repeated.
+    async fn commit_files(&mut self, begun: &Begun) -> Result<()> {
+        let mut wait = Duration::from_millis(50);
+        let mut unknown = begun.tried;
+        for attempt in 1..=ATTEMPTS {
+            if unknown {
+                match self.look(&begun.moved).await {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => {}
+                    Err(error) if error.kind == Kind::Fenced || attempt == ATTEMPTS => return Err(error),
+                    Err(error) => {
+                        tracing::warn!(table = %self.path.display(), %error, "history cannot be read; trying again");
+                        tokio::time::sleep(wait).await;
+                        wait = (wait * 2).min(LONGEST_WAIT);
+                        continue;
+                    }
+                }
+            }
+            match self.try_commit(begun).await {
+                Ok(state) => {
+                    self.state = state;
+                    return Ok(());
+                }
+                Err(error) if attempt == ATTEMPTS => {
+                    return Err(delta_error(&self.path, "a commit", error));
+                }
+                Err(error) => {
+                    tracing::info!(table = %self.path.display(), %error, "a history commit may have failed; looking");
+                    // The first failure is most often a compaction's commit, which is no reason to wait.
+                    if unknown {
+                        tokio::time::sleep(wait).await;
+                        wait = (wait * 2).min(LONGEST_WAIT);
+                    }
+                    unknown = true;
+                }
+            }
+        }
+        Err(Error::internal("a history commit was never attempted"))
+    }
+
+    /// One attempt, on the present snapshot.
+    async fn try_commit(&self, begun: &Begun) -> Result<DeltaTableState, deltalake::DeltaTableError> {
+        let version = i64::try_from(self.state.version()).unwrap_or(0) + 1;
+        let transactions = (begun.moved.iter())
+            .map(|(partition, position)| Transaction::new(self.app_id(partition), position.next - 1))
+            .collect();
+        let properties = CommitProperties::default()
+            .with_application_transactions(transactions)
+            .with_max_retries(0)
+            .with_cleanup_expired_logs(Some(version % CLEANUP_EVERY == 0));
+        let operation = DeltaOperation::Write {
+            mode: SaveMode::Append,
+            partition_by: Some(vec![table::DATE.to_owned()]),
+            predicate: None,
+        };
+        let finalized = CommitBuilder::from(properties)
+            .with_actions(begun.adds.iter().cloned().map(Action::Add).collect())
+            .build(Some(&self.state), self.store.clone(), operation)
+            .await?;
+        Ok(finalized.snapshot())
+    }
+
+    /// Reads the table anew and compares its positions with ours: true if it contains the commit
+    /// of `moved`, false if it does not.
+    ///
+    /// # Errors
+    /// [`Kind::Fenced`] if it contains anything else: somebody else writes this table.
+    async fn look(&mut self, moved: &HashMap<Partition, Position>) -> Result<bool> {
+        let state = DeltaTableState::try_new(self.store.as_ref(), None).await;
+        self.state = state.map_err(|error| delta_error(&self.path, "reading", error))?;
+        let mut there = 0;
+        let mut absent = None;
+        for (partition, ours) in &self.positions {
+            let committed = self.committed_offset(partition).await?;
+            match moved.get(partition) {
+                Some(moved) if committed == Some(moved.next - 1) => there += 1,
+                _ if committed != ours.committed => {
+                    return Err(self.taken_over(partition, ours, committed));
+                }
+                Some(_) => absent = Some((partition, ours)),
+                None => {}
+            }
+        }
+        match absent {
+            Some((partition, ours)) if there > 0 => {
+                Err(self.taken_over(partition, ours, ours.committed))
+            }
+            _ => Ok(there > 0),
+        }
+    }
+
+    fn taken_over(&self, partition: &Partition, ours: &Position, theirs: Option<i64>) -> Error {
+        let (topic, number) = partition;
+        let text = |offset: Option<i64>| offset.map_or("nothing".to_owned(), |last| last.to_string());
+        Error::new(Kind::Fenced, format!("another process writes {}", self.path.display()))
+            .detail(format!(
+                "{topic}/{number}: we wrote up to offset {}, the table has {}",
+                text(ours.committed),
+                text(theirs)
+            ))
+            .hint("stop the other process, or give this one a --data-dir of its own")
+    }
+}
+
+fn app_prefix(cluster: &str) -> String {
+    format!("millstream:{cluster}:")
+}
+
+/// Topic and partition of the end of an application id.
+fn partition_of(text: &str) -> Option<Partition> {
+    let (topic, partition) = text.rsplit_once(':')?;
+    Some((topic.to_owned(), partition.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{Int64Array, TimestampMicrosecondArray};
+    use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+
+    async fn with_rows(root: &Path, offsets: Vec<i64>) -> Writer {
+        let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+        let schema = Arc::new(Schema::new(vec![Field::new("ts", time, false)]));
+        let spec = TableSpec::new("c", "t", &schema, Some("ts"), None, "UTC");
+        let mut writer = Writer::open(root, spec, "cluster").await.unwrap();
+        let next = offsets.last().unwrap() + 1;
+        let times = TimestampMicrosecondArray::from(vec![0; offsets.len()]).with_timezone("UTC");
+        let rows = RecordBatch::try_from_iter([
+            ("ts", Arc::new(times) as ArrayRef),
+            ("_offset", Arc::new(Int64Array::from(offsets))),
+        ]);
+        writer.append("topic", 0, &rows.unwrap(), next).await.unwrap();
+        writer
+    }
+
+    fn rows(writer: &Writer) -> usize {
+        writer.state.log_data().iter().filter_map(|file| file.num_records()).sum()
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_succeeded_with_an_error_is_found_and_not_made_again() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = with_rows(root.path(), vec![0, 1, 2]).await;
+        writer.begin(0).await.unwrap();
+        // It happened, but we were told otherwise: our snapshot and positions are the old ones.
+        let begun = writer.begun.take().unwrap();
+        writer.try_commit(&begun).await.unwrap();
+        writer.begun = Some(Begun { tried: false, ..begun });
+        assert_eq!(writer.position("topic", 0), None);
+        let committed = writer.commit(1).await.unwrap();
+        assert_eq!(committed.rows, 3);
+        assert_eq!(writer.position("topic", 0), Some(3));
+        assert_eq!(rows(&writer), 3);
+        assert!(!writer.has_pending());
+    }
+
+    #[tokio::test]
+    async fn what_was_appended_after_a_failed_commit_follows_it() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = with_rows(root.path(), vec![0, 1]).await;
+        writer.begin(0).await.unwrap();
+        let begun = writer.begun.take().unwrap();
+        writer.try_commit(&begun).await.unwrap();
+        writer.begun = Some(Begun { tried: true, ..begun });
+        writer.append("topic", 0, &RecordBatch::new_empty(Arc::new(Schema::empty())), 9).await.unwrap();
+        writer.commit(1).await.unwrap();
+        assert_eq!(writer.position("topic", 0), Some(9));
+        assert_eq!(rows(&writer), 2);
+        let again = Writer::open(root.path(), writer.spec.clone(), "cluster").await.unwrap();
+        assert_eq!(again.position("topic", 0), Some(9));
+    }
+}
