@@ -1,0 +1,8 @@
+//! Everything that is tested from outside of the crate, in one binary: linking is what costs.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod rig;
+mod sql;
