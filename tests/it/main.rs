@@ -4,6 +4,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cli;
+mod garbage;
+mod kill;
 mod properties;
 mod rig;
 mod sql;

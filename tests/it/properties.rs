@@ -32,8 +32,13 @@ CREATE STREAM events (
 
 /// Beginnings near which something can go wrong: the two nights of changing clocks, the epoch, a
 /// leap day, long ago.
-const BEGINNINGS: [&str; 5] =
-    ["2024-03-31T00:30:00Z", "2024-10-27T00:30:00Z", "1969-12-31T23:50:00Z", "2024-02-29T21:50:00Z", "1900-01-01T00:00:00Z"];
+const BEGINNINGS: [&str; 5] = [
+    "2024-03-31T00:30:00Z",
+    "2024-10-27T00:30:00Z",
+    "1969-12-31T23:50:00Z",
+    "2024-02-29T21:50:00Z",
+    "1900-01-01T00:00:00Z",
+];
 
 const WINDOWS: [&str; 9] = [
     "TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '1' MINUTE)",
@@ -64,10 +69,17 @@ const QUERIES: [&str; 9] = [
 type Event = (i64, i64, i64, Option<i64>, Option<&'static str>);
 
 fn event(back: i64) -> impl Strategy<Value = Event> {
-    let step = prop_oneof![3 => 0..2_000_000_i64, 3 => 0..120_000_000_i64, 1 => 0..7_200_000_000_i64];
+    let step =
+        prop_oneof![3 => 0..2_000_000_i64, 3 => 0..120_000_000_i64, 1 => 0..7_200_000_000_i64];
     let back = prop_oneof![2 => Just(0), 2 => 0..=back];
     let number = prop_oneof![6 => (-3..4_i64).prop_map(Some), 1 => Just(None), 1 => any::<i64>().prop_map(Some), 1 => Just(Some(i64::MIN))];
-    let room = prop::sample::select(vec![None, Some("kitchen"), Some("hall"), Some(""), Some("\"ку\\х\u{1F6AA}\n")]);
+    let room = prop::sample::select(vec![
+        None,
+        Some("kitchen"),
+        Some("hall"),
+        Some(""),
+        Some("\"ку\\х\u{1F6AA}\n"),
+    ]);
     (step, back, 0..4_i64, number, room)
 }
 
@@ -84,7 +96,10 @@ struct Case {
 
 fn case(back: i64, partitions: std::ops::Range<i32>) -> impl Strategy<Value = Case> {
     let queries = (prop::sample::select(WINDOWS.to_vec()), prop::sample::select(QUERIES.to_vec()));
-    let events = (prop::collection::vec(event(back), 1..80), prop::collection::vec(any::<prop::sample::Index>(), 0..5));
+    let events = (
+        prop::collection::vec(event(back), 1..80),
+        prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+    );
     (prop::sample::select(BEGINNINGS.to_vec()), events, queries, any::<u64>(), partitions).prop_map(
         |(beginning, (events, duplicates), (window, query), seed, partitions)| Case {
             beginning,
@@ -133,7 +148,10 @@ impl Case {
         let all = &outcome.rows["events"];
         let rows = all.project(&(0..all.num_columns() - 4).collect::<Vec<_>>()).unwrap();
         let lateness = Lateness { before: watermarks(&rows), allowed_us: 0 };
-        let oracle = Oracle { zone: customer.zone, relations: vec![Relation { name: "events".into(), rows }] };
+        let oracle = Oracle {
+            zone: customer.zone,
+            relations: vec![Relation { name: "events".into(), rows }],
+        };
         let late = (self.partitions == 1).then_some(&lateness);
         let select = customer.queries[0].select.to_string();
         let mut expected = rig::batch_cells(&oracle.answer(&select, late).await.unwrap().0);
@@ -146,7 +164,8 @@ impl Case {
 
 /// W before each row of one partition.
 fn watermarks(rows: &arrow::array::RecordBatch) -> Vec<i64> {
-    let times = arrow::compute::cast(&rows.columns()[0], &arrow::datatypes::DataType::Int64).unwrap();
+    let times =
+        arrow::compute::cast(&rows.columns()[0], &arrow::datatypes::DataType::Int64).unwrap();
     let mut watermark = i64::MIN;
     let mut before = Vec::new();
     for time in times.as_primitive::<Int64Type>().values() {
@@ -156,9 +175,13 @@ fn watermarks(rows: &arrow::array::RecordBatch) -> Vec<i64> {
     before
 }
 
-fn check(strategy: impl Strategy<Value = Case>, property: impl AsyncFn(Case) -> Result<(), TestCaseError>) {
+fn check(
+    strategy: impl Strategy<Value = Case>,
+    property: impl AsyncFn(Case) -> Result<(), TestCaseError>,
+) {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(96);
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let config =
+        Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let result = TestRunner::new(config).run(&strategy, |case| runtime.block_on(property(case)));
     if let Err(error) = result {
@@ -171,7 +194,9 @@ fn within_the_delay_a_stream_says_what_a_batch_says() {
     check(case(DELAY, 1..4), async |case| {
         let (streamed, expected, outcome, ..) = case.run().await;
         prop_assert!(outcome.late.is_empty(), "refused in time: {:?}", outcome.late);
-        prop_assert!(outcome.rejected.is_empty() && outcome.failed.is_empty() && outcome.broken.is_empty());
+        prop_assert!(
+            outcome.rejected.is_empty() && outcome.failed.is_empty() && outcome.broken.is_empty()
+        );
         prop_assert_eq!(streamed, expected, "{}", case.sql());
         Ok(())
     });
@@ -184,7 +209,8 @@ fn beyond_the_delay_exactly_the_late_rows_are_missing() {
         prop_assert_eq!(streamed, expected, "{}", case.sql());
         let windowed = oracle.late_rows(&case.sql(), &lateness).unwrap();
         let offsets = rig::offsets(&outcome.rows["events"]);
-        let mut expected: Vec<String> = windowed.iter().map(|(row, ..)| offsets[*row].to_string()).collect();
+        let mut expected: Vec<String> =
+            windowed.iter().map(|(row, ..)| offsets[*row].to_string()).collect();
         let mut late: Vec<String> = outcome.late.iter().map(|(_, row)| row[0].clone()).collect();
         expected.sort();
         late.sort();

@@ -67,10 +67,16 @@ pub struct Outcome {
 }
 
 /// Runs a customer over the inputs to the end of all windows.
-pub async fn run(root: &Path, customer: &Arc<Customer>, inputs: &[Input], way: Way) -> Result<Outcome> {
+pub async fn run(
+    root: &Path,
+    customer: &Arc<Customer>,
+    inputs: &[Input],
+    way: Way,
+) -> Result<Outcome> {
     let mut rig = Rig::new(root, customer).await?;
     let schedule = schedule(inputs, way);
-    let mut random = StdRng::seed_from_u64(if let Way::Random { seed, .. } = way { seed } else { 0 });
+    let mut random =
+        StdRng::seed_from_u64(if let Way::Random { seed, .. } = way { seed } else { 0 });
     for partition in 0..partitions(way) {
         for input in inputs {
             rig.engine.join(&input.stream, &rig.partition(&input.stream, partition), 0)?;
@@ -107,7 +113,8 @@ fn partitions(way: Way) -> i32 {
 type Epoch = Vec<(String, i32, Vec<(i64, Bytes)>)>;
 
 fn schedule(inputs: &[Input], way: Way) -> Vec<Epoch> {
-    let mut random = StdRng::seed_from_u64(if let Way::Random { seed, .. } = way { seed ^ 1 } else { 0 });
+    let mut random =
+        StdRng::seed_from_u64(if let Way::Random { seed, .. } = way { seed ^ 1 } else { 0 });
     let count = partitions(way);
     let mut epochs: Vec<Epoch> = Vec::new();
     for input in inputs {
@@ -134,7 +141,8 @@ fn schedule(inputs: &[Input], way: Way) -> Vec<Epoch> {
             if epochs.len() <= number {
                 epochs.push(Vec::new());
             }
-            epochs[number].extend(parts.into_iter().map(|(p, records)| (input.stream.clone(), p, records)));
+            epochs[number]
+                .extend(parts.into_iter().map(|(p, records)| (input.stream.clone(), p, records)));
             number += 1;
         }
     }
@@ -149,7 +157,13 @@ pub fn chunk(topic: &Arc<str>, partition: i32, records: &[(i64, Bytes)]) -> Chun
         let start = u32::try_from(bytes.len()).unwrap();
         bytes.extend_from_slice(value);
         let end = u32::try_from(bytes.len()).unwrap();
-        ranges.push(Record { offset: *offset, timestamp_ms: -1, key: None, value: Some(start..end), headers: Vec::new() });
+        ranges.push(Record {
+            offset: *offset,
+            timestamp_ms: -1,
+            key: None,
+            value: Some(start..end),
+            headers: Vec::new(),
+        });
     }
     Chunk {
         topic: topic.clone(),
@@ -187,12 +201,24 @@ struct Rig {
 impl Rig {
     async fn new(root: &Path, customer: &Arc<Customer>) -> Result<Self> {
         let versions = tempfile::tempdir()?;
-        let mut tables = ReferenceTables::new(root, versions.path().into(), customer.tables.clone());
+        let mut tables =
+            ReferenceTables::new(root, versions.path().into(), customer.tables.clone());
         let engine = fresh(root, customer, &mut tables).await?;
         let join = engine.snapshot()?;
         let (log, records, history) = (Vec::new(), Vec::new(), BTreeMap::new());
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        Ok(Self { customer: customer.clone(), tables, versions, engine, join, store, log, kept: None, records, history })
+        Ok(Self {
+            customer: customer.clone(),
+            tables,
+            versions,
+            engine,
+            join,
+            store,
+            log,
+            kept: None,
+            records,
+            history,
+        })
     }
 
     fn topic(&self, stream: &str) -> Arc<str> {
@@ -213,8 +239,16 @@ impl Rig {
         early.map(|q| q.name.clone()).collect()
     }
 
-    async fn epoch(&mut self, epoch: Epoch, decisions: BTreeMap<String, Vec<ClockDecision>>, emits: Vec<String>) -> Result<()> {
-        let chunks = epoch.iter().map(|(stream, p, records)| chunk(&self.topic(stream), *p, records)).collect();
+    async fn epoch(
+        &mut self,
+        epoch: Epoch,
+        decisions: BTreeMap<String, Vec<ClockDecision>>,
+        emits: Vec<String>,
+    ) -> Result<()> {
+        let chunks = epoch
+            .iter()
+            .map(|(stream, p, records)| chunk(&self.topic(stream), *p, records))
+            .collect();
         self.log.push(Recorded { chunks, decisions, emits });
         let number = self.log.len();
         let output = again(&mut self.engine, number, &self.log[number - 1]).await?;
@@ -234,7 +268,8 @@ impl Rig {
 
     async fn keep_snapshot(&mut self) -> Result<()> {
         let number = self.log.len();
-        snapshot::write(&self.store, &format!("s{number}").into(), &self.engine.snapshot()?).await?;
+        snapshot::write(&self.store, &format!("s{number}").into(), &self.engine.snapshot()?)
+            .await?;
         self.kept = Some(number);
         Ok(())
     }
@@ -248,19 +283,26 @@ impl Rig {
         }
         let after = engine.snapshot()?;
         if describe(&before) != describe(&after) {
-            return Err(Error::internal("recovery gave another state")
-                .detail(format!("before {}\nafter {}", describe(&before), describe(&after))));
+            return Err(Error::internal("recovery gave another state").detail(format!(
+                "before {}\nafter {}",
+                describe(&before),
+                describe(&after)
+            )));
         }
         self.engine = engine;
         Ok(())
     }
 
     async fn recovered(&mut self, root: &Path) -> Result<Engine> {
-        self.tables = ReferenceTables::new(root, self.versions.path().into(), self.customer.tables.clone());
+        self.tables =
+            ReferenceTables::new(root, self.versions.path().into(), self.customer.tables.clone());
         let mut engine = fresh(root, &self.customer, &mut self.tables).await?;
         let saved = match self.kept {
             Some(number) => snapshot::read(&self.store, &format!("s{number}").into()).await?,
-            None => Snapshot { manifest: self.join.manifest.clone(), batches: self.join.batches.clone() },
+            None => Snapshot {
+                manifest: self.join.manifest.clone(),
+                batches: self.join.batches.clone(),
+            },
         };
         engine.restore(saved, &BTreeSet::new())?;
         Ok(engine)
@@ -275,7 +317,9 @@ impl Rig {
         let dead = sink::dead_letter_topic(&self.customer.name);
         for query in &self.engine.queries {
             let records = self.records.iter().filter(|r| *r.topic == *query.plan.query.topic);
-            outcome.results.insert(query.plan.name.clone(), standing(records, query.sink.publication)?);
+            outcome
+                .results
+                .insert(query.plan.name.clone(), standing(records, query.sink.publication)?);
         }
         for record in &self.records {
             if record.topic == dead {
@@ -283,7 +327,8 @@ impl Rig {
             } else if record.topic.ends_with("_late") {
                 let row = json(record.value.as_deref())?;
                 let cell = |name: &str| cell(&row[name]);
-                let place = [cell("_offset"), cell("refused_from"), cell("refused_to"), cell("watermark")];
+                let place =
+                    [cell("_offset"), cell("refused_from"), cell("refused_to"), cell("watermark")];
                 outcome.late.push((cell("query"), place));
             }
         }
@@ -294,7 +339,11 @@ impl Rig {
     }
 }
 
-async fn fresh(root: &Path, customer: &Arc<Customer>, tables: &mut ReferenceTables) -> Result<Engine> {
+async fn fresh(
+    root: &Path,
+    customer: &Arc<Customer>,
+    tables: &mut ReferenceTables,
+) -> Result<Engine> {
     let plan = plan(root, customer).await.map_err(|mut errors| errors.swap_remove(0))?;
     let mut engine = Engine::new(customer.clone(), plan)?;
     for version in tables.changed().await? {
@@ -303,7 +352,11 @@ async fn fresh(root: &Path, customer: &Arc<Customer>, tables: &mut ReferenceTabl
     Ok(engine)
 }
 
-async fn again(engine: &mut Engine, number: usize, recorded: &Recorded) -> Result<millstream::pipeline::Output> {
+async fn again(
+    engine: &mut Engine,
+    number: usize,
+    recorded: &Recorded,
+) -> Result<millstream::pipeline::Output> {
     let number = u64::try_from(number).unwrap();
     engine.begin(NOW + i64::try_from(number).unwrap() * SECOND);
     for chunk in &recorded.chunks {
@@ -324,11 +377,15 @@ fn describe(snapshot: &Snapshot) -> String {
 }
 
 fn json(value: Option<&[u8]>) -> Result<Value> {
-    serde_json::from_slice(value.unwrap_or(b"null")).map_err(|e| Error::internal("a record is no JSON").because(e))
+    serde_json::from_slice(value.unwrap_or(b"null"))
+        .map_err(|e| Error::internal("a record is no JSON").because(e))
 }
 
 /// The rows that stand at the end of a results topic.
-fn standing<'a>(records: impl Iterator<Item = &'a OutRecord>, publication: Publication) -> Result<Vec<Vec<String>>> {
+fn standing<'a>(
+    records: impl Iterator<Item = &'a OutRecord>,
+    publication: Publication,
+) -> Result<Vec<Vec<String>>> {
     let mut appended = Vec::new();
     let mut keyed: BTreeMap<Bytes, Option<Value>> = BTreeMap::new();
     for record in records {
@@ -348,7 +405,11 @@ fn standing<'a>(records: impl Iterator<Item = &'a OutRecord>, publication: Publi
         .map(|mut row| {
             if publication == Publication::Revised {
                 let object = row.as_object_mut().unwrap();
-                assert_eq!(object.remove("is_final"), Some(Value::Bool(true)), "an early result was the last");
+                assert_eq!(
+                    object.remove("is_final"),
+                    Some(Value::Bool(true)),
+                    "an early result was the last"
+                );
                 object.remove("revision");
             }
             cells(&row)
@@ -381,7 +442,7 @@ pub fn offsets(rows: &RecordBatch) -> Vec<i64> {
     rows.column_by_name("_offset").unwrap().as_primitive::<Int64Type>().values().to_vec()
 }
 
-fn cells(row: &Value) -> Vec<String> {
+pub fn cells(row: &Value) -> Vec<String> {
     row.as_object().unwrap().values().map(cell).collect()
 }
 
@@ -389,7 +450,9 @@ fn cell(value: &Value) -> String {
     match value {
         Value::Null => "NULL".into(),
         Value::String(text) => text.clone(),
-        Value::Array(items) => format!("[{}]", items.iter().map(cell).collect::<Vec<_>>().join(", ")),
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(cell).collect::<Vec<_>>().join(", "))
+        }
         other => other.to_string(),
     }
 }

@@ -148,8 +148,12 @@ impl Session {
             ["REJECTED"] => return Ok(Some(self.rejected())),
             ["SET", ..] => self.schema.push(sql.to_owned()),
             ["CREATE", "EXTERNAL", ..] => self.schema.push(sql.to_owned()),
-            ["CREATE", "STREAM", _, "AS" | "WITH", ..] => return self.add(words[2], sql).await.map(Some),
-            ["CREATE", "MATERIALIZED", "VIEW", name, ..] => return self.add(name, sql).await.map(Some),
+            ["CREATE", "STREAM", _, "AS" | "WITH", ..] => {
+                return self.add(words[2], sql).await.map(Some);
+            }
+            ["CREATE", "MATERIALIZED", "VIEW", name, ..] => {
+                return self.add(name, sql).await.map(Some);
+            }
             ["CREATE", "STREAM", ..] => self.schema.push(sql.to_owned()),
             _ => {
                 self.queries.retain(|(name, _)| name != "answer");
@@ -171,12 +175,16 @@ impl Session {
     }
 
     fn late(&self) -> Rows {
-        let of = |(query, row): &(String, [String; 4])| (*query == self.last_query).then(|| row.to_vec());
+        let of = |(query, row): &(String, [String; 4])| {
+            (*query == self.last_query).then(|| row.to_vec())
+        };
         self.last.late.iter().filter_map(of).collect()
     }
 
     fn failed(&self) -> Rows {
-        let of = |(query, offset): &(String, i64)| (*query == self.last_query).then(|| vec![offset.to_string()]);
+        let of = |(query, offset): &(String, i64)| {
+            (*query == self.last_query).then(|| vec![offset.to_string()])
+        };
         self.last.failed.iter().filter_map(of).collect()
     }
 
@@ -230,7 +238,11 @@ impl Session {
             agree(&rows, &sorted(&other, name)?, &format!("{way:?}"))?;
             let count = |o: &Outcome| (o.late.len(), o.failed.len(), o.rejected.len());
             if count(&whole) != count(&other) {
-                let text = format!("{way:?} refuses other rows: {:?} and {:?}", count(&whole), count(&other));
+                let text = format!(
+                    "{way:?} refuses other rows: {:?} and {:?}",
+                    count(&whole),
+                    count(&other)
+                );
                 return Err(Failure(text));
             }
         }
@@ -247,7 +259,9 @@ impl Session {
             let stream = stream.ok_or_else(|| format!("there is no stream {name}"))?;
             let values: Vec<Bytes> = match events {
                 Events::Raw(lines) => lines.iter().map(|l| l.clone().into()).collect(),
-                Events::Csv { header, rows } => rows.iter().map(|row| json_event(stream, header, row)).collect(),
+                Events::Csv { header, rows } => {
+                    rows.iter().map(|row| json_event(stream, header, row)).collect()
+                }
             };
             match inputs.iter_mut().find(|i| i.stream == *name) {
                 Some(input) => input.values.extend(values),
@@ -257,16 +271,25 @@ impl Session {
         Ok(inputs)
     }
 
-    async fn ask_oracle(&self, root: &Path, customer: &Customer, name: &str, whole: &Outcome, rows: &Rows) -> Result<(), Failure> {
+    async fn ask_oracle(
+        &self,
+        root: &Path,
+        customer: &Customer,
+        name: &str,
+        whole: &Outcome,
+        rows: &Rows,
+    ) -> Result<(), Failure> {
         let mut oracle = Oracle { zone: customer.zone, relations: Vec::new() };
         for table in &customer.tables {
             let options = CsvReadOptions::new().has_header(true);
-            let options = table.columns.as_ref().map_or(options.clone(), |schema| options.schema(schema));
+            let options =
+                table.columns.as_ref().map_or(options.clone(), |schema| options.schema(schema));
             assert!(matches!(table.format, TableFormat::Csv), "the oracle reads CSV only");
             let path = root.join(&table.location);
             let frame = SessionContext::new().read_csv(path.to_str().unwrap(), options).await;
             let batches = async { frame?.collect().await }.await.map_err(|e| e.to_string())?;
-            let batch = concat_batches(&batches[0].schema(), &batches).map_err(|e| e.to_string())?;
+            let batch =
+                concat_batches(&batches[0].schema(), &batches).map_err(|e| e.to_string())?;
             oracle.relations.push(Relation { name: table.name.clone(), rows: batch });
         }
         let mut lateness = None;
@@ -279,7 +302,9 @@ impl Session {
             oracle.relations.push(Relation { name: stream.name.clone(), rows: batch });
         }
         for query in &customer.queries {
-            let late = lateness.clone().map(|before| Lateness { before, allowed_us: query.allowed_lateness_us });
+            let late = lateness
+                .clone()
+                .map(|before| Lateness { before, allowed_us: query.allowed_lateness_us });
             let (answer, _) = oracle.answer(&query.select.to_string(), late.as_ref()).await?;
             if query.name == name {
                 let mut expected = rig::batch_cells(&answer);
@@ -298,7 +323,9 @@ fn running_watermark(stream: &Stream, rows: &RecordBatch) -> Vec<i64> {
     let times = arrow::compute::cast(times, &DataType::Int64).unwrap();
     let times = arrow::array::AsArray::as_primitive::<arrow::datatypes::Int64Type>(&times);
     let mut watermark = i64::MIN;
-    let step = |time: &i64| std::mem::replace(&mut watermark, watermark.max(time - stream.watermark.delay_us));
+    let step = |time: &i64| {
+        std::mem::replace(&mut watermark, watermark.max(time - stream.watermark.delay_us))
+    };
     times.values().iter().map(step).collect()
 }
 
@@ -319,13 +346,18 @@ fn agree(rows: &Rows, others: &Rows, who: &str) -> Result<(), Failure> {
         return Ok(());
     }
     let show = |rows: &Rows| rows.iter().map(|r| r.join(" ")).collect::<Vec<_>>().join("\n  ");
-    Err(Failure(format!("they do not agree\none partition, one epoch:\n  {}\n{who}:\n  {}", show(rows), show(others))))
+    Err(Failure(format!(
+        "they do not agree\none partition, one epoch:\n  {}\n{who}:\n  {}",
+        show(rows),
+        show(others)
+    )))
 }
 
 fn csv_events(text: &str) -> Events {
     let mut reader = csv::ReaderBuilder::new().from_reader(text.as_bytes());
     let header = reader.headers().unwrap().iter().map(str::to_owned).collect();
-    let rows = reader.records().map(|row| row.unwrap().iter().map(str::to_owned).collect()).collect();
+    let rows =
+        reader.records().map(|row| row.unwrap().iter().map(str::to_owned).collect()).collect();
     Events::Csv { header, rows }
 }
 
@@ -337,7 +369,10 @@ fn json_event(stream: &Stream, header: &[String], row: &[String]) -> Bytes {
         let value = match (text.as_str(), &column.data_type) {
             ("", _) => continue,
             ("null", _) => Value::Null,
-            (text, DataType::Utf8 | DataType::Timestamp(..) | DataType::Date32 | DataType::Binary) => text.into(),
+            (
+                text,
+                DataType::Utf8 | DataType::Timestamp(..) | DataType::Date32 | DataType::Binary,
+            ) => text.into(),
             (text, _) => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
         };
         object.insert(name.clone(), value);

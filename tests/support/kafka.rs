@@ -73,7 +73,9 @@ impl Kafka {
                 panic!("{test}: MILLSTREAM_TEST_KAFKA is not set")
             }
             _ => {
-                eprintln!("{test}: needs Kafka (set MILLSTREAM_TEST_KAFKA, see .ci/kafka); skipped");
+                eprintln!(
+                    "{test}: needs Kafka (set MILLSTREAM_TEST_KAFKA, see .ci/kafka); skipped"
+                );
                 None
             }
         }
@@ -167,7 +169,8 @@ impl Kafka {
     }
 
     fn await_decided(&self, committed: &BaseConsumer, topic: &str, partitions: &[i32]) {
-        let all: BaseConsumer = self.client().set("isolation.level", "read_uncommitted").create().unwrap();
+        let all: BaseConsumer =
+            self.client().set("isolation.level", "read_uncommitted").create().unwrap();
         let deadline = Instant::now() + Duration::from_secs(90);
         for partition in partitions {
             let (_, end) = all.fetch_watermarks(topic, *partition, TIMEOUT).unwrap();
@@ -180,13 +183,18 @@ impl Kafka {
 
     /// The offset after the last record of each partition, decided or not.
     pub fn ends(&self, topic: &str) -> Vec<(i32, i64)> {
-        let all: BaseConsumer = self.client().set("isolation.level", "read_uncommitted").create().unwrap();
+        let all: BaseConsumer =
+            self.client().set("isolation.level", "read_uncommitted").create().unwrap();
         let end = |p: i32| all.fetch_watermarks(topic, p, TIMEOUT).unwrap().1;
         self.partitions(topic).into_iter().map(|p| (p, end(p))).collect()
     }
 }
 
-fn send(producer: &ThreadedProducer<rdkafka::producer::DefaultProducerContext>, topic: &str, record: &Write) {
+fn send(
+    producer: &ThreadedProducer<rdkafka::producer::DefaultProducerContext>,
+    topic: &str,
+    record: &Write,
+) {
     loop {
         let mut outgoing: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
         outgoing.partition = record.partition;
@@ -212,7 +220,9 @@ fn send(producer: &ThreadedProducer<rdkafka::producer::DefaultProducerContext>, 
 fn read(message: &rdkafka::message::BorrowedMessage<'_>) -> Read {
     let headers = match message.headers() {
         None => Vec::new(),
-        Some(headers) => headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect(),
+        Some(headers) => {
+            headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect()
+        }
     };
     Read {
         partition: message.partition(),

@@ -10,7 +10,10 @@ use arrow::array::{Array, ArrayRef, RecordBatch, TimestampMicrosecondArray, UInt
 use arrow::compute::{cast, concat_batches, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use chrono::{DateTime, Datelike, Days, Duration, LocalResult, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeZone, Utc};
+use chrono::{
+    DateTime, Datelike, Days, Duration, LocalResult, NaiveDate, NaiveDateTime, NaiveTime, Offset,
+    TimeZone, Utc,
+};
 use chrono_tz::Tz;
 use datafusion::datasource::MemTable;
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -60,7 +63,11 @@ pub struct Oracle {
 impl Oracle {
     /// The rows that `sql` has over all relations, and the indexes of the source's rows that its
     /// expressions refuse.
-    pub async fn answer(&self, sql: &str, late: Option<&Lateness>) -> Result<(RecordBatch, Vec<usize>), String> {
+    pub async fn answer(
+        &self,
+        sql: &str,
+        late: Option<&Lateness>,
+    ) -> Result<(RecordBatch, Vec<usize>), String> {
         match self.evaluate(sql, late, &[]).await {
             Ok(rows) => Ok((rows, Vec::new())),
             Err(error) => {
@@ -70,11 +77,18 @@ impl Oracle {
         }
     }
 
-    async fn evaluate(&self, sql: &str, late: Option<&Lateness>, without: &[usize]) -> Result<RecordBatch, String> {
+    async fn evaluate(
+        &self,
+        sql: &str,
+        late: Option<&Lateness>,
+        without: &[usize],
+    ) -> Result<RecordBatch, String> {
         let Some(call) = Call::find(sql)? else {
             let source = self.source(sql);
             let relations = self.relations.iter().map(|r| match source {
-                Some(name) if *name == r.name => Relation { name: r.name.clone(), rows: drop_rows(&r.rows, without) },
+                Some(name) if *name == r.name => {
+                    Relation { name: r.name.clone(), rows: drop_rows(&r.rows, without) }
+                }
                 _ => r.clone(),
             });
             return run(&relations.collect::<Vec<_>>(), sql).await;
@@ -96,13 +110,19 @@ impl Oracle {
     }
 
     /// Each window's rows, with the window's columns, by (end, start).
-    fn assign(&self, call: &Call, late: Option<&Lateness>, without: &[usize]) -> Result<std::collections::BTreeMap<(i64, i64), RecordBatch>, String> {
+    fn assign(
+        &self,
+        call: &Call,
+        late: Option<&Lateness>,
+        without: &[usize],
+    ) -> Result<std::collections::BTreeMap<(i64, i64), RecordBatch>, String> {
         let rows = self.rows(&call.relation)?;
         let mut members: std::collections::BTreeMap<(i64, i64), Vec<u32>> = Default::default();
         for (index, time) in self.times(call)?.into_iter().enumerate() {
             let Some(time) = time.filter(|_| !without.contains(&index)) else { continue };
             for (start, end) in call.windows(self.zone, time) {
-                let refused = late.is_some_and(|l| end.saturating_add(l.allowed_us) <= l.before[index]);
+                let refused =
+                    late.is_some_and(|l| end.saturating_add(l.allowed_us) <= l.before[index]);
                 if !refused {
                     members.entry((end, start)).or_default().push(u32::try_from(index).unwrap());
                 }
@@ -110,7 +130,8 @@ impl Oracle {
         }
         let mut windows = std::collections::BTreeMap::new();
         for ((end, start), indexes) in members {
-            let batch = take_record_batch(rows, &UInt32Array::from(indexes)).map_err(|e| e.to_string())?;
+            let batch =
+                take_record_batch(rows, &UInt32Array::from(indexes)).map_err(|e| e.to_string())?;
             windows.insert((end, start), self.with_window(&batch, start, end));
         }
         Ok(windows)
@@ -133,9 +154,12 @@ impl Oracle {
     }
 
     fn times(&self, call: &Call) -> Result<Vec<Option<i64>>, String> {
-        let column = self.rows(&call.relation)?.column_by_name(&call.column).ok_or("no such column")?;
-        let times = cast(column, &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))).map_err(|e| e.to_string())?;
-        let times = times.as_any().downcast_ref::<TimestampMicrosecondArray>().ok_or("not a time")?;
+        let column =
+            self.rows(&call.relation)?.column_by_name(&call.column).ok_or("no such column")?;
+        let times = cast(column, &DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())))
+            .map_err(|e| e.to_string())?;
+        let times =
+            times.as_any().downcast_ref::<TimestampMicrosecondArray>().ok_or("not a time")?;
         Ok(times.iter().collect())
     }
 
@@ -151,11 +175,17 @@ impl Oracle {
     fn with_window(&self, rows: &RecordBatch, start: i64, end: i64) -> RecordBatch {
         let zone: Arc<str> = self.zone.name().into();
         let constant = |value: i64| -> ArrayRef {
-            Arc::new(TimestampMicrosecondArray::from(vec![value; rows.num_rows()]).with_timezone(Arc::clone(&zone)))
+            Arc::new(
+                TimestampMicrosecondArray::from(vec![value; rows.num_rows()])
+                    .with_timezone(Arc::clone(&zone)),
+            )
         };
-        let mut fields: Vec<Field> = rows.schema().fields().iter().map(|f| f.as_ref().clone()).collect();
+        let mut fields: Vec<Field> =
+            rows.schema().fields().iter().map(|f| f.as_ref().clone()).collect();
         let mut columns = rows.columns().to_vec();
-        for (name, value) in [("window_start", start), ("window_end", end), ("window_time", end - 1)] {
+        for (name, value) in
+            [("window_start", start), ("window_end", end), ("window_time", end - 1)]
+        {
             // Over another query's results the new window's columns hide those of the old one.
             if let Some(old) = fields.iter().position(|f| f.name() == name) {
                 fields.remove(old);
@@ -172,7 +202,11 @@ impl Oracle {
     fn source(&self, sql: &str) -> Option<&String> {
         let lower = sql.to_lowercase();
         let position = |name: &str| lower.find(&format!("from {name}"));
-        self.relations.iter().filter_map(|r| Some((position(&r.name)?, &r.name))).min().map(|(_, name)| name)
+        self.relations
+            .iter()
+            .filter_map(|r| Some((position(&r.name)?, &r.name)))
+            .min()
+            .map(|(_, name)| name)
     }
 
     /// The source's rows for each of which alone the query fails.
@@ -197,15 +231,19 @@ impl Oracle {
 }
 
 fn drop_rows(rows: &RecordBatch, without: &[usize]) -> RecordBatch {
-    let keep = (0..rows.num_rows()).filter(|i| !without.contains(i)).map(|i| u32::try_from(i).unwrap());
+    let keep =
+        (0..rows.num_rows()).filter(|i| !without.contains(i)).map(|i| u32::try_from(i).unwrap());
     take_record_batch(rows, &UInt32Array::from_iter_values(keep)).unwrap()
 }
 
 async fn run(relations: &[Relation], sql: &str) -> Result<RecordBatch, String> {
     let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1));
     for relation in relations {
-        let table = MemTable::try_new(relation.rows.schema(), vec![vec![relation.rows.clone()]]).unwrap();
-        context.register_table(relation.name.as_str(), Arc::new(table)).map_err(|e| e.to_string())?;
+        let table =
+            MemTable::try_new(relation.rows.schema(), vec![vec![relation.rows.clone()]]).unwrap();
+        context
+            .register_table(relation.name.as_str(), Arc::new(table))
+            .map_err(|e| e.to_string())?;
     }
     let frame = context.sql(sql).await.map_err(|e| e.to_string())?;
     let schema = Arc::new(frame.schema().as_arrow().clone());
@@ -219,7 +257,8 @@ impl Call {
     pub fn find(sql: &str) -> Result<Option<Self>, String> {
         let upper = sql.to_uppercase();
         let found = ["TUMBLE", "HOP"].iter().find_map(|word| {
-            let at = upper.find(&format!("{word}(")).or_else(|| upper.find(&format!("{word} (")))?;
+            let at =
+                upper.find(&format!("{word}(")).or_else(|| upper.find(&format!("{word} (")))?;
             Some((*word, at))
         });
         let Some((word, start)) = found else { return Ok(None) };
@@ -227,8 +266,10 @@ impl Call {
         let (arguments, end) = split(&sql[open + 1..])?;
         let relation = arguments[0].trim().trim_start_matches("TABLE ").trim().to_owned();
         let column = inside(&arguments[1]).ok_or("no DESCRIPTOR")?;
-        let lengths = arguments[2..].iter().map(|text| Length::parse(text)).collect::<Result<Vec<_>, _>>()?;
-        let offset = |l: Option<&Length>| l.map_or(0, |l| if let Length::Micros(us) = l { *us } else { 0 });
+        let lengths =
+            arguments[2..].iter().map(|text| Length::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        let offset =
+            |l: Option<&Length>| l.map_or(0, |l| if let Length::Micros(us) = l { *us } else { 0 });
         let (slide, size, offset_us) = match word {
             "TUMBLE" => (lengths[0], lengths[0], offset(lengths.get(1))),
             _ => (lengths[0], lengths[1], offset(lengths.get(2))),
@@ -285,7 +326,9 @@ impl Length {
     fn parse(text: &str) -> Result<Self, String> {
         let words = text.to_lowercase().replace('\'', " ");
         let words: Vec<&str> = words.split_whitespace().collect();
-        let ["interval", count, unit] = words[..] else { return Err(format!("not an interval: {text}")) };
+        let ["interval", count, unit] = words[..] else {
+            return Err(format!("not an interval: {text}"));
+        };
         let count: i64 = count.parse().map_err(|_| "not a number")?;
         Ok(match unit.trim_end_matches('s') {
             "microsecond" => Self::Micros(count),
@@ -310,7 +353,8 @@ pub fn instant(zone: Tz, time: NaiveDateTime) -> i64 {
     match zone.from_local_datetime(&time) {
         LocalResult::Single(t) | LocalResult::Ambiguous(t, _) => t.timestamp_micros(),
         LocalResult::None => {
-            let before = zone.offset_from_utc_datetime(&(time - Duration::days(1))).fix().local_minus_utc();
+            let before =
+                zone.offset_from_utc_datetime(&(time - Duration::days(1))).fix().local_minus_utc();
             time.and_utc().timestamp_micros() - i64::from(before) * 1_000_000
         }
     }
@@ -336,7 +380,9 @@ fn month_of(index: i64) -> NaiveDate {
 /// The cell [start, end) of the grid of `length` that holds the instant.
 pub fn cell(zone: Tz, time: i64, length: Length) -> (i64, i64) {
     let date = local(zone, time).date();
-    let days = |first: i64, count: i64| (midnight(zone, date_of(first)), midnight(zone, date_of(first + count)));
+    let days = |first: i64, count: i64| {
+        (midnight(zone, date_of(first)), midnight(zone, date_of(first + count)))
+    };
     match length {
         Length::Days(n) => days(epoch_day(date).div_euclid(n) * n, n),
         // 1970-01-01 was a Thursday, so that week's Monday is day -3.
@@ -355,7 +401,9 @@ pub fn cell(zone: Tz, time: i64, length: Length) -> (i64, i64) {
             (start, (start + us).min(to))
         }
         Length::Micros(us) if DAY % us == 0 => {
-            let step = |k: i64| instant(zone, date.and_time(NaiveTime::MIN) + Duration::microseconds(k * us));
+            let step = |k: i64| {
+                instant(zone, date.and_time(NaiveTime::MIN) + Duration::microseconds(k * us))
+            };
             let k = (0..DAY / us).rev().find(|k| step(*k) <= time).unwrap_or(0);
             (step(k), step(k + 1))
         }
@@ -370,7 +418,9 @@ fn plus(zone: Tz, start: i64, size: Length) -> i64 {
         Length::Days(n) => instant(zone, from + Days::new(u64::try_from(n).unwrap())),
         Length::Weeks(n) => instant(zone, from + Days::new(u64::try_from(7 * n).unwrap())),
         Length::Months(n) => instant(zone, from + chrono::Months::new(u32::try_from(n).unwrap())),
-        Length::Micros(us) if us > HOUR && DAY % us == 0 => instant(zone, from + Duration::microseconds(us)),
+        Length::Micros(us) if us > HOUR && DAY % us == 0 => {
+            instant(zone, from + Duration::microseconds(us))
+        }
         Length::Micros(us) => start + us,
     }
 }
@@ -378,8 +428,11 @@ fn plus(zone: Tz, start: i64, size: Length) -> i64 {
 /// Each row as text, in the form in which the .slt files show it.
 pub fn text(rows: &RecordBatch) -> Vec<Vec<String>> {
     let options = FormatOptions::default().with_null("NULL");
-    let columns: Vec<_> = rows.columns().iter().map(|c| ArrayFormatter::try_new(c, &options).unwrap()).collect();
-    (0..rows.num_rows()).map(|row| columns.iter().map(|c| c.value(row).to_string()).collect()).collect()
+    let columns: Vec<_> =
+        rows.columns().iter().map(|c| ArrayFormatter::try_new(c, &options).unwrap()).collect();
+    (0..rows.num_rows())
+        .map(|row| columns.iter().map(|c| c.value(row).to_string()).collect())
+        .collect()
 }
 
 /// The same, in an order of its own: for comparing sets of rows.

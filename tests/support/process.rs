@@ -19,13 +19,24 @@ pub struct Finished {
 impl Finished {
     /// Panics with everything that was printed unless the process succeeded.
     pub fn ok(self) -> Self {
-        assert!(self.status.success(), "{}\n--- stdout\n{}\n--- stderr\n{}", self.status, self.stdout, self.stderr);
+        assert!(
+            self.status.success(),
+            "{}\n--- stdout\n{}\n--- stderr\n{}",
+            self.status,
+            self.stdout,
+            self.stderr
+        );
         self
     }
 
     /// Panics unless the process failed.
     pub fn failed(self) -> Self {
-        assert!(!self.status.success(), "it succeeded\n--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr);
+        assert!(
+            !self.status.success(),
+            "it succeeded\n--- stdout\n{}\n--- stderr\n{}",
+            self.stdout,
+            self.stderr
+        );
         self
     }
 
@@ -122,7 +133,11 @@ impl Running {
                 return;
             }
             let ended = self.ended();
-            assert!(!ended && Instant::now() < deadline, "{what}: {}\n{printed}", if ended { "it ended" } else { "too late" });
+            assert!(
+                !ended && Instant::now() < deadline,
+                "{what}: {}\n{printed}",
+                if ended { "it ended" } else { "too late" }
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -137,11 +152,20 @@ impl Running {
             if Instant::now() >= deadline {
                 self.child.kill().unwrap();
                 self.child.wait().unwrap();
-                panic!("still running after {limit:?}\n--- stdout\n{}\n--- stderr\n{}", self.stdout(), self.stderr());
+                panic!(
+                    "still running after {limit:?}\n--- stdout\n{}\n--- stderr\n{}",
+                    self.stdout(),
+                    self.stderr()
+                );
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        Finished { status, stdout: self.stdout(), stderr: self.stderr(), took: self.since.elapsed() }
+        Finished {
+            status,
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+            took: self.since.elapsed(),
+        }
     }
 }
 
