@@ -11,7 +11,6 @@ use super::{Kafka, Project};
 use crate::catalog::{ColumnSource, Customer, Stream};
 use crate::decode::{Decoder, Field};
 use crate::log::{OutRecord, resend};
-use crate::pipeline;
 use crate::sink::{self, headers};
 use crate::source::chunk::{Chunk, Record};
 use crate::{Error, Result};
@@ -61,7 +60,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         let letters = waiting(&kafka, customer).await?;
         let (mut again, mut still) = (Vec::new(), 0);
         for letter in letters {
-            let Some(stream) = stream_of(customer, &letter.topic)? else { continue };
+            let Some(stream) = stream_of(customer, &letter.topic) else { continue };
             if accepts(stream, customer, &letter)? { again.push(letter) } else { still += 1 }
         }
         let mut by_topic: BTreeMap<&str, usize> = BTreeMap::new();
@@ -121,13 +120,8 @@ fn letter(chunk: &Chunk, record: &Record) -> Option<Letter> {
     })
 }
 
-fn stream_of<'a>(customer: &'a Customer, topic: &str) -> Result<Option<&'a Stream>> {
-    for stream in &customer.streams {
-        if pipeline::reads(&stream.topics, topic)? {
-            return Ok(Some(stream));
-        }
-    }
-    Ok(None)
+fn stream_of<'a>(customer: &'a Customer, topic: &str) -> Option<&'a Stream> {
+    customer.streams.iter().map(AsRef::as_ref).find(|stream| stream.topics.matches(topic))
 }
 
 /// Whether the schema accepts every message of the letter now.

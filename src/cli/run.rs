@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Kafka, Project};
-use crate::catalog::{Catalog, duration};
+use crate::catalog::{Catalog, parse_duration};
 use crate::pipeline::{self, Mode, Options, Reset};
 use crate::serve::{self, Metrics, StatusBoard};
 use crate::source::KafkaConfig;
@@ -60,7 +60,7 @@ fn on_off(text: &str) -> Result<bool, String> {
 
 /// A span of time with its unit, as in SQL options.
 pub fn time(text: &str) -> Result<Duration, String> {
-    let micros = duration::parse(text).map_err(|e| e.to_string())?;
+    let micros = parse_duration(text).map_err(|e| e.to_string())?;
     Ok(Duration::from_micros(u64::try_from(micros).map_err(|_| "a span of time is positive")?))
 }
 

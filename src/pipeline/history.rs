@@ -128,7 +128,7 @@ async fn write_events(
 
 /// Appends the rows that the table does not hold yet.
 async fn append(writer: &mut Writer, part: HistoryRows) -> Result<()> {
-    let from = writer.position(&part.topic, part.partition).unwrap_or(i64::MIN);
+    let from = writer.position(&part.topic, part.partition).await?.unwrap_or(i64::MIN);
     if part.next_offset <= from {
         return Ok(());
     }
@@ -144,17 +144,12 @@ pub async fn open_events(
     root: &PathBuf,
     customer: &str,
     streams: impl Iterator<Item = (String, SchemaRef, String)>,
+    zone: &str,
     cluster: &str,
 ) -> Result<HashMap<String, Writer>> {
     let mut writers = HashMap::new();
     for (name, schema, event_time) in streams {
-        let spec = TableSpec {
-            customer: customer.to_owned(),
-            name: name.clone(),
-            schema: event_schema(&schema),
-            time_column: Some(event_time),
-            ..TableSpec::default()
-        };
+        let spec = TableSpec::new(customer, &name, &schema, Some(&event_time), None, zone);
         writers.insert(name, Writer::open(root, spec, cluster).await?);
     }
     Ok(writers)

@@ -12,6 +12,7 @@
 mod drift;
 mod engine;
 mod history;
+pub mod replay;
 mod start;
 mod status;
 mod stream;
@@ -28,7 +29,7 @@ use tokio::task::JoinHandle;
 
 pub use engine::{Engine, Output, publication};
 pub use history::event_schema;
-pub use start::{plan, reads};
+pub use start::plan;
 
 use crate::catalog::{Catalog, Customer, Emit};
 use crate::log::{

@@ -100,8 +100,8 @@ pub async fn begin(catalog: &Catalog, customer: &Arc<Customer>, options: &Option
         engine.restore(saved, &fresh)?;
     }
     let reader = Reader::start(&options.kafka, &format!("millstream.{}", customer.name), Isolation::Committed)?;
-    let writers = open_history(&engine, options, &cluster_id).await?;
-    check_history(&engine, &writers)?;
+    let mut writers = open_history(&engine, options, &cluster_id).await?;
+    check_history(&engine, &mut writers).await?;
     let epoch = recovered.last.as_ref().map_or(0, |l| l.epoch);
     let from = recovered.snapshot.as_ref().map_or(0, |s| s.epoch);
     let mut begun = Begun {
@@ -267,7 +267,7 @@ pub fn new_partitions(
     let mut joined = Vec::new();
     for (stream, known) in engine_streams {
         for (topic, partitions) in &topics {
-            if !reads(&stream.topics, topic)? {
+            if !stream.topics.matches(topic) {
                 continue;
             }
             for partition in 0..*partitions {
@@ -287,18 +287,6 @@ pub fn new_partitions(
         }
     }
     Ok(joined)
-}
-
-/// Whether a stream with these `topics` reads `topic`.
-pub fn reads(topics: &Topics, topic: &str) -> Result<bool> {
-    match topics {
-        Topics::List(list) => Ok(list.iter().any(|t| t == topic)),
-        Topics::Pattern(pattern) => {
-            let regex = regex::Regex::new(&format!("^(?:{pattern})$"))
-                .map_err(|e| Error::sql(format!("'{pattern}' is not a regular expression")).because(e))?;
-            Ok(regex.is_match(topic) && !topic.starts_with("millstream."))
-        }
-    }
 }
 
 /// Creates what is missing, or names it.
@@ -400,15 +388,18 @@ async fn open_history(
         let column = stage.plan.stream.watermark.column.clone();
         (name.clone(), stage.plan.schema.clone(), column)
     });
-    history::open_events(&root, &engine.customer.name, streams, cluster).await
+    history::open_events(&root, &engine.customer.name, streams, engine.customer.zone.name(), cluster).await
 }
 
 /// Events that the snapshot is past must be in history already.
-fn check_history(engine: &Engine, writers: &HashMap<String, crate::history::Writer>) -> Result<()> {
+async fn check_history(
+    engine: &Engine,
+    writers: &mut HashMap<String, crate::history::Writer>,
+) -> Result<()> {
     for (name, writer) in writers {
         let Some(stage) = engine.streams.get(name) else { continue };
         for (partition, at) in &stage.positions {
-            let next = writer.position(&partition.topic, partition.partition).unwrap_or(0);
+            let next = writer.position(&partition.topic, partition.partition).await?.unwrap_or(0);
             if next < at.offset && at.decoded > 0 {
                 return Err(history::behind(name, &partition.to_string(), next, at.offset));
             }
