@@ -42,7 +42,7 @@ macro_rules! files {
 }
 
 files! {
-    calendar chain date_bin decode distinct empty hop late rows stateless tables tumble types views
+    calendar chain customers date_bin decode distinct empty hop late rows stateless tables tumble types views
 }
 
 fn folder() -> PathBuf {
@@ -301,7 +301,8 @@ impl Session {
             }
             oracle.relations.push(Relation { name: stream.name.clone(), rows: batch });
         }
-        for query in &customer.queries {
+        let needed = needed(customer, name);
+        for query in customer.queries.iter().filter(|q| needed.contains(&q.name)) {
             let late = lateness
                 .clone()
                 .map(|before| Lateness { before, allowed_us: query.allowed_lateness_us });
@@ -315,6 +316,17 @@ impl Session {
         }
         Err(Failure(format!("there is no query {name}")))
     }
+}
+
+/// The query and all that it reads, directly or not.
+fn needed(customer: &Customer, name: &str) -> BTreeSet<String> {
+    let mut all = BTreeSet::from([name.to_owned()]);
+    for query in customer.queries.iter().rev() {
+        if all.contains(&query.name) {
+            all.extend(query.inputs.iter().cloned());
+        }
+    }
+    all
 }
 
 /// W just before each row, for one partition: the largest event time so far, less the delay.
