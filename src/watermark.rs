@@ -20,59 +20,11 @@
 //! nobody calls, for a call counts for half an idle timeout at most.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
+use crate::source::TopicPartition;
 use crate::time::{BEGINNING, END, Micros};
-
-/// One partition of a topic; "topic/partition" as text and in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PartitionKey {
-    /// The topic.
-    pub topic: Arc<str>,
-    /// The partition's number.
-    pub partition: i32,
-}
-
-impl PartitionKey {
-    /// The partition `partition` of `topic`.
-    pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
-        Self { topic: topic.into(), partition }
-    }
-}
-
-impl fmt::Display for PartitionKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.topic, self.partition)
-    }
-}
-
-impl FromStr for PartitionKey {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.rsplit_once('/');
-        let parsed = parts.and_then(|(topic, number)| Some((topic, number.parse().ok()?)));
-        let (topic, partition) = parsed.ok_or_else(|| format!("'{text}' is no partition"))?;
-        Ok(Self::new(topic, partition))
-    }
-}
-
-impl Serialize for PartitionKey {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for PartitionKey {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
 
 /// What a stream's declaration says about time, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +41,7 @@ pub struct WatermarkSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockDecision {
     /// The idle partition.
-    pub partition: PartitionKey,
+    pub partition: TopicPartition,
     /// Its watermark from now on.
     pub watermark: Micros,
     /// The wall clock of the decision.
@@ -113,23 +65,23 @@ pub struct WatermarkState {
     /// Whether the stream was drained: its W is the end of time.
     pub drained: bool,
     /// Every partition's mark.
-    pub partitions: BTreeMap<PartitionKey, Mark>,
+    pub partitions: BTreeMap<TopicPartition, Mark>,
 }
 
 /// Which partitions to stop and which to go on reading.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Drift {
     /// Too far ahead.
-    pub pause: Vec<PartitionKey>,
+    pub pause: Vec<TopicPartition>,
     /// No longer.
-    pub resume: Vec<PartitionKey>,
+    pub resume: Vec<TopicPartition>,
 }
 
 /// Why a window is still open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
     /// The partition that holds the stream's watermark.
-    pub partition: PartitionKey,
+    pub partition: TopicPartition,
     /// Its watermark.
     pub watermark: Micros,
     /// The wall clock when its watermark last moved; `None` if it has not since the start.
@@ -142,7 +94,7 @@ pub struct Waiting {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionView {
     /// Which one.
-    pub partition: PartitionKey,
+    pub partition: TopicPartition,
     /// Its watermark; `None` before the first event.
     pub watermark: Option<Micros>,
     /// At its end, and nothing came for the idle timeout.
@@ -194,9 +146,9 @@ impl Partition {
 pub struct Watermarks {
     settings: WatermarkSettings,
     drained: bool,
-    partitions: BTreeMap<PartitionKey, Partition>,
+    partitions: BTreeMap<TopicPartition, Partition>,
     /// The partition with the smallest W at the epoch's start, that W, and the second smallest.
-    slowest: (Option<PartitionKey>, Micros, Micros),
+    slowest: (Option<TopicPartition>, Micros, Micros),
     now: Option<Micros>,
 }
 
@@ -228,7 +180,7 @@ impl Watermarks {
     }
 
     /// Adds a partition at the stream's W. To be called between epochs; known ones stay.
-    pub fn join(&mut self, partition: &PartitionKey) {
+    pub fn join(&mut self, partition: &TopicPartition) {
         if !self.partitions.contains_key(partition) {
             let watermark = if self.partitions.is_empty() { BEGINNING } else { self.minimum() };
             let mark = Mark { watermark, seen: false, idle_at: None };
@@ -274,7 +226,7 @@ impl Watermarks {
     /// the watermark just before each. An unknown partition joins.
     pub fn observe(
         &mut self,
-        partition: &PartitionKey,
+        partition: &TopicPartition,
         events: &[Micros],
         before: &mut Vec<Micros>,
     ) {
@@ -300,7 +252,7 @@ impl Watermarks {
     }
 
     /// Records of a partition came, good or bad. Facts are to be told in the reader's order.
-    pub fn heard(&mut self, partition: &PartitionKey) {
+    pub fn heard(&mut self, partition: &TopicPartition) {
         self.join(partition);
         let now = self.now;
         if let Some(partition) = self.partitions.get_mut(partition) {
@@ -312,14 +264,14 @@ impl Watermarks {
     }
 
     /// The broker says that nothing is left to read.
-    pub fn at_end(&mut self, partition: &PartitionKey) {
+    pub fn at_end(&mut self, partition: &TopicPartition) {
         if let Some(partition) = self.partitions.get_mut(partition) {
             partition.at_end = true;
         }
     }
 
     /// We stopped or went on reading a partition.
-    pub fn set_paused(&mut self, partition: &PartitionKey, paused: bool) {
+    pub fn set_paused(&mut self, partition: &TopicPartition, paused: bool) {
         if let Some(partition) = self.partitions.get_mut(partition) {
             partition.paused = paused;
             partition.quiet_us = 0;
@@ -378,6 +330,14 @@ impl Watermarks {
     /// Nothing will come any more: the stream's watermark is the end of time.
     pub fn drain(&mut self) {
         self.drained = true;
+    }
+
+    /// Takes it as given that nothing more comes: every partition is at its end and quiet.
+    pub fn take_idleness_as_given(&mut self) {
+        for partition in self.partitions.values_mut().filter(|p| !p.paused) {
+            partition.at_end = true;
+            partition.quiet_us = self.settings.idle_timeout_us;
+        }
     }
 
     /// Which partitions run too far ahead of the slowest that is behind, and which no longer do.
@@ -460,8 +420,8 @@ mod tests {
         max_drift_us: Some(HOUR),
     };
 
-    fn key(partition: i32) -> PartitionKey {
-        PartitionKey::new("t", partition)
+    fn key(partition: i32) -> TopicPartition {
+        TopicPartition::new("t", partition)
     }
 
     fn stream_of(partitions: i32) -> Watermarks {

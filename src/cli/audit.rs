@@ -14,7 +14,7 @@ use futures::StreamExt;
 
 use super::{Kafka, Project};
 use crate::catalog::{Catalog, Customer};
-use crate::log::{Position, Progress, position_key, read_log};
+use crate::log::{Position, Progress, read_log};
 use crate::sink::{self, headers};
 use crate::source::chunk::{Chunk, Record};
 use crate::source::{Cluster, Event, Isolation, KafkaConfig, Reader, TopicPartition};
@@ -129,15 +129,14 @@ async fn recorded(
     customer: &Customer,
 ) -> Result<(Vec<(TopicPartition, (i64, Position))>, HashMap<TopicPartition, String>)> {
     let log = read_log(kafka, &customer.name).await?;
-    let mut positions: HashMap<String, Position> = HashMap::new();
+    let mut positions: HashMap<TopicPartition, Position> = HashMap::new();
     let mut joined = HashMap::new();
     let mut streams = HashMap::new();
     for record in &log {
         let record = Progress::decode(record)?;
         for join in record.joined {
-            let partition = TopicPartition { topic: join.topic.as_str().into(), partition: join.partition };
-            joined.insert(partition.clone(), join.offset);
-            streams.insert(partition, join.stream);
+            joined.insert(join.partition.clone(), join.offset);
+            streams.insert(join.partition, join.stream);
         }
         positions.extend(record.positions);
     }
@@ -145,7 +144,7 @@ async fn recorded(
         .into_iter()
         .map(|(partition, offset)| {
             let start = Position { offset, ..Position::default() };
-            let at = positions.get(&position_key(&partition)).copied().unwrap_or(start);
+            let at = positions.get(&partition).copied().unwrap_or(start);
             (partition, (offset, at))
         })
         .collect();

@@ -77,7 +77,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     for topic in topics(&catalog)? {
         cluster.create_topic(&topic, 1, 1).map_err(mock)?;
     }
-    let kafka = KafkaConfig::new(&brokers, None, &[])?;
+    let kafka = KafkaConfig::new(&brokers);
     introduce(&args, &brokers, &data_dir);
 
     let (stop_all, stop) = watch::channel(false);

@@ -78,8 +78,8 @@ pub struct Project {
 #[derive(Debug, Clone, Args)]
 pub struct Kafka {
     /// The brokers, host:port[,host:port]
-    #[arg(long, env = "MILLSTREAM_BROKERS", default_value = "127.0.0.1:9092")]
-    pub brokers: String,
+    #[arg(long, env = "MILLSTREAM_BROKERS")]
+    pub brokers: Option<String>,
     /// A setting of librdkafka, such as security.protocol=SASL_SSL; may be said several times
     #[arg(long = "kafka", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
@@ -91,7 +91,7 @@ pub struct Kafka {
 impl Kafka {
     /// The settings together; the command line wins over the file.
     pub fn config(&self) -> Result<KafkaConfig> {
-        KafkaConfig::new(&self.brokers, self.kafka_config.as_deref(), &self.settings)
+        KafkaConfig::from_flags(self.brokers.as_deref(), self.kafka_config.as_deref(), &self.settings)
     }
 }
 

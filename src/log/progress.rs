@@ -36,9 +36,9 @@ pub struct Progress {
     /// Partitions that joined at the epoch's start, with the offset at which each began.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub joined: Vec<Joined>,
-    /// Where each partition stood at the epoch's end, by "topic/partition".
+    /// Where each partition that moved stood at the epoch's end.
     #[serde(default)]
-    pub positions: BTreeMap<String, Position>,
+    pub positions: BTreeMap<TopicPartition, Position>,
     /// Watermarks that the clock moved at the epoch's end, by stream.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub decisions: BTreeMap<String, Vec<ClockDecision>>,
@@ -57,7 +57,7 @@ pub struct Progress {
     /// The newest verified snapshot: the state at the end of the epoch that it names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotRef>,
-    /// Every window was closed, and the pipeline is finished.
+    /// Every window was closed at the epoch's end, and the pipeline is finished.
     #[serde(default, skip_serializing_if = "is_false")]
     pub drained: bool,
 }
@@ -67,10 +67,8 @@ pub struct Progress {
 pub struct Joined {
     /// The stream that it belongs to.
     pub stream: String,
-    /// The topic.
-    pub topic: String,
     /// The partition.
-    pub partition: i32,
+    pub partition: TopicPartition,
     /// The first offset that was read.
     pub offset: i64,
 }
@@ -99,11 +97,6 @@ pub struct SnapshotRef {
 
 fn is_false(value: &bool) -> bool {
     !value
-}
-
-/// The key of a partition in [`Progress::positions`].
-pub fn position_key(partition: &TopicPartition) -> String {
-    partition.to_string()
 }
 
 impl Progress {

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use chrono_tz::Tz;
 use serde_json::json;
 
-use super::stream::StreamStage;
+use super::stream::{self, StreamStage};
 use crate::catalog::{Customer, Emit};
 use crate::log::{OutRecord, Position, Snapshot};
 use crate::sink::{self, DeadLetter, Origin, Publication, ResultSink, Stage};
@@ -26,7 +26,7 @@ use crate::source::TopicPartition;
 use crate::source::chunk::Chunk;
 use crate::sql::{CustomerPlan, Input, PlanKind, QueryPlan, Relations};
 use crate::time::{BEGINNING, Micros};
-use crate::watermark::ClockDecision;
+use crate::watermark::{ClockDecision, Watermarks};
 use crate::window::{self, Changes, Emission, FailedRow, Operator, OperatorState, Pushed};
 use crate::{Error, Kind, Result};
 
@@ -184,6 +184,9 @@ impl Engine {
     pub fn begin(&mut self, now: Micros) {
         self.now = now;
         self.plan.now.set(now);
+        for stage in self.streams.values_mut() {
+            stage.watermarks.begin_epoch();
+        }
     }
 
     /// Runs a chunk through its stream and every query that reads it.
@@ -250,22 +253,24 @@ impl Engine {
         self.output.record_bytes
     }
 
-    /// Ends the epoch: applies what the clock decided, closes windows, works out views.
+    /// Ends the epoch: applies what the clock decided, closes windows, works out views. With
+    /// `drained` every window closes.
     pub async fn end(
         &mut self,
         epoch: u64,
         decisions: &BTreeMap<String, Vec<ClockDecision>>,
         emits: &[String],
+        drained: bool,
     ) -> Result<Output> {
+        for stage in self.streams.values_mut().filter(|_| drained) {
+            stage.watermarks.drain();
+        }
         for (stream, decisions) in decisions {
             if let Some(stage) = self.streams.get_mut(stream) {
                 for decision in decisions {
                     stage.watermarks.apply(decision);
                 }
             }
-        }
-        for stage in self.streams.values_mut() {
-            stage.watermarks.end_epoch();
         }
         for index in 0..self.queries.len() {
             self.end_query(index, epoch, emits).await?;
@@ -470,12 +475,9 @@ impl Engine {
         }
         let mut streams = serde_json::Map::new();
         for (name, stage) in &self.streams {
-            let positions: Vec<_> = (stage.positions.iter())
-                .map(|(p, at)| json!({"topic": *p.topic, "partition": p.partition, "at": at}))
-                .collect();
-            let watermarks = serde_json::to_value(&stage.watermarks)
+            let watermarks = serde_json::to_value(stage.watermarks.state())
                 .map_err(|e| Error::internal("watermarks cannot be written").because(e))?;
-            streams.insert(name.clone(), json!({ "positions": positions, "watermarks": watermarks }));
+            streams.insert(name.clone(), json!({ "positions": stage.positions, "watermarks": watermarks }));
         }
         Ok(Snapshot { manifest: json!({ "streams": streams, "queries": queries }), batches })
     }
@@ -489,13 +491,11 @@ impl Engine {
                 continue;
             }
             let parse = |e: serde_json::Error| broken("a stream's positions").because(e);
-            stage.watermarks = serde_json::from_value(saved["watermarks"].clone()).map_err(parse)?;
-            for entry in saved["positions"].as_array().into_iter().flatten() {
-                let topic: Arc<str> = entry["topic"].as_str().ok_or_else(|| broken("a topic"))?.into();
-                let partition = serde_json::from_value(entry["partition"].clone()).map_err(parse)?;
-                let at: Position = serde_json::from_value(entry["at"].clone()).map_err(parse)?;
-                self.topics.insert(topic.clone(), name.clone());
-                stage.positions.insert(TopicPartition { topic, partition }, at);
+            let state = serde_json::from_value(saved["watermarks"].clone()).map_err(parse)?;
+            stage.watermarks = Watermarks::restore(stream::settings(&stage.plan.stream), &state);
+            stage.positions = serde_json::from_value(saved["positions"].clone()).map_err(parse)?;
+            for partition in stage.positions.keys() {
+                self.topics.insert(partition.topic.clone(), name.clone());
             }
         }
         let mut batches: HashMap<String, Vec<(String, RecordBatch)>> = HashMap::new();

@@ -9,7 +9,6 @@
 //! The loop reads chunks, ends an epoch when there is something to say, and commits it while the
 //! next one is already being read. At most one commit is under way.
 
-mod drift;
 mod engine;
 mod history;
 pub mod replay;
@@ -33,7 +32,7 @@ pub use start::plan;
 
 use crate::catalog::{Catalog, Customer, Emit};
 use crate::log::{
-    Committed, EpochOutput, Joined, Position, Progress, SnapshotRef, VERSION, position_key, snapshot,
+    Committed, EpochOutput, Joined, Position, Progress, SnapshotRef, VERSION, snapshot,
 };
 use crate::serve::{Metrics, StatusBoard};
 use crate::source::chunk::Chunk;
@@ -163,7 +162,7 @@ struct Pipeline {
     snapshot: Option<JoinHandle<Result<SnapshotRef>>>,
     snapshot_ready: Option<SnapshotRef>,
     drained: bool,
-    drift: drift::Drift,
+    paused: BTreeSet<TopicPartition>,
     status: status::Reporter,
 }
 
@@ -200,7 +199,7 @@ impl Pipeline {
             snapshot: None,
             snapshot_ready: None,
             drained: false,
-            drift: drift::Drift::default(),
+            paused: BTreeSet::new(),
             status,
             begun,
             options,
@@ -275,7 +274,7 @@ impl Pipeline {
             self.known.send_replace(known(&self.begun.engine));
         }
         for join in &joined {
-            tracing::info!(stream = join.stream, topic = join.topic, partition = join.partition, offset = join.offset, "a partition joins");
+            tracing::info!(stream = join.stream, partition = %join.partition, offset = join.offset, "a partition joins");
         }
         self.begun.engine.begin(self.open.now);
         Ok(())
@@ -286,14 +285,13 @@ impl Pipeline {
             Event::Chunk(chunk) => self.absorb(chunk).await,
             Event::End { partition, position } => {
                 self.begin()?;
-                let now = self.options.clock.now();
                 if let Some(stream) = self.begun.engine.stream_of(&partition.topic).map(str::to_owned)
                     && let Some(stage) = self.begun.engine.streams.get_mut(&stream)
                 {
                     if let Some(at) = stage.positions.get_mut(&partition) {
                         at.offset = at.offset.max(position);
                     }
-                    stage.watermarks.at_end(&partition, position, now);
+                    stage.watermarks.at_end(&partition);
                 }
                 Ok(())
             }
@@ -309,10 +307,29 @@ impl Pipeline {
         }
         let chunk = if chunk.first_offset < next { chunk.slice(next) } else { chunk };
         self.begun.engine.absorb(&chunk).await?;
-        let changes = self.drift.judge(&self.begun.engine, &self.ends);
-        self.begun.reader.pause(&changes.pause);
-        self.begun.reader.resume(&changes.resume);
+        self.keep_together(&partition.topic);
         Ok(())
+    }
+
+    /// Pauses partitions that ran too far ahead of the slowest one of their stream.
+    fn keep_together(&mut self, topic: &str) {
+        let Some(stream) = self.begun.engine.stream_of(topic).map(str::to_owned) else { return };
+        let Some(stage) = self.begun.engine.streams.get_mut(&stream) else { return };
+        let drift = stage.watermarks.drift();
+        for partition in &drift.pause {
+            stage.watermarks.set_paused(partition, true);
+            self.paused.insert(partition.clone());
+        }
+        for partition in &drift.resume {
+            stage.watermarks.set_paused(partition, false);
+            self.paused.remove(partition);
+        }
+        if !drift.pause.is_empty() {
+            self.begun.reader.pause(&drift.pause);
+        }
+        if !drift.resume.is_empty() {
+            self.begun.reader.resume(&drift.resume);
+        }
     }
 
     /// Ends the open epoch and sends it off. `last`: nothing follows, so idleness is taken as given.
@@ -324,7 +341,10 @@ impl Pipeline {
         let given = last && self.options.mode != Mode::Follow;
         let mut decisions: BTreeMap<String, Vec<ClockDecision>> = BTreeMap::new();
         for (name, stage) in &mut self.begun.engine.streams {
-            let steps = if drain { stage.watermarks.drain() } else { stage.watermarks.decide(now, given) };
+            if given {
+                stage.watermarks.take_idleness_as_given();
+            }
+            let steps = stage.watermarks.decide(now);
             if !steps.is_empty() {
                 decisions.insert(name.clone(), steps);
             }
@@ -335,14 +355,14 @@ impl Pipeline {
         let ready = self.snapshot_ready.take();
         let silent = moved.is_empty() && decisions.is_empty() && emits.is_empty() && open.joined.is_empty()
             && open.tables.is_empty() && ready.is_none() && !self.begun.engine.has_news();
-        self.status.report(&self.begun.engine, &self.ends, self.begun.epoch, self.drift.paused());
+        self.status.report(&self.begun.engine, &self.ends, self.begun.epoch, &self.paused);
         if silent && !drain {
             self.committed_at = Instant::now();
             self.look_at_tables().await?;
             return Ok(());
         }
         let epoch = self.begun.epoch + 1;
-        let output = self.begun.engine.end(epoch, &decisions, &emits).await?;
+        let output = self.begun.engine.end(epoch, &decisions, &emits, drain).await?;
         self.status.output(&output);
         let mut record = Progress {
             version: VERSION,
@@ -442,9 +462,8 @@ impl Pipeline {
     fn looked(&mut self, look: Look) -> Result<()> {
         self.ends.extend(look.ends);
         for join in look.joined {
-            let partition = TopicPartition { topic: join.topic.as_str().into(), partition: join.partition };
-            let known = self.begun.engine.position(&partition).is_some()
-                || self.waiting_joins.iter().any(|w| w.topic == join.topic && w.partition == join.partition);
+            let known = self.begun.engine.position(&join.partition).is_some()
+                || self.waiting_joins.iter().any(|w| w.partition == join.partition);
             if !known {
                 self.waiting_joins.push(join);
             }
@@ -540,7 +559,7 @@ impl Pipeline {
         self.take_snapshot().await?;
         self.record_snapshot().await?;
         self.begun.history.flush().await?;
-        self.status.report(&self.begun.engine, &self.ends, self.begun.epoch, self.drift.paused());
+        self.status.report(&self.begun.engine, &self.ends, self.begun.epoch, &self.paused);
         Ok(())
     }
 }
@@ -560,9 +579,13 @@ fn positions(engine: &Engine) -> BTreeMap<TopicPartition, Position> {
 }
 
 /// Positions that differ from what was recorded last.
-fn moved(engine: &Engine, recorded: &BTreeMap<TopicPartition, Position>) -> BTreeMap<String, Position> {
-    let now = positions(engine);
-    now.iter().filter(|(p, at)| recorded.get(*p) != Some(at)).map(|(p, at)| (position_key(p), *at)).collect()
+fn moved(
+    engine: &Engine,
+    recorded: &BTreeMap<TopicPartition, Position>,
+) -> BTreeMap<TopicPartition, Position> {
+    let mut now = positions(engine);
+    now.retain(|partition, at| recorded.get(partition) != Some(at));
+    now
 }
 
 fn known(engine: &Engine) -> Known {
@@ -589,7 +612,7 @@ impl Lookout {
             let look = blocking(move || {
                 let joined = start::new_partitions(&cluster, &known, first)?;
                 let mut ends = HashMap::new();
-                let joining = joined.iter().map(|j| TopicPartition { topic: j.topic.as_str().into(), partition: j.partition });
+                let joining = joined.iter().map(|j| j.partition.clone());
                 for partition in known.into_iter().flat_map(|(_, p)| p).chain(joining) {
                     let (_, high) = cluster.watermarks(&partition)?;
                     ends.insert(partition, high);

@@ -153,7 +153,7 @@ impl Begun {
             self.engine.begin(record.now);
             self.read_range(record).await?;
             let mut output =
-                self.engine.end(record.epoch, &record.decisions, &record.emitted).await?;
+                self.engine.end(record.epoch, &record.decisions, &record.emitted, record.drained).await?;
             let rows: Vec<HistoryRows> = std::mem::take(&mut output.history);
             self.history.epoch(record.epoch, rows).await?;
         }
@@ -167,19 +167,15 @@ impl Begun {
     pub fn join(&mut self, joined: &[Joined]) -> Result<()> {
         let mut assigned = Vec::new();
         for join in joined {
-            let partition =
-                TopicPartition { topic: join.topic.as_str().into(), partition: join.partition };
-            self.engine.join(&join.stream, &partition, join.offset)?;
-            assigned.push((partition, join.offset));
+            self.engine.join(&join.stream, &join.partition, join.offset)?;
+            assigned.push((join.partition.clone(), join.offset));
         }
         if assigned.is_empty() { Ok(()) } else { self.reader.assign(&assigned) }
     }
 
     /// Absorbs exactly the offsets of a recorded epoch.
     async fn read_range(&mut self, record: &Progress) -> Result<()> {
-        let ends: HashMap<&str, i64> =
-            record.positions.iter().map(|(p, at)| (p.as_str(), at.offset)).collect();
-        let end_of = |p: &TopicPartition| ends.get(p.to_string().as_str()).copied();
+        let end_of = |p: &TopicPartition| record.positions.get(p).map(|at| at.offset);
         let mut waiting: BTreeSet<TopicPartition> = BTreeSet::new();
         for stage in self.engine.streams.values() {
             for (partition, at) in &stage.positions {
@@ -279,10 +275,9 @@ pub fn new_partitions(
                 let offset = match (first, &stream.start) {
                     (false, _) | (true, Start::Earliest) => low,
                     (true, Start::Latest) => high,
-                    (true, Start::At(instant)) => cluster.offset_for_time(&tp, *instant)?,
+                    (true, Start::At(instant)) => cluster.offsets_for_time(&tp, *instant)?,
                 };
-                let (stream, topic) = (stream.name.clone(), topic.clone());
-                joined.push(Joined { stream, topic, partition, offset });
+                joined.push(Joined { stream: stream.name.clone(), partition: tp, offset });
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::serve::{Metrics, StatusBoard};
 use crate::source::TopicPartition;
 use crate::sql::Input;
 use crate::time::{Clock, Micros, Window};
+use crate::watermark::Waiting;
 
 /// The status is worked out at most this often.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -114,15 +115,18 @@ impl Reporter {
         ends: &HashMap<TopicPartition, i64>,
         paused: &BTreeSet<TopicPartition>,
     ) -> StreamStatus {
-        let partitions = stage.positions.iter().map(|(partition, at)| PartitionStatus {
-            topic: partition.topic.to_string(),
-            partition: partition.partition,
-            position: at.offset,
-            end: ends.get(partition).copied().unwrap_or(at.offset).max(at.offset),
-            watermark: stage.watermarks.partition(partition).and_then(spoken),
-            idle: stage.watermarks.is_idle(partition),
-            quiet_since: stage.watermarks.quiet_since(partition),
-            paused: paused.contains(partition),
+        let partitions = stage.watermarks.partitions().map(|view| {
+            let position = stage.positions.get(&view.partition).map_or(0, |at| at.offset);
+            PartitionStatus {
+                topic: view.partition.topic.to_string(),
+                partition: view.partition.partition,
+                position,
+                end: ends.get(&view.partition).map_or(position, |&end| end.max(position)),
+                watermark: view.watermark,
+                idle: view.idle,
+                quiet_since: view.heard_at,
+                paused: paused.contains(&view.partition),
+            }
         });
         let partitions: Vec<_> = partitions.collect();
         StreamStatus {
@@ -165,8 +169,24 @@ fn open_windows(engine: &Engine, input: &Input, windows: &[Window]) -> Vec<OpenW
                 window: *window,
                 held_by: why.as_ref().map(|w| w.partition.to_string()),
                 held_at: why.as_ref().and_then(|w| spoken(w.watermark)),
-                because: why.map_or_else(|| "no event yet".to_owned(), |w| w.to_string()),
+                because: why.map_or_else(|| "it is about to close".to_owned(), |w| because(&w)),
             }
         })
         .collect()
+}
+
+/// What a window waits for, in words.
+fn because(waiting: &Waiting) -> String {
+    let instant = |at: Micros| match chrono::DateTime::from_timestamp_micros(at) {
+        Some(at) => at.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
+        None => "never".to_owned(),
+    };
+    let stands = match spoken(waiting.watermark) {
+        Some(watermark) => format!("{} stands at {}", waiting.partition, instant(watermark)),
+        None => format!("{} has not sent an event yet", waiting.partition),
+    };
+    match waiting.closes_at {
+        Some(at) => format!("{stands}; without further events it closes at {}", instant(at)),
+        None => stands,
+    }
 }

@@ -16,7 +16,7 @@ use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 use chrono_tz::Tz;
 
-use crate::catalog::{ColumnSource, Metadata};
+use crate::catalog::{ColumnSource, Metadata, Stream};
 use crate::decode::{Decoder, Field, Rejected};
 use crate::log::{OutRecord, Position};
 use crate::sink::{DeadLetter, Origin, Stage};
@@ -24,7 +24,7 @@ use crate::source::TopicPartition;
 use crate::source::chunk::{Chunk, Record};
 use crate::sql::StreamPlan;
 use crate::time::Micros;
-use crate::watermark::{Watermarks, is_future};
+use crate::watermark::{WatermarkSettings, Watermarks, is_future};
 use crate::{Error, Result};
 
 /// A source stream's decoder, watermarks and positions.
@@ -35,6 +35,10 @@ pub struct StreamStage {
     pub watermarks: Watermarks,
     /// Its partitions' positions and accounts.
     pub positions: BTreeMap<TopicPartition, Position>,
+    /// Rows decoded since the start.
+    pub rows_read: u64,
+    /// Bytes read since the start.
+    pub bytes_read: u64,
     /// Fields of its messages that the schema does not name.
     pub unknown_fields: u64,
     decoder: Decoder,
@@ -65,6 +69,15 @@ pub struct Read {
     pub reasons: Vec<&'static str>,
     /// Records without a value.
     pub tombstones: u64,
+}
+
+/// What a stream's declaration says about time.
+pub fn settings(stream: &Stream) -> WatermarkSettings {
+    WatermarkSettings {
+        delay_us: stream.watermark.delay_us,
+        idle_timeout_us: stream.idle_timeout_us,
+        max_drift_us: stream.max_drift_us,
+    }
 }
 
 /// Rows on their way: which message each came from.
@@ -101,15 +114,15 @@ impl StreamStage {
         });
         let decoder = Decoder::new(fields.collect(), zone)?;
         let event_time = plan.schema.index_of(&stream.watermark.column)?;
-        let watermarks = Watermarks::new(stream.watermark.delay_us, stream.idle_timeout_us);
+        let watermarks = Watermarks::new(settings(&stream));
         let positions = BTreeMap::new();
-        Ok(Self { plan, watermarks, positions, unknown_fields: 0, decoder, event_time })
+        let (rows_read, bytes_read, unknown_fields) = (0, 0, 0);
+        Ok(Self { plan, watermarks, positions, rows_read, bytes_read, unknown_fields, decoder, event_time })
     }
 
     /// Begins the watermarks anew; positions stay.
     pub fn forget(&mut self) {
-        let stream = &self.plan.stream;
-        self.watermarks = Watermarks::new(stream.watermark.delay_us, stream.idle_timeout_us);
+        self.watermarks = Watermarks::new(settings(&self.plan.stream));
         for partition in self.positions.keys() {
             self.watermarks.join(partition);
         }
@@ -138,7 +151,10 @@ impl StreamStage {
         let event_time = self.judge(&mut draft, chunk, now, &mut dead)?;
 
         let partition = TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
-        let before = self.watermarks.observe(&partition, &event_time, now);
+        let mut before = Vec::new();
+        self.watermarks.observe(&partition, &event_time, &mut before);
+        self.rows_read += event_time.len() as u64;
+        self.bytes_read += chunk.bytes.len() as u64;
         let position = self
             .positions
             .get_mut(&partition)
