@@ -78,7 +78,9 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         cluster.create_topic(&topic, 1, 1).map_err(mock)?;
     }
     let kafka = KafkaConfig::new(&brokers);
-    introduce(&args, &brokers, &data_dir);
+    for line in introduction(&args, &brokers, &data_dir) {
+        println!("{line}");
+    }
 
     let (stop_all, stop) = watch::channel(false);
     let mut signal = super::stop_signal();
@@ -88,7 +90,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     options.commit_interval = Some(Duration::from_millis(250));
     let pipelines = tokio::spawn(run::run_all(catalog.clone(), options, stop.clone()));
     let drivers = sensors(&args, &catalog, &kafka, clock.now(), &stop)?;
-    let view = tokio::spawn(live::run(board, stop.clone(), args.draws()));
+    let view = tokio::spawn(live::run(board, introduction(&args, &brokers, &data_dir), stop.clone(), args.draws()));
 
     let limit = async {
         match args.duration {
@@ -174,12 +176,16 @@ fn sensors(
     Ok(drivers)
 }
 
-fn introduce(args: &Args, brokers: &str, data_dir: &std::path::Path) {
-    println!("Millstream demo: two customers, their sensors {} faster than life, one of them broken.", args.speed);
-    println!("  broker   {brokers}   (kcat -b {brokers} -t 1084, millstream subscribe customer_a presence_alert --brokers {brokers})");
-    println!("  history  {}   (the first commit comes after 10 s)", data_dir.display());
-    println!("  try      {}", suggestion(data_dir));
-    println!("  stop     Ctrl-C\n");
+fn introduction(args: &Args, brokers: &str, data_dir: &std::path::Path) -> Vec<String> {
+    vec![
+        format!("Millstream demo: two customers, their sensors {} faster than life, one of them broken.", args.speed),
+        format!(
+            "  broker   {brokers}   (kcat -b {brokers} -t 1084, millstream subscribe customer_a presence_alert --brokers {brokers})"
+        ),
+        format!("  history  {}   (the first commit comes after 10 s)", data_dir.display()),
+        format!("  try      {}", suggestion(data_dir)),
+        "  stop     Ctrl-C\n".to_owned(),
+    ]
 }
 
 fn suggestion(data_dir: &std::path::Path) -> String {

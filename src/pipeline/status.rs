@@ -93,16 +93,19 @@ impl Reporter {
             late: query.late,
             state_rows: query.operator.state_rows() as u64,
             state_bytes: query.operator.state_bytes() as u64,
+            windows_open: query.operator.open_windows().len() as u64,
             open: open_windows(engine, &query.plan.input, &query.operator.open_windows()),
             newest: query.newest.clone(),
         });
         let status = Status {
             customer: self.customer.clone(),
+            zone: engine.customer.zone.name().to_owned(),
             at: self.clock.now(),
             epoch,
             streams,
             queries: queries.collect(),
             dead_letters: self.dead,
+            ..Status::default()
         };
         self.measure(&status);
         self.board.publish(status);

@@ -6,7 +6,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,7 +17,8 @@ use super::chunk::{Chunk, Record};
 use super::client::{Context, hint_for};
 use super::config::KafkaConfig;
 use super::ffi::{BatchConsumer, Buffer, Message};
-use super::kafka::{Event, Isolation, TopicPartition};
+use super::kafka::{Event, Isolation};
+use super::partition::TopicPartition;
 use crate::{Error, Kind, Result};
 
 /// A chunk holds no more bytes than this, unless one record alone does.
@@ -66,24 +68,77 @@ pub(super) fn consumer_config(
 /// The half of a fetcher that other threads may use.
 pub(super) struct Assignment {
     consumer: BatchConsumer,
-    /// Assigned, and not seen by the fetcher yet.
-    added: Mutex<Vec<(TopicPartition, i64)>>,
+    partitions: Mutex<HashMap<TopicPartition, Assigned>>,
+    /// Counts the times that partitions were taken away: a topic's handle may change then.
+    removals: AtomicU64,
+}
+
+/// What is known of an assigned partition.
+struct Assigned {
+    /// The next offset to take; behind the fetcher by one poll at most.
+    position: Arc<AtomicI64>,
+    paused: bool,
 }
 
 impl Assignment {
-    /// Adds partitions, each from an offset.
-    pub(super) fn assign(&self, add: &[(TopicPartition, i64)]) -> Result<()> {
-        if let Some((tp, offset)) = add.iter().find(|(_, offset)| *offset < 0) {
-            return Err(Error::internal(format!("{tp} cannot be read from offset {offset}")));
-        }
-        // First noted, then assigned: a message must find its partition.
-        self.added.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(add);
-        self.consumer.assign(add)
+    fn partitions(&self) -> MutexGuard<'_, HashMap<TopicPartition, Assigned>> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// See [`BatchConsumer::pause`].
-    pub(super) fn pause(&self, partitions: &[TopicPartition], paused: bool) {
-        self.consumer.pause(partitions, paused);
+    /// Adds partitions, each from an offset.
+    pub(super) fn assign(&self, add: &[(TopicPartition, i64)]) -> Result<()> {
+        let mut partitions = self.partitions();
+        for (tp, offset) in add {
+            if *offset < 0 || partitions.contains_key(tp) {
+                return Err(Error::internal(format!(
+                    "{tp} cannot be assigned from offset {offset} on"
+                ))
+                .detail("it is read already, or the offset is negative"));
+            }
+        }
+        // First noted, then assigned: a message must find its partition.
+        for (tp, offset) in add {
+            let position = Arc::new(AtomicI64::new(*offset));
+            partitions.insert(tp.clone(), Assigned { position, paused: false });
+        }
+        self.consumer
+            .assign(add)
+            .inspect_err(|_| add.iter().for_each(|(tp, _)| drop(partitions.remove(tp))))
+    }
+
+    /// Stops fetching partitions, by taking them away: librdkafka's own pause would resume one
+    /// record too far when the last thing that was polled was the partition's end (2.12.1,
+    /// `rd_kafka_q_serve_rkmessages` takes the end for a record).
+    pub(super) fn pause(&self, wanted: &[TopicPartition]) -> Result<()> {
+        let mut partitions = self.partitions();
+        let mut pausing = Vec::with_capacity(wanted.len());
+        for tp in wanted {
+            if let Some(assigned) = partitions.get_mut(tp)
+                && !std::mem::replace(&mut assigned.paused, true)
+            {
+                pausing.push(tp.clone());
+            }
+        }
+        if pausing.is_empty() {
+            return Ok(());
+        }
+        self.removals.fetch_add(1, Ordering::AcqRel);
+        self.consumer.unassign(&pausing)
+    }
+
+    /// Fetches paused partitions again, from their positions. A position may be that of the poll
+    /// before: what then comes twice, the fetcher drops.
+    pub(super) fn resume(&self, wanted: &[TopicPartition]) -> Result<()> {
+        let mut partitions = self.partitions();
+        let mut resuming = Vec::with_capacity(wanted.len());
+        for tp in wanted {
+            if let Some(assigned) = partitions.get_mut(tp)
+                && std::mem::replace(&mut assigned.paused, false)
+            {
+                resuming.push((tp.clone(), assigned.position.load(Ordering::Acquire)));
+            }
+        }
+        if resuming.is_empty() { Ok(()) } else { self.consumer.assign(&resuming) }
     }
 }
 
@@ -100,7 +155,11 @@ impl Fetcher {
         let config = consumer_config(kafka, group, isolation);
         let consumer = BatchConsumer::new(&config, Context::new(format!("{group} reader")))?;
         Ok(Self {
-            assignment: Arc::new(Assignment { consumer, added: Mutex::default() }),
+            assignment: Arc::new(Assignment {
+                consumer,
+                partitions: Mutex::default(),
+                removals: AtomicU64::new(0),
+            }),
             buffer: Buffer::new(POLL_MESSAGES),
             assembly: Assembly::default(),
         })
@@ -148,6 +207,8 @@ struct Assembly {
     by_handle: HashMap<(usize, i32), usize>,
     /// The handle of the last message: messages come in runs of a partition.
     last: Option<((usize, i32), usize)>,
+    /// The handles are of this count of removals.
+    removals: u64,
 }
 
 /// One partition.
@@ -157,6 +218,8 @@ struct Part {
     told: i64,
     /// The next offset to take.
     position: i64,
+    /// `position`, for other threads.
+    shared: Arc<AtomicI64>,
     bytes: Vec<u8>,
     records: Vec<Record>,
     append_time: bool,
@@ -192,6 +255,11 @@ impl Assembly {
     }
 
     fn part(&mut self, message: &Message<'_>, assignment: &Assignment) -> Result<&mut Part> {
+        let removals = assignment.removals.load(Ordering::Acquire);
+        if removals != self.removals {
+            (self.removals, self.last) = (removals, None);
+            self.by_handle.clear();
+        }
         let handle = (message.topic_handle(), message.partition());
         let index = match self.last {
             Some((last, index)) if last == handle => index,
@@ -204,25 +272,26 @@ impl Assembly {
         Ok(&mut self.parts[index])
     }
 
-    /// The first message of a partition.
+    /// The first message of a partition under this handle.
     fn meet(
         &mut self,
         handle: (usize, i32),
         message: &Message<'_>,
         assignment: &Assignment,
     ) -> Result<usize> {
-        let mut added = assignment.added.lock().unwrap_or_else(PoisonError::into_inner);
-        for (tp, offset) in added.drain(..) {
-            self.parts.push(Part::new(tp, offset));
-        }
-        let topic = message.topic();
-        let found = self
-            .parts
-            .iter()
-            .position(|part| *part.tp.topic == *topic && part.tp.partition == handle.1);
-        let index = found.ok_or_else(|| {
-            Error::internal(format!("a record of {topic}/{} came, which is not assigned", handle.1))
-        })?;
+        let tp = TopicPartition::new(message.topic(), handle.1);
+        let index = match self.parts.iter().position(|part| part.tp == tp) {
+            Some(index) => index,
+            None => {
+                let shared =
+                    assignment.partitions().get(&tp).map(|assigned| Arc::clone(&assigned.position));
+                let shared = shared.ok_or_else(|| {
+                    Error::internal(format!("a record of {tp} came, which is not assigned"))
+                })?;
+                self.parts.push(Part::new(tp, shared));
+                self.parts.len() - 1
+            }
+        };
         self.by_handle.insert(handle, index);
         Ok(index)
     }
@@ -233,16 +302,19 @@ impl Assembly {
             if all || (!part.records.is_empty() && part.since.elapsed() >= CHUNK_WAIT) {
                 part.release(events);
             }
+            part.shared.store(part.position, Ordering::Release);
         }
     }
 }
 
 impl Part {
-    fn new(tp: TopicPartition, offset: i64) -> Self {
+    fn new(tp: TopicPartition, shared: Arc<AtomicI64>) -> Self {
+        let offset = shared.load(Ordering::Acquire);
         Self {
             tp,
             told: offset,
             position: offset,
+            shared,
             bytes: Vec::new(),
             records: Vec::new(),
             append_time: false,

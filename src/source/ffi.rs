@@ -100,37 +100,17 @@ impl BatchConsumer {
             )?;
         }
         // SAFETY: client and list are alive during the call, which copies the list.
-        let error =
-            unsafe { sys::rd_kafka_incremental_assign(self.client.native_ptr(), list.ptr()) };
-        if error.is_null() {
-            return Ok(());
-        }
-        // SAFETY: a non-null error is ours to read and then to destroy, once.
-        let text = unsafe {
-            let text = text_of(sys::rd_kafka_error_string(error));
-            sys::rd_kafka_error_destroy(error);
-            text
-        };
-        Err(Error::new(Kind::Kafka, "Kafka partitions could not be assigned").detail(text))
+        outcome(unsafe { sys::rd_kafka_incremental_assign(self.client.native_ptr(), list.ptr()) })
     }
 
-    /// Stops or starts fetching for partitions. What librdkafka holds of a paused partition is
-    /// dropped and fetched again on resuming.
-    pub(super) fn pause(&self, partitions: &[TopicPartition], paused: bool) {
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for tp in partitions {
+    /// Takes partitions away; what librdkafka holds of them is dropped.
+    pub(super) fn unassign(&self, remove: &[TopicPartition]) -> Result<()> {
+        let mut list = TopicPartitionList::with_capacity(remove.len());
+        for tp in remove {
             list.add_partition(&tp.topic, tp.partition);
         }
-        // SAFETY: client and list are alive during the call, which writes errors into the list only.
-        let code = unsafe {
-            match paused {
-                true => sys::rd_kafka_pause_partitions(self.client.native_ptr(), list.ptr()),
-                false => sys::rd_kafka_resume_partitions(self.client.native_ptr(), list.ptr()),
-            }
-        };
-        if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            tracing::warn!(paused, code = %RDKafkaErrorCode::from(code), "partitions could not be paused or resumed");
-        }
+        // SAFETY: client and list are alive during the call, which copies the list.
+        outcome(unsafe { sys::rd_kafka_incremental_unassign(self.client.native_ptr(), list.ptr()) })
     }
 
     /// Waits up to `wait` for a first message, then lends every message at hand, up to the
@@ -223,6 +203,20 @@ impl BatchConsumer {
         }
         Ok(())
     }
+}
+
+/// What a call that gives back an error object says.
+fn outcome(error: *mut sys::rd_kafka_error_t) -> Result<()> {
+    if error.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a non-null error is ours to read and then to destroy, once.
+    let text = unsafe {
+        let text = text_of(sys::rd_kafka_error_string(error));
+        sys::rd_kafka_error_destroy(error);
+        text
+    };
+    Err(Error::new(Kind::Kafka, "Kafka partitions could not be assigned").detail(text))
 }
 
 /// The id that Kafka gave a topic when it was made; `None`: a broker without ids.
@@ -344,7 +338,7 @@ impl Message<'_> {
         unsafe { text_of(sys::rd_kafka_message_errstr(self.raw)) }
     }
 
-    /// A number that stands for the topic as long as it is assigned; 0: no topic.
+    /// A number that stands for the topic while one of its partitions is assigned; 0: no topic.
     pub(super) fn topic_handle(&self) -> usize {
         self.raw().rkt.addr()
     }

@@ -8,7 +8,6 @@
 //! - nothing is skipped: what cannot be read is an error, and the reader's last word.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -141,12 +140,20 @@ impl Reader {
 
     /// Stops fetching these partitions. Chunks that are in the queue already still come.
     pub fn pause(&self, partitions: &[TopicPartition]) {
-        self.assignment.pause(partitions, true);
+        self.note("paused", self.assignment.pause(partitions));
     }
 
-    /// Fetches paused partitions again, from where their chunks ended.
+    /// Fetches paused partitions again, from where their chunks ended. One that is at its end
+    /// tells its end again.
     pub fn resume(&self, partitions: &[TopicPartition]) {
-        self.assignment.pause(partitions, false);
+        self.note("resumed", self.assignment.resume(partitions));
+    }
+
+    /// Partitions change hands within the client only: this fails when it is closing.
+    fn note(&self, what: &str, outcome: Result<()>) {
+        if let Err(error) = outcome {
+            tracing::warn!("partitions could not be {what}: {error}");
+        }
     }
 
     /// The next event. Cancelling it loses none.
