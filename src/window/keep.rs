@@ -79,6 +79,11 @@ impl Buffer {
         self.buckets.is_empty()
     }
 
+    /// The buckets that have something.
+    pub fn buckets(&self) -> impl Iterator<Item = &Bucket> {
+        self.buckets.keys()
+    }
+
     /// Adds what was kept of a partition's next rows. A bucket of which nothing is kept is none.
     pub async fn add(
         &mut self,

@@ -373,6 +373,7 @@ impl Operator {
         Ok(said.map(|result| Emission { window: Some(window), result }))
     }
 
+<<<<<<< HEAD
     /// Whether ending the epoch at `watermark` would say something.
     pub fn due(&self, watermark: Micros) -> bool {
         match self.plan.kind {
@@ -385,6 +386,17 @@ impl Operator {
                 reached(kept) || reached(self.buffer.earliest_end())
             }
         }
+=======
+    /// Whether ending the epoch at `watermark` would probably say something: a window closes or is
+    /// corrected, or rows came for a view.
+    pub fn due(&self, watermark: Micros) -> bool {
+        if self.plan.kind != PlanKind::Windowed {
+            return self.is_amid_epoch();
+        }
+        let mut reached = self.windows.range(..=(watermark, Micros::MAX));
+        reached.any(|(_, state)| !state.closed || state.changed)
+            || self.buffer.buckets().any(|bucket| bucket.window.end <= watermark)
+>>>>>>> window
     }
 
     /// The windows that have not closed, in the order in which they will.
