@@ -132,11 +132,6 @@ impl Buffer {
         Ok(drained)
     }
 
-    /// The earliest end of a window that rows of this epoch fell into.
-    pub fn earliest_end(&self) -> Option<Micros> {
-        self.buckets.keys().map(|bucket| bucket.window.end).min()
-    }
-
     pub fn all(&self) -> impl Iterator<Item = &RecordBatch> {
         self.buckets.values().flat_map(|b| b.values()).flatten().flatten()
     }
