@@ -118,7 +118,9 @@ impl Writer {
         let prefix = app_prefix(cluster);
         let mut positions = HashMap::new();
         for app in positions::app_ids(&path, &store, &state).await? {
-            let Some(partition) = app.strip_prefix(&prefix).and_then(partition_of) else { continue };
+            let Some(partition) = app.strip_prefix(&prefix).and_then(partition_of) else {
+                continue;
+            };
             let read = state.transaction_version(store.as_ref(), &app).await;
             let committed = read.map_err(|error| delta_error(&path, "reading positions", error))?;
             let next = committed.map_or(0, |last| last + 1);
@@ -320,7 +322,9 @@ impl Writer {
 
     fn out_of_order(&self, topic: &str, partition: i32, offset: i64, next: i64) -> Error {
         Error::internal(format!("history of '{}' was given rows that it has", self.spec.name))
-            .detail(format!("{topic}/{partition}: offset {offset}, expected from {next} up to the next offset"))
+            .detail(format!(
+                "{topic}/{partition}: offset {offset}, expected from {next} up to the next offset"
+            ))
     }
 
     /// The batch in the columns of the files.
@@ -375,7 +379,9 @@ impl Writer {
 
     fn hold(&mut self, date: Option<i32>, rows: RecordBatch) {
         self.buffered += (rows.columns().iter())
-            .map(|c| c.to_data().get_slice_memory_size().unwrap_or_else(|_| c.get_array_memory_size()))
+            .map(|c| {
+                c.to_data().get_slice_memory_size().unwrap_or_else(|_| c.get_array_memory_size())
+            })
             .sum::<usize>();
         self.dates.entry(date).or_default().push(rows);
     }
@@ -383,21 +389,25 @@ impl Writer {
     async fn write_files(&self, now: Micros) -> Result<Vec<Add>> {
         let store = self.store.object_store(None);
         let schema = &self.stored;
-        let mut files = futures::stream::iter(self.dates.iter().map(|(date, batches)| {
-            let (schema, date, batches, store) = (schema.clone(), *date, batches.clone(), store.clone());
-            async move {
-                let encode = move || file::encode(&schema, date, &batches, now / 1_000);
-                let encoded = tokio::task::spawn_blocking(encode)
-                    .await
-                    .map_err(|error| Error::internal("an encoder ended early").because(error))??;
-                let path = object_store::path::Path::from(encoded.path.as_str());
-                store.put(&path, encoded.bytes.into()).await.map_err(|error| {
-                    Error::new(Kind::Storage, "a history file cannot be stored").because(error)
-                })?;
-                Ok::<Add, Error>(encoded.add)
-            }
-        }))
-        .buffered(ENCODERS);
+        // Owned parts: a future that borrows in a closure cannot move between threads.
+        let parts: Vec<_> = self.dates.iter().map(|(date, rows)| (*date, rows.clone())).collect();
+        let mut files = futures::stream::iter(parts)
+            .map(|(date, batches)| {
+                let (schema, store) = (schema.clone(), store.clone());
+                async move {
+                    let encode = move || file::encode(&schema, date, &batches, now / 1_000);
+                    let encoded =
+                        tokio::task::spawn_blocking(encode).await.map_err(|error| {
+                            Error::internal("an encoder ended early").because(error)
+                        })??;
+                    let path = object_store::path::Path::from(encoded.path.as_str());
+                    store.put(&path, encoded.bytes.into()).await.map_err(|error| {
+                        Error::new(Kind::Storage, "a history file cannot be stored").because(error)
+                    })?;
+                    Ok::<Add, Error>(encoded.add)
+                }
+            })
+            .buffered(ENCODERS);
         let mut adds = Vec::with_capacity(self.dates.len());
         while let Some(add) = files.next().await {
             adds.push(add?);
@@ -414,7 +424,9 @@ impl Writer {
                 match self.look(&begun.moved).await {
                     Ok(true) => return Ok(()),
                     Ok(false) => {}
-                    Err(error) if error.kind == Kind::Fenced || attempt == ATTEMPTS => return Err(error),
+                    Err(error) if error.kind == Kind::Fenced || attempt == ATTEMPTS => {
+                        return Err(error);
+                    }
                     Err(error) => {
                         tracing::warn!(table = %self.path.display(), %error, "history cannot be read; trying again");
                         tokio::time::sleep(wait).await;
@@ -446,10 +458,15 @@ impl Writer {
     }
 
     /// One attempt, on the present snapshot.
-    async fn try_commit(&self, begun: &Begun) -> Result<DeltaTableState, deltalake::DeltaTableError> {
+    async fn try_commit(
+        &self,
+        begun: &Begun,
+    ) -> Result<DeltaTableState, deltalake::DeltaTableError> {
         let version = i64::try_from(self.state.version()).unwrap_or(0) + 1;
         let transactions = (begun.moved.iter())
-            .map(|(partition, position)| Transaction::new(self.app_id(partition), position.next - 1))
+            .map(|(partition, position)| {
+                Transaction::new(self.app_id(partition), position.next - 1)
+            })
             .collect();
         let properties = CommitProperties::default()
             .with_application_transactions(transactions)
@@ -498,7 +515,8 @@ impl Writer {
 
     fn taken_over(&self, partition: &Partition, ours: &Position, theirs: Option<i64>) -> Error {
         let (topic, number) = partition;
-        let text = |offset: Option<i64>| offset.map_or("nothing".to_owned(), |last| last.to_string());
+        let text =
+            |offset: Option<i64>| offset.map_or("nothing".to_owned(), |last| last.to_string());
         Error::new(Kind::Fenced, format!("another process writes {}", self.path.display()))
             .detail(format!(
                 "{topic}/{number}: we wrote up to offset {}, the table has {}",
@@ -569,7 +587,10 @@ mod tests {
         let begun = writer.begun.take().unwrap();
         writer.try_commit(&begun).await.unwrap();
         writer.begun = Some(Begun { tried: true, ..begun });
-        writer.append("topic", 0, &RecordBatch::new_empty(Arc::new(Schema::empty())), 9).await.unwrap();
+        writer
+            .append("topic", 0, &RecordBatch::new_empty(Arc::new(Schema::empty())), 9)
+            .await
+            .unwrap();
         writer.commit(1).await.unwrap();
         assert_eq!(writer.position("topic", 0), Some(9));
         assert_eq!(rows(&writer), 2);
