@@ -20,6 +20,7 @@
 //! `<data-dir>/history`.
 
 pub mod adhoc;
+mod buffer;
 pub mod compact;
 mod file;
 mod positions;
