@@ -29,4 +29,6 @@ pub mod history;
 pub mod serve;
 pub mod sensors;
 
+pub mod cli;
+
 pub use error::{Error, Kind, Place, Result};

@@ -1,1 +1,131 @@
-//! Under construction.
+//! Schema and query files, read into an immutable [`Catalog`].
+//!
+//! A customer is one file `schemas/<customer>.sql` (SET, CREATE STREAM, CREATE EXTERNAL TABLE) and
+//! one folder `queries/<customer>/` (a bare SELECT, CREATE STREAM ... AS, CREATE MATERIALIZED VIEW
+//! ... AS). What [`load`] returns is whole: every name is known and plain, every option typed, the
+//! queries in dependency order, no topic read twice or both read and written. What it refuses
+//! is told with file, line, column and a hint, all errors at once. Whether the expressions make
+//! sense is for the planner.
+
+mod data_type;
+pub mod duration;
+mod graph;
+mod layout;
+mod load;
+mod name;
+mod options;
+mod overlap;
+mod query;
+mod reference;
+mod settings;
+mod statement;
+mod stream;
+pub(crate) mod suggestion;
+mod table;
+mod text;
+mod topics;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chrono_tz::Tz;
+use datafusion::sql::sqlparser::ast;
+
+pub use load::load;
+pub use query::{Emit, Query, QueryKind};
+pub use settings::Settings;
+pub use stream::{
+    Column, ColumnSource, DEFAULT_IDLE_TIMEOUT_US, DEFAULT_MAX_FUTURE_US, Format, Metadata, Start,
+    Stream, Watermark, parse_instant,
+};
+
+pub use table::{Table, TableFormat};
+pub use topics::Topics;
+
+use crate::error::{Error, Result};
+use statement::Statement;
+use text::SqlText;
+
+/// All customers of a project.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    /// The project's folder.
+    pub root: PathBuf,
+    /// The customers, by name.
+    pub customers: Vec<Arc<Customer>>,
+}
+
+/// One customer: its streams, reference tables and queries.
+#[derive(Debug, Clone)]
+pub struct Customer {
+    /// Its name, which is that of its schema file.
+    pub name: String,
+    /// The zone of its calendar and of times without an offset.
+    pub zone: Tz,
+    /// What it set.
+    pub settings: Settings,
+    /// Its streams, in the order of the file.
+    pub streams: Vec<Arc<Stream>>,
+    /// Its reference tables, in the order of the file.
+    pub tables: Vec<Arc<Table>>,
+    /// Its queries, each after those that it reads.
+    pub queries: Vec<Arc<Query>>,
+}
+
+impl Catalog {
+    /// The customer of that name.
+    pub fn customer(&self, name: &str) -> Option<&Arc<Customer>> {
+        self.customers.iter().find(|customer| customer.name == name)
+    }
+}
+
+impl Customer {
+    /// The stream of that name.
+    pub fn stream(&self, name: &str) -> Option<&Arc<Stream>> {
+        self.streams.iter().find(|stream| stream.name == name)
+    }
+
+    /// The reference table of that name.
+    pub fn table(&self, name: &str) -> Option<&Arc<Table>> {
+        self.tables.iter().find(|table| table.name == name)
+    }
+
+    /// The query of that name.
+    pub fn query(&self, name: &str) -> Option<&Arc<Query>> {
+        self.queries.iter().find(|query| query.name == name)
+    }
+}
+
+/// Parses one query, for ad-hoc SQL and replay: a SELECT, or a CREATE STREAM ... AS or CREATE
+/// MATERIALIZED VIEW ... AS, of which the query is taken. `file` is for errors only. Spans are
+/// those of `text`; window functions may be written `TUMBLE(TABLE t, ...)`.
+///
+/// # Errors
+/// What does not parse, no statement, more than one, or one that is no query.
+pub fn parse_query(file: &Path, text: &str) -> Result<Box<ast::Query>> {
+    let text = SqlText::new(file, text);
+    let segments = text.segments()?;
+    let Some(segment) = segments.first() else {
+        return Err(
+            text.error(datafusion::sql::sqlparser::tokenizer::Span::empty(), "there is no query")
+        );
+    };
+    let start = |segment: &text::Segment| segment.words().next().map_or(segment.last, |t| t.span);
+    let Statement::Query(query) = statement::parse(&text, segment)? else {
+        let message = "this statement belongs in a schema file";
+        return Err(text.error(start(segment), message).hint("give a SELECT"));
+    };
+    match segments.get(1) {
+        Some(second) => Err(text.error(start(second), "there is more than one statement")),
+        None => Ok(query.select),
+    }
+}
+
+/// An error about a whole file.
+fn file_error(file: &Path, message: impl Into<String>) -> Error {
+    let empty = SqlText::new(file, "");
+    empty.error(datafusion::sql::sqlparser::tokenizer::Span::empty(), message)
+}

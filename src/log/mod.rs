@@ -1,1 +1,20 @@
-//! Under construction.
+//! The log: one Kafka transaction per epoch, the progress records in it, and snapshots.
+//!
+//! ```text
+//!  epoch's records + progress ──► transaction ──► Kafka      (the only commit point)
+//!  state ──► snapshot ──► object store ──► named by a later progress record
+//! ```
+
+mod producer;
+mod progress;
+mod resend;
+mod tail;
+
+pub mod snapshot;
+pub mod transaction;
+
+pub use progress::{Joined, Position, Progress, Recovered, SnapshotRef, VERSION};
+pub use resend::resend;
+pub use snapshot::Snapshot;
+pub use tail::{log_topic, read_log};
+pub use transaction::{Committed, Committer, EpochOutput, OutRecord};

@@ -1,1 +1,130 @@
-//! Under construction.
+//! SQL to plans: what of a query runs on every batch, what it keeps, and what closes it.
+//!
+//! ```text
+//!   text ─► windows (TUMBLE, HOP in FROM) ─► analysed ─► optimised ─► cut ─► executable
+//!           windows.rs                       scope.rs    scope.rs     cut.rs  physical.rs
+//! ```
+//!
+//! Promises: every SQL function and operator is DataFusion's; what is kept between batches is
+//! plain record batches; the same text gives the same plan; errors name file, line and column.
+
+mod cut;
+mod distinct;
+mod errors;
+mod explain;
+mod functions;
+mod in_order;
+mod physical;
+mod plan;
+mod query;
+mod scope;
+mod slots;
+mod stream;
+mod trace;
+mod windows;
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::execution::TaskContext;
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+
+use crate::catalog::Customer;
+use crate::error::Error;
+use crate::sql::scope::{Leaf, Relation, RelationKind, Relations as Leaves, Session};
+
+pub use functions::EpochNow;
+pub use plan::{Input, PlanKind, QueryPlan};
+pub use slots::Relations;
+pub use stream::StreamPlan;
+
+/// All plans of a customer.
+#[derive(Debug)]
+pub struct CustomerPlan {
+    /// In the order of the catalog.
+    pub streams: Vec<Arc<StreamPlan>>,
+    /// A query comes after those that it reads.
+    pub queries: Vec<Arc<QueryPlan>>,
+    /// The time that `now()` and its kin read in all of these plans.
+    pub now: EpochNow,
+}
+
+/// Where plans run.
+pub(crate) struct Contexts {
+    /// What runs on every batch.
+    pub(crate) batches: Arc<TaskContext>,
+    /// Closing plans: within the customer's memory limit, spilling to disk.
+    pub(crate) closing: Arc<TaskContext>,
+}
+
+/// Plans the streams and queries of `customer`; `tables` are its reference tables' columns.
+/// All errors of all queries are told; a query that reads a wrong one is left out of them.
+pub fn plan_customer(
+    customer: &Customer,
+    tables: &[(String, SchemaRef)],
+) -> Result<CustomerPlan, Vec<Error>> {
+    let now = EpochNow::default();
+    let session = Session::new(customer.zone, &now).map_err(|error| vec![error])?;
+    let contexts = contexts(&session, customer).map_err(|error| vec![error])?;
+    let mut errors = Vec::new();
+    let mut leaves = Leaves::new();
+    for (name, schema) in tables {
+        let kind = RelationKind::Table;
+        let schema = Arc::clone(schema);
+        add(&mut leaves, Relation { name: name.clone(), kind, schema, event_time: None, key: Vec::new() });
+    }
+    let mut streams = Vec::new();
+    for stream in &customer.streams {
+        let schema = stream.schema();
+        let event_time = schema.index_of(&stream.watermark.column).ok();
+        let (name, kind, key) = (stream.name.clone(), RelationKind::Stream, Vec::new());
+        add(&mut leaves, Relation { name, kind, schema, event_time, key });
+        match StreamPlan::new(&session, stream) {
+            Ok(plan) => streams.push(Arc::new(plan)),
+            Err(more) => errors.extend(more),
+        }
+    }
+    let (mut queries, mut failed) = (Vec::new(), Vec::new());
+    for query in &customer.queries {
+        if query.inputs.iter().any(|input| failed.contains(input)) {
+            failed.push(query.name.clone());
+            continue;
+        }
+        match query::plan(&session, &contexts, &leaves, query) {
+            Ok(plan) => {
+                add(&mut leaves, query::relation(&plan));
+                queries.push(Arc::new(plan));
+            }
+            Err(more) => {
+                failed.push(query.name.clone());
+                errors.extend(more);
+            }
+        }
+    }
+    if errors.is_empty() { Ok(CustomerPlan { streams, queries, now }) } else { Err(errors) }
+}
+
+fn add(leaves: &mut Leaves, relation: Relation) {
+    leaves.insert(relation.name.clone(), Arc::new(Leaf::new(Arc::new(relation), None)));
+}
+
+/// How many consumers an out-of-memory error names.
+const NAMED_CONSUMERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN;
+
+fn contexts(session: &Session, customer: &Customer) -> Result<Contexts, Error> {
+    let batches = session.state.task_ctx();
+    let Some(limit) = customer.settings.memory_limit_bytes else {
+        return Ok(Contexts { closing: Arc::clone(&batches), batches });
+    };
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let pool = TrackConsumersPool::new(FairSpillPool::new(limit), NAMED_CONSUMERS);
+    let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
+    let closing = TaskContext::default()
+        .with_session_config(session.state.config().clone())
+        .with_runtime(runtime);
+    Ok(Contexts { batches, closing: Arc::new(closing) })
+}
+
+#[cfg(test)]
+mod tests;

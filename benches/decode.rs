@@ -1,0 +1,207 @@
+//! Decoding, in events a second on one core: `cargo bench --bench decode`.
+//!
+//! Where the kernel tells it (Linux), time is what the process had of a core, not what passed on
+//! the wall, so that a busy machine shows nearly the figures of an idle one.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use arrow::datatypes::{DataType, TimeUnit};
+use bytes::Bytes;
+use chrono_tz::Tz;
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use millstream::decode::{Decoder, Field, TimestampFormat};
+use millstream::source::chunk::{Chunk, Record};
+
+/// Time on a core, as far as the kernel has counted it (some milliseconds behind).
+struct CpuTime;
+
+impl CpuTime {
+    fn now() -> Option<Duration> {
+        let text = std::fs::read_to_string("/proc/self/schedstat").ok()?;
+        text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
+    }
+}
+
+impl Measurement for CpuTime {
+    type Intermediate = (Option<Duration>, Instant);
+    type Value = Duration;
+
+    fn start(&self) -> Self::Intermediate {
+        (CpuTime::now(), Instant::now())
+    }
+
+    fn end(&self, (cpu, wall): Self::Intermediate) -> Duration {
+        let cpu = cpu.zip(CpuTime::now()).map(|(start, end)| end.saturating_sub(start));
+        cpu.unwrap_or_else(|| wall.elapsed()).max(Duration::from_nanos(1))
+    }
+
+    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+        *a + *b
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        WallTime.to_f64(value)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
+
+/// Events in a chunk: what one fetch of 1 MB holds, about.
+const EVENTS: usize = 10_000;
+
+fn chunk(message: impl Fn(usize) -> String) -> Chunk {
+    let mut bytes = Vec::new();
+    let mut records = Vec::new();
+    for event in 0..EVENTS {
+        let start = bytes.len() as u32;
+        bytes.extend_from_slice(message(event).as_bytes());
+        let value = Some(start..bytes.len() as u32);
+        let offset = event as i64;
+        records.push(Record { offset, timestamp_ms: -1, key: None, value, headers: Vec::new() });
+    }
+    Chunk {
+        topic: "1084".into(),
+        partition: 0,
+        first_offset: 0,
+        next_offset: EVENTS as i64,
+        bytes: Bytes::from(bytes),
+        records,
+        append_time: false,
+    }
+}
+
+fn fields() -> Vec<Field> {
+    let field = |name: &str, data_type| Field {
+        name: name.to_owned(),
+        data_type,
+        nullable: false,
+        format: None,
+    };
+    vec![
+        field("part_id", DataType::Int64),
+        field("ts_date", DataType::Utf8),
+        field("ts_time", DataType::Utf8),
+        field("room", DataType::Utf8),
+    ]
+}
+
+/// The first customer's event, 84 bytes with "living room".
+fn event(n: usize, rooms: [&str; 4]) -> String {
+    let (hour, minute, second) = (n / 3600 % 24, n / 60 % 60, n % 60);
+    format!(
+        "{{\"part_id\": {}, \"ts_date\": \"20191030\", \"ts_time\": \"{hour:02}:{minute:02}:{second:02}\", \"room\": \"{}\"}}",
+        1000 + n * 7919 % 1000,
+        rooms[n * 31 % 97 % 4]
+    )
+}
+
+fn decode(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Elements(EVENTS as u64)).sampling_mode(SamplingMode::Flat);
+    let same = ["living room"; 4];
+    let rooms = ["living room", "kitchen", "hall", "bathroom"];
+    let cases = [
+        ("84 bytes", chunk(|n| event(n, same))),
+        ("four rooms", chunk(|n| event(n, rooms))),
+        ("not ASCII", chunk(|n| event(n, ["olohuone", "keittiö", "eteinen", "kylpyhuone"]))),
+        ("escapes", chunk(|n| event(n, ["living\\u0020room"; 4]))),
+        (
+            "any order",
+            chunk(|n| match n % 2 {
+                0 => event(n, same),
+                _ => event(n, same)
+                    .replace("part_id", "x")
+                    .replace("room\": ", "part_id\": 1, \"room\": "),
+            }),
+        ),
+    ];
+    for (name, chunk) in &cases {
+        let mut decoder = Decoder::new(fields(), Tz::Europe__Helsinki).unwrap();
+        group.bench_function(*name, |bencher| {
+            bencher.iter(|| {
+                let decoded = decoder.decode(black_box(chunk)).unwrap();
+                assert_eq!(decoded.batch.num_rows(), EVENTS);
+                decoded
+            });
+        });
+    }
+    group.finish();
+}
+
+fn typed(criterion: &mut Criterion<CpuTime>) {
+    let chunk = chunk(|n| {
+        let (hour, minute, second) = (n / 3600 % 24, n / 60 % 60, n % 60);
+        format!(
+            "{{\"sensor\":{},\"time\":\"2019-10-30T{hour:02}:{minute:02}:{second:02}.{:03}Z\",\"celsius\":{}.{},\"ok\":true}}",
+            n % 100,
+            n % 1000,
+            n % 40,
+            n % 10
+        )
+    });
+    let field = |name: &str, data_type| Field {
+        name: name.to_owned(),
+        data_type,
+        nullable: true,
+        format: None,
+    };
+    let fields = vec![
+        field("sensor", DataType::Int32),
+        field("time", DataType::Timestamp(TimeUnit::Microsecond, Some("Europe/Helsinki".into()))),
+        field("celsius", DataType::Float64),
+        field("ok", DataType::Boolean),
+    ];
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Elements(EVENTS as u64)).sampling_mode(SamplingMode::Flat);
+    let mut decoder = Decoder::new(fields, Tz::Europe__Helsinki).unwrap();
+    group.bench_function("timestamp, double, boolean", |bencher| {
+        bencher.iter(|| decoder.decode(black_box(&chunk)).unwrap());
+    });
+    group.finish();
+}
+
+fn timestamps(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("timestamp");
+    group.throughput(Throughput::Elements(EVENTS as u64)).sampling_mode(SamplingMode::Flat);
+    let format = TimestampFormat::compile("%Y%m%d %H:%M:%S", Tz::Europe__Helsinki).unwrap();
+    let of_date = |date: &dyn Fn(usize) -> usize| -> Vec<String> {
+        let time = |n: usize| (n / 3600 % 24, n / 60 % 60, n % 60);
+        (0..EVENTS)
+            .map(|n| (time(n * 7), 20_191_001 + date(n)))
+            .map(|((hour, minute, second), date)| {
+                format!("{date} {hour:02}:{minute:02}:{second:02}")
+            })
+            .collect()
+    };
+    for (name, texts) in [("one date", of_date(&|_| 29)), ("30 dates", of_date(&|n| n * 7 % 30))] {
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched(
+                || (),
+                |()| texts.iter().filter_map(|text| format.parse(text.as_bytes())).max(),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .with_measurement(CpuTime)
+        .sample_size(20)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(3));
+    targets = decode, typed, timestamps
+}
+criterion_main!(benches);

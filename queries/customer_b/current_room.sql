@@ -1,0 +1,15 @@
+-- Where each employee is now, and since when: since the last event anywhere else. A badge in the rack says that its
+-- owner is away.
+CREATE MATERIALIZED VIEW current_room AS
+SELECT part_id,
+       first_value(room ORDER BY last_seen DESC, room) AS room,
+       coalesce(nth_value(last_seen, 2 ORDER BY last_seen DESC), min(first_seen)) AS since
+FROM (
+  SELECT part_id,
+         lower(trim(room)) AS room,
+         min(event_time) AS first_seen,
+         max(event_time) AS last_seen
+  FROM positions
+  GROUP BY part_id, lower(trim(room))
+)
+GROUP BY part_id;

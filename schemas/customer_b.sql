@@ -1,0 +1,18 @@
+-- The office: one badge sensor per employee, topics 0001 to 0004.
+SET millstream.timezone = 'Europe/Berlin';
+
+CREATE STREAM positions (
+  part_id     BIGINT  NOT NULL,                          -- the employee
+  ts_date     VARCHAR NOT NULL,                          -- local date, 20191030
+  ts_time     VARCHAR NOT NULL,                          -- local time, 07:41:38 or 7:41:38
+  room        VARCHAR NOT NULL,
+  ingested_at TIMESTAMP METADATA FROM 'timestamp',       -- when Kafka got the event
+  event_time  TIMESTAMP AS to_timestamp(ts_date || ' ' || ts_time, '%Y%m%d %H:%M:%S'),
+  WATERMARK FOR event_time AS event_time - INTERVAL '30' SECOND
+) WITH (
+  topics = '0001,0002,0003,0004',
+  format = 'json'
+);
+
+-- What is known about each room; edit the file and the running queries see it.
+CREATE EXTERNAL TABLE rooms STORED AS CSV LOCATION 'data/office_rooms.csv' OPTIONS ('format.has_header' 'true');

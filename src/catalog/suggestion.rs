@@ -1,0 +1,59 @@
+//! "Did you mean ...": the known word that is nearest to a misspelt one.
+
+/// The nearest of `known` to `word`, if it is near enough to be meant.
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    let limit = (word.chars().count() / 3).max(1);
+    (known.into_iter())
+        .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
+        .filter(|&(distance, _)| distance <= limit)
+        .min_by_key(|&(distance, _)| distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// "did you mean 'x'?" or, when nothing is near, the whole list.
+pub(crate) fn hint<'a>(word: &str, what: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let known: Vec<&str> = known.into_iter().collect();
+    match nearest(word, known.iter().copied()) {
+        Some(candidate) => format!("did you mean '{candidate}'?"),
+        None if known.is_empty() => format!("there are no {what} here"),
+        None => format!("{what}: {}", known.join(", ")),
+    }
+}
+
+/// Edits (insert, delete, replace, swap of neighbours) that turn `a` into `b`: the optimal string
+/// alignment distance.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            rows[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let mut least = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                    least = least.min(rows[i - 2][j - 2] + 1);
+                }
+                least
+            };
+        }
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_words() {
+        let known = ["topics", "topic_pattern", "format", "start"];
+        assert_eq!(nearest("topic", known), Some("topics"));
+        assert_eq!(nearest("Tpoics", known), Some("topics"));
+        assert_eq!(nearest("fromat", known), Some("format"));
+        assert_eq!(nearest("whatever", known), None);
+        assert_eq!(hint("xyz", "options", ["a", "b"]), "options: a, b");
+    }
+}

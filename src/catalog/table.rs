@@ -1,0 +1,153 @@
+//! Reference tables: files that queries join with.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::datatypes::{Field, Schema, SchemaRef};
+use chrono_tz::Tz;
+
+use super::data_type::arrow_type;
+use super::options::Options;
+use super::statement::{ColumnClause, SourceClause, TableStatement};
+use super::text::SqlText;
+use super::{name, suggestion};
+use crate::error::{Error, Place};
+
+/// What a CSV file can be said to be; history and the pipeline read it alike.
+const CSV_OPTIONS: [&str; 2] = ["format.has_header", "format.delimiter"];
+
+/// A reference table as declared by CREATE EXTERNAL TABLE.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Its name in SQL.
+    pub name: String,
+    /// How the file is encoded.
+    pub format: TableFormat,
+    /// The file, relative to the catalog's root.
+    pub location: PathBuf,
+    /// The declared columns; `None`: as the file has them (always, for Parquet).
+    pub columns: Option<SchemaRef>,
+    /// DataFusion's format options: `format.has_header` (true or false) and `format.delimiter` (one
+    /// ASCII character).
+    pub options: Vec<(String, String)>,
+    /// Where its name stands.
+    pub place: Place,
+}
+
+/// The encoding of a reference table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableFormat {
+    /// Comma-separated text.
+    Csv,
+    /// Parquet.
+    Parquet,
+}
+
+impl Table {
+    /// Checks a CREATE EXTERNAL TABLE; `None` when `errors` say why there is no table.
+    pub(super) fn from_statement(
+        mut statement: TableStatement,
+        text: &SqlText,
+        root: &Path,
+        zone: Tz,
+        errors: &mut Vec<Error>,
+    ) -> Option<Self> {
+        let before = errors.len();
+        name::relation(&statement.name, text, errors);
+        let format = match statement.format.value.as_str() {
+            "csv" => Some(TableFormat::Csv),
+            "parquet" => Some(TableFormat::Parquet),
+            other => {
+                let hint = suggestion::hint(other, "formats", ["CSV", "PARQUET"]);
+                let message = format!("a table cannot be stored as '{other}'");
+                errors.push(text.error(statement.format.span, message).hint(hint));
+                None
+            }
+        };
+        for clause in &mut statement.options {
+            if !clause.key.value.starts_with("format.") {
+                clause.key.value.insert_str(0, "format.");
+            }
+            if clause.key.value == "format.has_header" {
+                clause.value.value.make_ascii_lowercase();
+            }
+        }
+        match format {
+            Some(TableFormat::Csv) => csv_options(&statement, text, errors),
+            Some(TableFormat::Parquet) => {
+                Options::new(text, &statement.options, "a Parquet table", &[], errors);
+                if let Some(column) = statement.columns.first() {
+                    let message = "a Parquet file says itself which columns it has";
+                    errors.push(text.error(column.name.span, message).hint("leave out the list"));
+                }
+            }
+            None => {}
+        }
+        let location = PathBuf::from(&statement.location.value);
+        if statement.location.value.contains("://") {
+            let message = "a table's location is a path of this machine";
+            errors.push(text.error(statement.location.span, message));
+        } else if !root.join(&location).is_file() {
+            let message = format!("there is no file '{}'", location.display());
+            let hint = "the path is relative to the project's folder";
+            errors.push(text.error(statement.location.span, message).hint(hint));
+        }
+        let columns = columns(&statement.columns, text, zone, errors);
+        let table = Self {
+            place: text.place(statement.name.span),
+            name: statement.name.value,
+            format: format?,
+            location,
+            columns: (!statement.columns.is_empty()).then_some(columns),
+            options: (statement.options.into_iter())
+                .map(|o| (o.key.value, o.value.value))
+                .collect(),
+        };
+        (errors.len() == before).then_some(table)
+    }
+}
+
+fn csv_options(statement: &TableStatement, text: &SqlText, errors: &mut Vec<Error>) {
+    let options = Options::new(text, &statement.options, "a CSV table", &CSV_OPTIONS, errors);
+    if let Some(header) = options.get("format.has_header")
+        && !matches!(header.value.as_str(), "true" | "false")
+    {
+        let message = format!("'format.has_header' is true or false, not '{}'", header.value);
+        errors.push(text.error(header.span, message));
+    }
+    if let Some(delimiter) = options.get("format.delimiter")
+        && !(delimiter.value.len() == 1 && delimiter.value.is_ascii())
+    {
+        let message = format!("'{}' is no delimiter: one ASCII character", delimiter.value);
+        errors.push(text.error(delimiter.span, message));
+    }
+}
+
+fn columns(
+    clauses: &[ColumnClause],
+    text: &SqlText,
+    zone: Tz,
+    errors: &mut Vec<Error>,
+) -> SchemaRef {
+    let mut fields: Vec<Field> = Vec::new();
+    for clause in clauses {
+        let name = &clause.name;
+        if fields.iter().any(|field| *field.name() == name.value) {
+            errors
+                .push(text.error(name.span, format!("column '{}' is declared twice", name.value)));
+        }
+        if !matches!(clause.source, SourceClause::Payload) {
+            let message = format!("column '{}' of a table comes from its file", name.value);
+            errors.push(text.error(name.span, message).hint("write name, type and NOT NULL only"));
+        }
+        match arrow_type(&clause.sql_type, zone) {
+            Ok(data_type) => {
+                fields.push(Field::new(&name.value, data_type, clause.not_null.is_none()))
+            }
+            Err((message, hint)) => {
+                errors.push(text.error(clause.type_span, message).hint(hint));
+            }
+        }
+    }
+    Arc::new(Schema::new(fields))
+}

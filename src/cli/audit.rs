@@ -1,0 +1,370 @@
+//! `millstream audit`: the account, from Kafka and the tables.
+//!
+//! Per partition and up to the lower of the two commit points:
+//! offsets = records + gaps; records = decoded + rejected + tombstones; and every decoded row and
+//! every rejected one is in history or among the dead letters exactly once.
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{Int32Type, Int64Type};
+use futures::StreamExt;
+
+use super::{Kafka, Project};
+use crate::catalog::{Catalog, Customer};
+use crate::log::{Position, Progress, read_log};
+use crate::sink::{self, headers};
+use crate::source::chunk::{Chunk, Record};
+use crate::source::{Cluster, Event, Isolation, KafkaConfig, Reader, TopicPartition};
+use crate::{Error, Result, history, pipeline};
+
+/// Prove from Kafka and the tables that nothing is lost and nothing is twice.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    project: Project,
+    #[command(flatten)]
+    kafka: Kafka,
+}
+
+/// The account of one partition.
+#[derive(Debug, Default)]
+struct Account {
+    stream: String,
+    partition: String,
+    from: i64,
+    until: i64,
+    records: u64,
+    gaps: i64,
+    decoded: u64,
+    rejected: u64,
+    tombstones: u64,
+    faults: Vec<String>,
+}
+
+/// What is known of each offset of a partition.
+struct Ledger {
+    from: i64,
+    until: i64,
+    /// Per offset: bit 0 a record, bit 1 a tombstone, bit 2 in history, bit 3 a dead letter.
+    seen: Vec<u8>,
+    decoded: u64,
+    rejected: HashMap<(i64, i64), u32>,
+}
+
+const RECORD: u8 = 1;
+const TOMBSTONE: u8 = 2;
+const IN_HISTORY: u8 = 4;
+const DEAD: u8 = 8;
+
+/// Audits all customers, or those named.
+pub async fn run(args: Args) -> Result<ExitCode> {
+    let Some(catalog) = args.project.load() else { return Ok(ExitCode::FAILURE) };
+    let kafka = args.kafka.config()?;
+    let root = pipeline::history_root(&args.project.data_dir);
+    let context = history::context(&root, &catalog).await?;
+    let mut holds = true;
+    println!(
+        "{:<12} {:<10} {:<18} {:>10} {:>10} {:>7} {:>10} {:>9} {:>10}  account",
+        "customer", "stream", "partition", "offsets", "records", "gaps", "decoded", "rejected", "tombstones"
+    );
+    for customer in &catalog.customers {
+        for account in audit(&catalog, customer, &kafka, &context).await? {
+            holds &= account.faults.is_empty();
+            let verdict =
+                if account.faults.is_empty() { "holds".to_owned() } else { account.faults.join("; ") };
+            println!(
+                "{:<12} {:<10} {:<18} {:>10} {:>10} {:>7} {:>10} {:>9} {:>10}  {verdict}",
+                customer.name, account.stream, account.partition, account.until - account.from,
+                account.records, account.gaps, account.decoded, account.rejected, account.tombstones,
+            );
+        }
+    }
+    Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn audit(
+    catalog: &Catalog,
+    customer: &Arc<Customer>,
+    kafka: &KafkaConfig,
+    context: &datafusion::prelude::SessionContext,
+) -> Result<Vec<Account>> {
+    let _ = catalog;
+    let (positions, streams) = recorded(kafka, customer).await?;
+    let dead = dead_letters(kafka, customer).await?;
+    let mut accounts = Vec::new();
+    for (partition, (joined, at)) in positions {
+        let name = streams.get(&partition).cloned().unwrap_or_default();
+        let Some(stream) = customer.streams.iter().find(|s| s.name == name) else { continue };
+        if !stream.history {
+            continue;
+        }
+        let kept = history_end(context, customer, &name, &partition).await?;
+        let until = kept.map_or(joined, |last| last + 1).min(at.offset).max(joined);
+        let low = low_watermark(kafka, &partition).await?;
+        // What history has not reached yet is no loss; what is below the broker's retention cannot
+        // be counted any more.
+        let until = if kept.is_none() { at.offset } else { until.max(trailing(at.offset, until, &dead, &partition)) };
+        let mut ledger = Ledger::new(low.max(joined), until.max(low));
+        ledger.read_kafka(kafka, &partition).await?;
+        ledger.read_history(context, customer, &name, &partition).await?;
+        ledger.read_dead(&dead, &partition);
+        accounts.push(ledger.account(name, &partition, (until == at.offset && low <= joined).then_some(at)));
+    }
+    Ok(accounts)
+}
+
+/// Rows end where history's rows end; what follows up to the recorded position may be dead
+/// letters and tombstones only, so the account goes on to there.
+fn trailing(position: i64, rows_end: i64, _dead: &DeadLetters, _partition: &TopicPartition) -> i64 {
+    position.max(rows_end)
+}
+
+/// The newest position of every partition, with the offset at which it joined, and its stream.
+#[allow(clippy::type_complexity)]
+async fn recorded(
+    kafka: &KafkaConfig,
+    customer: &Customer,
+) -> Result<(Vec<(TopicPartition, (i64, Position))>, HashMap<TopicPartition, String>)> {
+    let log = read_log(kafka, &customer.name).await?;
+    let mut positions: HashMap<TopicPartition, Position> = HashMap::new();
+    let mut joined = HashMap::new();
+    let mut streams = HashMap::new();
+    for record in &log {
+        let record = Progress::decode(record)?;
+        for join in record.joined {
+            joined.insert(join.partition.clone(), join.offset);
+            streams.insert(join.partition, join.stream);
+        }
+        positions.extend(record.positions);
+    }
+    let mut all: Vec<_> = joined
+        .into_iter()
+        .map(|(partition, offset)| {
+            let start = Position { offset, ..Position::default() };
+            let at = positions.get(&partition).copied().unwrap_or(start);
+            (partition, (offset, at))
+        })
+        .collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok((all, streams))
+}
+
+type DeadLetters = HashMap<TopicPartition, Vec<(i64, i64)>>;
+
+/// Dead letters of source rows by partition: offset and position of each.
+async fn dead_letters(kafka: &KafkaConfig, customer: &Customer) -> Result<DeadLetters> {
+    let topic = sink::dead_letter_topic(&customer.name);
+    let mut dead = DeadLetters::new();
+    read_topic(kafka, &topic, |chunk| {
+        for record in &chunk.records {
+            let stage = header(chunk, record, headers::STAGE);
+            if !matches!(stage.as_deref(), Some("decode" | "column" | "event_time")) {
+                continue;
+            }
+            let number = |name: &str| header(chunk, record, name).and_then(|v| v.parse::<i64>().ok());
+            let place = (header(chunk, record, headers::TOPIC), number(headers::PARTITION), number(headers::OFFSET));
+            let (Some(topic), Some(partition), Some(offset)) = place else { continue };
+            let partition = TopicPartition {
+                topic: topic.as_str().into(),
+                partition: i32::try_from(partition).unwrap_or(-1),
+            };
+            let position = number(headers::POSITION).unwrap_or(0);
+            dead.entry(partition).or_default().push((offset, position));
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(dead)
+}
+
+/// A header of a record, as text.
+pub fn header(chunk: &Chunk, record: &Record, wanted: &str) -> Option<String> {
+    let found = chunk.headers(record).find(|(name, _)| *name == wanted.as_bytes());
+    found.and_then(|(_, value)| value).map(|v| String::from_utf8_lossy(v).into_owned())
+}
+
+/// Reads a whole topic, read_committed, up to its present end.
+pub async fn read_topic(
+    kafka: &KafkaConfig,
+    topic: &Arc<str>,
+    mut each: impl FnMut(&Chunk) -> Result<()>,
+) -> Result<()> {
+    let cluster = Arc::new(connect(kafka).await?);
+    let (name, look) = (topic.clone(), cluster.clone());
+    let partitions = blocking(move || look.partitions(&name)).await?;
+    for partition in partitions {
+        let partition = TopicPartition { topic: topic.clone(), partition };
+        let (asked, look) = (partition.clone(), cluster.clone());
+        let (low, high) = blocking(move || look.watermarks(&asked)).await?;
+        read_range(kafka, &partition, low, high, &mut each).await?;
+    }
+    Ok(())
+}
+
+async fn read_range(
+    kafka: &KafkaConfig,
+    partition: &TopicPartition,
+    from: i64,
+    until: i64,
+    each: &mut impl FnMut(&Chunk) -> Result<()>,
+) -> Result<()> {
+    if from >= until {
+        return Ok(());
+    }
+    let mut reader = Reader::start(kafka, "millstream.audit", Isolation::Committed)?;
+    reader.assign(&[(partition.clone(), from)])?;
+    loop {
+        match reader.next().await? {
+            Event::Chunk(chunk) => {
+                let part = chunk.until(until);
+                each(&part)?;
+                if chunk.next_offset >= until {
+                    return Ok(());
+                }
+            }
+            Event::End { position, .. } if position >= until => return Ok(()),
+            Event::End { .. } => {}
+        }
+    }
+}
+
+async fn connect(kafka: &KafkaConfig) -> Result<Cluster> {
+    let kafka = kafka.clone();
+    blocking(move || Cluster::connect(&kafka)).await
+}
+
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(call).await;
+    done.map_err(|e| Error::internal("a call to Kafka did not return").because(e))?
+}
+
+async fn low_watermark(kafka: &KafkaConfig, partition: &TopicPartition) -> Result<i64> {
+    let (cluster, partition) = (connect(kafka).await?, partition.clone());
+    blocking(move || Ok(cluster.watermarks(&partition)?.0)).await
+}
+
+fn rows_of(customer: &Customer, stream: &str, partition: &TopicPartition, what: &str) -> String {
+    format!(
+        "SELECT {what} FROM {}.{stream} WHERE _topic = '{}' AND _partition = {}",
+        customer.name, partition.topic, partition.partition
+    )
+}
+
+/// The last offset of a partition that history has rows of.
+async fn history_end(
+    context: &datafusion::prelude::SessionContext,
+    customer: &Customer,
+    stream: &str,
+    partition: &TopicPartition,
+) -> Result<Option<i64>> {
+    let sql = rows_of(customer, stream, partition, "max(_offset)");
+    let batches = context.sql(&sql).await?.collect().await?;
+    Ok(batches.first().and_then(|b| {
+        let column = b.column(0).as_primitive::<Int64Type>();
+        (!column.is_empty() && column.is_valid(0)).then(|| column.value(0))
+    }))
+}
+
+impl Ledger {
+    fn new(from: i64, until: i64) -> Self {
+        let length = usize::try_from((until - from).max(0)).unwrap_or(0);
+        Self { from, until, seen: vec![0; length], decoded: 0, rejected: HashMap::new() }
+    }
+
+    fn mark(&mut self, offset: i64, bit: u8) -> bool {
+        let index = usize::try_from(offset - self.from).ok().filter(|_| offset >= self.from);
+        match index.and_then(|i| self.seen.get_mut(i)) {
+            Some(seen) => {
+                *seen |= bit;
+                true
+            }
+            None => false,
+        }
+    }
+
+    async fn read_kafka(&mut self, kafka: &KafkaConfig, partition: &TopicPartition) -> Result<()> {
+        let (from, until) = (self.from, self.until);
+        let mut mark = |chunk: &Chunk| {
+            for record in &chunk.records {
+                let bits = if record.value.is_none() { RECORD | TOMBSTONE } else { RECORD };
+                self.mark(record.offset, bits);
+            }
+            Ok(())
+        };
+        read_range(kafka, partition, from, until, &mut mark).await
+    }
+
+    async fn read_history(
+        &mut self,
+        context: &datafusion::prelude::SessionContext,
+        customer: &Customer,
+        stream: &str,
+        partition: &TopicPartition,
+    ) -> Result<()> {
+        let sql = rows_of(customer, stream, partition, "_offset, _position, count(*) AS times")
+            + &format!(" AND _offset >= {} AND _offset < {} GROUP BY _offset, _position", self.from, self.until);
+        let mut rows = context.sql(&sql).await?.execute_stream().await?;
+        while let Some(batch) = rows.next().await {
+            let batch = batch?;
+            let offsets = batch.column(0).as_primitive::<Int64Type>();
+            let positions = batch.column(1).as_primitive::<Int32Type>();
+            let times = batch.column(2).as_primitive::<Int64Type>();
+            for row in 0..batch.num_rows() {
+                self.mark(offsets.value(row), IN_HISTORY);
+                self.decoded += u64::try_from(times.value(row)).unwrap_or(0);
+                if times.value(row) > 1 {
+                    let place = (offsets.value(row), i64::from(positions.value(row)));
+                    self.rejected.entry(place).and_modify(|n| *n += 2).or_insert(2);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_dead(&mut self, dead: &DeadLetters, partition: &TopicPartition) {
+        for &(offset, position) in dead.get(partition).into_iter().flatten() {
+            if self.mark(offset, DEAD) {
+                *self.rejected.entry((offset, position)).or_default() += 1;
+            }
+        }
+    }
+
+    fn account(self, stream: String, partition: &TopicPartition, recorded: Option<Position>) -> Account {
+        let count = |bits: u8, wanted: u8| self.seen.iter().filter(|s| **s & bits == wanted).count() as u64;
+        let records = count(RECORD, RECORD);
+        let tombstones = count(TOMBSTONE, TOMBSTONE);
+        let mut account = Account {
+            stream,
+            partition: partition.to_string(),
+            from: self.from,
+            until: self.until,
+            records,
+            gaps: self.until - self.from - i64::try_from(records).unwrap_or(i64::MAX),
+            decoded: self.decoded,
+            rejected: self.rejected.len() as u64,
+            tombstones,
+            faults: Vec::new(),
+        };
+        let lost = count(RECORD | TOMBSTONE | IN_HISTORY | DEAD, RECORD);
+        let strange = count(RECORD | IN_HISTORY, IN_HISTORY) + count(RECORD | DEAD, DEAD);
+        let twice = self.rejected.values().filter(|&&n| n > 1).count();
+        let mut fault = |count: u64, what: &str| {
+            if count > 0 {
+                account.faults.push(format!("{count} {what}"));
+            }
+        };
+        fault(lost, "lost");
+        fault(strange, "without a record in Kafka");
+        fault(twice as u64, "twice");
+        if let Some(at) = recorded {
+            let say = |what: &str, here: u64, log: u64| (here != log).then(|| format!("{what}: {here} here, {log} in the log"));
+            account.faults.extend(say("decoded", account.decoded, at.decoded));
+            account.faults.extend(say("rejected", account.rejected, at.rejected));
+            account.faults.extend(say("tombstones", account.tombstones, at.tombstones));
+        }
+        account
+    }
+}

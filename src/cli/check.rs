@@ -1,0 +1,133 @@
+//! `millstream check` and `millstream explain`.
+
+use std::process::ExitCode;
+
+use super::{Project, print_errors};
+use crate::catalog::{self, Emit};
+use crate::sql::{Input, PlanKind, QueryPlan};
+use crate::window::{Size, WindowSpec};
+use crate::{Error, Result, pipeline};
+
+/// Check every schema and query file, without a broker.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    project: Project,
+}
+
+/// Show how a query is cut.
+#[derive(Debug, clap::Args)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    project: Project,
+    /// The query: its name, CUSTOMER/NAME, or the path of its file
+    query: String,
+}
+
+/// Plans everything; prints a paragraph a query, or all errors.
+pub async fn run(args: Args) -> Result<ExitCode> {
+    let catalog = match catalog::load(&args.project.project, &args.project.customers) {
+        Ok(catalog) => catalog,
+        Err(errors) => return Ok(failed(&errors)),
+    };
+    let mut errors = Vec::new();
+    for customer in &catalog.customers {
+        match pipeline::plan(&catalog.root, customer).await {
+            Err(more) => errors.extend(more),
+            Ok(plan) => {
+                println!("customer {} ({})", customer.name, customer.zone.name());
+                for stream in &plan.streams {
+                    println!("  stream {}: {} columns, watermark on {}", stream.stream.name, stream.schema.fields().len(), stream.stream.watermark.column);
+                }
+                for query in &plan.queries {
+                    describe(query);
+                }
+            }
+        }
+    }
+    if errors.is_empty() { Ok(ExitCode::SUCCESS) } else { Ok(failed(&errors)) }
+}
+
+fn failed(errors: &[Error]) -> ExitCode {
+    print_errors(errors);
+    eprintln!("{} error{} found", errors.len(), if errors.len() == 1 { "" } else { "s" });
+    ExitCode::FAILURE
+}
+
+fn describe(query: &QueryPlan) {
+    let kind = match query.kind {
+        PlanKind::Stateless => "stateless query",
+        PlanKind::Windowed => "windowed query",
+        PlanKind::View => "materialized view",
+        PlanKind::Derived => "materialized view over views",
+    };
+    println!("  {kind} {}  ({})", query.name, query.query.file.display());
+    let mut inputs: Vec<String> = match &query.input {
+        Input::Stream(name) => vec![format!("stream {name}")],
+        Input::Query(name) => vec![format!("query {name}")],
+        Input::Views => Vec::new(),
+    };
+    inputs.extend(query.tables.iter().cloned());
+    println!("    inputs   {}", inputs.join(", "));
+    if let Some(window) = &query.window {
+        println!("    windows  {}{}", described(window), if query.panes { ", kept by panes" } else { "" });
+    }
+    println!("    kept     {}", query.kept_description());
+    if let Emit::Every(every) = query.query.emit {
+        println!("    emits    every {} s while a window is open", every / 1_000_000);
+    }
+    println!("    topic    {}", query.query.topic);
+    let names = |indices: &[usize]| indices.iter().map(|&i| query.output.field(i).name().clone()).collect::<Vec<_>>().join(", ");
+    println!("    key      {}", if query.key.is_empty() { "none".to_owned() } else { names(&query.key) });
+    let columns: Vec<_> = query.output.fields().iter().map(|f| format!("{} {}", f.name(), f.data_type())).collect();
+    println!("    columns  {}", columns.join(", "));
+}
+
+/// A window in words.
+fn described(window: &WindowSpec) -> String {
+    let size = |size: &Size| match size {
+        Size::Fixed(us) => span(*us),
+        Size::Days(n) => format!("{n} calendar days"),
+        Size::Weeks(n) => format!("{n} calendar weeks"),
+        Size::Months(n) => format!("{n} calendar months"),
+    };
+    let shifted = |offset_us: i64| if offset_us == 0 { String::new() } else { format!(", shifted by {}", span(offset_us)) };
+    match window {
+        WindowSpec::Tumble { size: of, offset_us } => format!("tumble by {}{}", size(of), shifted(*offset_us)),
+        WindowSpec::Hop { slide, size: of, offset_us } => {
+            format!("hop by {}, each of {}{}", size(slide), size(of), shifted(*offset_us))
+        }
+        WindowSpec::DateBin { stride, .. } => format!("date_bin by {}", size(stride)),
+        WindowSpec::DateTrunc { unit } => format!("date_trunc to the {}", format!("{unit:?}").to_lowercase()),
+    }
+}
+
+/// A length of time in its largest whole unit.
+fn span(us: i64) -> String {
+    let units = [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "min"), (1_000_000, "s"), (1_000, "ms")];
+    let unit = units.iter().find(|(length, _)| us % length == 0);
+    unit.map_or_else(|| format!("{us} us"), |(length, name)| format!("{} {name}", us / length))
+}
+
+/// Prints front, kept state and closing plan of one query.
+pub async fn explain(args: ExplainArgs) -> Result<ExitCode> {
+    let Some(catalog) = args.project.load() else { return Ok(ExitCode::FAILURE) };
+    let mut seen = Vec::new();
+    for customer in &catalog.customers {
+        let plan = match pipeline::plan(&catalog.root, customer).await {
+            Ok(plan) => plan,
+            Err(errors) => return Ok(failed(&errors)),
+        };
+        for query in &plan.queries {
+            let full = format!("{}/{}", customer.name, query.name);
+            let wanted = [query.name.as_str(), full.as_str()].contains(&args.query.as_str())
+                || query.query.file.ends_with(&args.query);
+            if wanted {
+                println!("{full}\n{}", query.explain());
+                return Ok(ExitCode::SUCCESS);
+            }
+            seen.push(full);
+        }
+    }
+    Err(Error::config(format!("there is no query '{}'", args.query)).hint(format!("there are: {}", seen.join(", "))))
+}

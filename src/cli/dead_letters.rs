@@ -1,0 +1,178 @@
+//! `millstream dead-letters`: look at them, and feed those again that a mended schema accepts.
+
+use std::collections::{BTreeMap, HashSet};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::audit::{header, read_topic};
+use super::{Kafka, Project};
+use crate::catalog::{ColumnSource, Customer, Stream};
+use crate::decode::{Decoder, Field};
+use crate::log::{OutRecord, resend};
+use crate::sink::{self, headers};
+use crate::source::chunk::{Chunk, Record};
+use crate::{Error, Result};
+
+/// Look after dead letters.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Feed those rejected at decode again that the schema accepts now
+    Retry(RetryArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct RetryArgs {
+    #[command(flatten)]
+    project: Project,
+    #[command(flatten)]
+    kafka: Kafka,
+    /// Only say what would be fed again
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Stage of the records that say that a dead letter was fed again.
+const RETRIED: &str = "retried";
+
+/// One dead letter that was rejected at decode.
+struct Letter {
+    id: (i32, i64),
+    topic: String,
+    key: Option<Bytes>,
+    value: Bytes,
+    headers: Vec<(String, Option<Bytes>)>,
+}
+
+/// Runs the sub-command.
+pub async fn run(args: Args) -> Result<ExitCode> {
+    let Command::Retry(args) = args.command;
+    let Some(catalog) = args.project.load() else { return Ok(ExitCode::FAILURE) };
+    let kafka = args.kafka.config()?;
+    for customer in &catalog.customers {
+        let letters = waiting(&kafka, customer).await?;
+        let (mut again, mut still) = (Vec::new(), 0);
+        for letter in letters {
+            let Some(stream) = stream_of(customer, &letter.topic) else { continue };
+            if accepts(stream, customer, &letter)? { again.push(letter) } else { still += 1 }
+        }
+        let mut by_topic: BTreeMap<&str, usize> = BTreeMap::new();
+        for letter in &again {
+            *by_topic.entry(&letter.topic).or_default() += 1;
+        }
+        let verb = if args.dry_run { "would be fed" } else { "fed" };
+        println!("{}: {} dead letters {verb} again, {still} still do not fit the schema", customer.name, again.len());
+        for (topic, count) in by_topic {
+            println!("  {topic}: {count}");
+        }
+        if !again.is_empty() && !args.dry_run {
+            let dead = sink::dead_letter_topic(&customer.name);
+            let records = again.into_iter().flat_map(|letter| records(letter, &dead)).collect();
+            resend(&kafka, &customer.name, records).await?;
+            println!("  rows that are too late for their windows reach history and the late rows only");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Dead letters rejected at decode and not fed again yet.
+async fn waiting(kafka: &crate::source::KafkaConfig, customer: &Customer) -> Result<Vec<Letter>> {
+    let topic = sink::dead_letter_topic(&customer.name);
+    let (mut letters, mut retried) = (Vec::new(), HashSet::new());
+    read_topic(kafka, &topic, |chunk| {
+        for record in &chunk.records {
+            match header(chunk, record, headers::STAGE).as_deref() {
+                Some("decode") => letters.extend(letter(chunk, record)),
+                Some(RETRIED) => {
+                    let number = |name: &str| header(chunk, record, name).and_then(|v| v.parse::<i64>().ok());
+                    if let (Some(partition), Some(offset)) = (number(headers::PARTITION), number(headers::OFFSET)) {
+                        retried.insert((i32::try_from(partition).unwrap_or(-1), offset));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    letters.retain(|l: &Letter| !retried.contains(&l.id));
+    Ok(letters)
+}
+
+fn letter(chunk: &Chunk, record: &Record) -> Option<Letter> {
+    let own = chunk.headers(record).filter(|(name, _)| !name.starts_with(b"millstream."));
+    let copy = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
+    Some(Letter {
+        id: (chunk.partition, record.offset),
+        topic: header(chunk, record, headers::TOPIC)?,
+        key: chunk.key(record).map(copy),
+        value: chunk.value(record).map(copy)?,
+        headers: own
+            .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.map(copy)))
+            .collect(),
+    })
+}
+
+fn stream_of<'a>(customer: &'a Customer, topic: &str) -> Option<&'a Stream> {
+    customer.streams.iter().map(AsRef::as_ref).find(|stream| stream.topics.matches(topic))
+}
+
+/// Whether the schema accepts every message of the letter now.
+fn accepts(stream: &Stream, customer: &Customer, letter: &Letter) -> Result<bool> {
+    let fields = stream.columns.iter().filter_map(|column| match &column.source {
+        ColumnSource::Payload { format } => Some(Field {
+            name: column.name.clone(),
+            data_type: column.data_type.clone(),
+            nullable: column.nullable,
+            format: format.clone(),
+        }),
+        _ => None,
+    });
+    let mut decoder = Decoder::new(fields.collect(), customer.zone)?;
+    let length = u32::try_from(letter.value.len()).map_err(|_| Error::internal("a record of over 4 GiB"))?;
+    let chunk = Chunk {
+        topic: letter.topic.as_str().into(),
+        partition: 0,
+        first_offset: 0,
+        next_offset: 1,
+        bytes: letter.value.clone(),
+        records: vec![Record { offset: 0, timestamp_ms: -1, key: None, value: Some(0..length), headers: Vec::new() }],
+        append_time: false,
+    };
+    let decoded = decoder.decode(&chunk)?;
+    Ok(decoded.rejected.is_empty() && decoded.batch.num_rows() > 0)
+}
+
+/// The record for the source topic, and the one that says that it was sent.
+fn records(letter: Letter, dead: &Arc<str>) -> [OutRecord; 2] {
+    let text = |value: String| Some(Bytes::from(value));
+    let mark = OutRecord {
+        topic: dead.clone(),
+        partition: None,
+        key: None,
+        value: None,
+        headers: vec![
+            (headers::STAGE.to_owned(), text(RETRIED.to_owned())),
+            (headers::TOPIC.to_owned(), text(dead.to_string())),
+            (headers::PARTITION.to_owned(), text(letter.id.0.to_string())),
+            (headers::OFFSET.to_owned(), text(letter.id.1.to_string())),
+        ],
+        timestamp_ms: None,
+    };
+    let again = OutRecord {
+        topic: letter.topic.as_str().into(),
+        partition: None,
+        key: letter.key,
+        value: Some(letter.value),
+        headers: letter.headers,
+        timestamp_ms: None,
+    };
+    [again, mark]
+}

@@ -1,0 +1,233 @@
+//! What the live view remembers between two looks at the board, and how it words things.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use chrono::DateTime;
+use chrono_tz::Tz;
+use serde_json::Value;
+
+use crate::serve::status::{QueryStatus, Status};
+use crate::time::{BEGINNING, END, Micros, SECOND};
+
+/// Rates are taken over this time: long enough to be steady, short enough to see a change.
+const RATE_US: Micros = 5 * SECOND;
+/// Words in the name of a query whose results somebody should look at.
+const ALERTS: [&str; 2] = ["alert", "overcrowded"];
+
+/// The newest statuses and what was seen before.
+#[derive(Debug, Default)]
+pub struct View {
+    /// Lines to show all the time.
+    pub notes: Vec<String>,
+    /// The newest status of each customer.
+    pub statuses: Vec<Arc<Status>>,
+    /// How far the results are scrolled, in lines.
+    pub scrolled: u16,
+    /// By customer and stream: when (by the status) and how many events then.
+    seen: BTreeMap<(String, String), VecDeque<(Micros, u64)>>,
+}
+
+impl View {
+    /// A view that has seen nothing yet.
+    pub fn new(notes: Vec<String>) -> Self {
+        Self { notes, ..Self::default() }
+    }
+
+    /// Takes in what the board shows now.
+    pub fn observe(&mut self, statuses: &[Arc<Status>]) {
+        self.statuses = statuses.to_vec();
+        for status in statuses {
+            for stream in &status.streams {
+                let seen =
+                    self.seen.entry((status.customer.clone(), stream.name.clone())).or_default();
+                if seen.back().is_none_or(|(at, _)| *at < status.at) {
+                    seen.push_back((status.at, stream.events));
+                }
+                while seen.len() > 2 && seen.get(1).is_some_and(|(at, _)| status.at - at >= RATE_US)
+                {
+                    seen.pop_front();
+                }
+            }
+        }
+    }
+
+    /// Events a second of a stream, lately.
+    pub fn rate(&self, customer: &str, stream: &str) -> f64 {
+        let seen = self.seen.get(&(customer.to_owned(), stream.to_owned()));
+        match seen.and_then(|seen| Some((seen.front()?, seen.back()?))) {
+            Some(((from, before), (to, now))) if to > from => {
+                now.saturating_sub(*before) as f64 * SECOND as f64 / (to - from) as f64
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// Moves the results up or down.
+    pub fn scroll(&mut self, lines: i16) {
+        self.scrolled = self.scrolled.saturating_add_signed(lines);
+    }
+
+    /// Every query with its customer's status.
+    pub fn queries(&self) -> impl Iterator<Item = (&Status, &QueryStatus)> {
+        self.statuses
+            .iter()
+            .flat_map(|status| status.queries.iter().map(move |query| (status.as_ref(), query)))
+    }
+}
+
+/// Whether somebody should look at the query's results.
+pub fn is_alert(query: &QueryStatus) -> bool {
+    ALERTS.iter().any(|word| query.name.contains(word))
+}
+
+/// An instant on the clock's face of the customer.
+pub fn local(at: Option<Micros>, zone: &str) -> String {
+    let zone: Tz = zone.parse().unwrap_or(Tz::UTC);
+    match at {
+        None | Some(BEGINNING) => "nothing yet".to_owned(),
+        Some(END) => "drained".to_owned(),
+        Some(at) => match DateTime::from_timestamp_micros(at) {
+            Some(at) => at.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S").to_string(),
+            None => "out of range".to_owned(),
+        },
+    }
+}
+
+/// `1234567` as `1,234,567`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A result as `room=hall persons=2`; what is not a JSON object stays as it is.
+pub fn short(result: &str) -> String {
+    let Ok(Value::Object(object)) = serde_json::from_str(result) else { return plain(result) };
+    let pairs = object.iter().map(|(name, value)| match value {
+        Value::String(text) => format!("{name}={text}"),
+        Value::Number(number) if number.is_f64() => {
+            format!("{name}={:.1}", number.as_f64().unwrap_or_default())
+        }
+        other => format!("{name}={other}"),
+    });
+    plain(&pairs.collect::<Vec<_>>().join(" "))
+}
+
+/// Without control characters, which would move the cursor.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::status::StreamStatus;
+
+    #[test]
+    fn rates_follow_the_last_seconds() {
+        let mut view = View::new(Vec::new());
+        let mut at = |second: i64, events: u64| {
+            let stream =
+                StreamStatus { name: "positions".to_owned(), events, ..StreamStatus::default() };
+            let status = Status {
+                customer: "a".to_owned(),
+                at: second * SECOND,
+                streams: vec![stream],
+                ..Status::default()
+            };
+            view.observe(&[Arc::new(status)]);
+            view.rate("a", "positions")
+        };
+        assert_eq!(at(0, 1000), 0.0);
+        assert_eq!(at(1, 1100), 100.0);
+        assert_eq!(at(1, 1100), 100.0);
+        for second in 2..20 {
+            at(second, 1100);
+        }
+        assert_eq!(at(20, 1100), 0.0);
+        assert_eq!(at(25, 1600), 100.0);
+        assert_eq!(at(26, 0), 0.0, "a pipeline that began anew");
+    }
+
+    #[test]
+    fn wording() {
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(grouped(12), "12");
+        assert_eq!(short(r#"{"room":"hall","p":2.25,"x":null}"#), "room=hall p=2.2 x=null");
+        assert_eq!(short("not\u{1b}json"), "not json");
+        let midnight = Some(1_572_386_400 * SECOND);
+        assert_eq!(local(midnight, "Europe/Helsinki"), "2019-10-30 00:00:00");
+        assert_eq!(local(midnight, ""), "2019-10-29 22:00:00");
+        assert_eq!(local(None, ""), "nothing yet");
+    }
+}
+
+/// A status with everything in it, for tests of what is shown.
+#[cfg(test)]
+pub mod tests_support {
+    use crate::serve::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
+    use crate::time::{HOUR, MINUTE, Micros, SECOND, Window};
+
+    /// So many seconds after 2019-10-30 14:06:35 in Helsinki.
+    pub fn at(second: i64) -> Micros {
+        1_572_386_400 * SECOND + 14 * HOUR + 6 * MINUTE + (35 + second) * SECOND
+    }
+
+    /// A pipeline at work that has read so many events.
+    pub fn busy(now: Micros, events: u64) -> Status {
+        let partition =
+            |topic: &str| PartitionStatus { topic: topic.to_owned(), ..PartitionStatus::default() };
+        let query = |name: &str, newest: &str| QueryStatus {
+            name: name.to_owned(),
+            input: "positions".to_owned(),
+            emitted: 42,
+            state_rows: 4,
+            newest: vec![newest.to_owned()],
+            ..QueryStatus::default()
+        };
+        let midnight = 1_572_386_400 * SECOND;
+        let open = OpenWindow {
+            window: Window { start: midnight, end: midnight + 24 * HOUR },
+            held_by: Some("1084/0".to_owned()),
+            held_at: Some(at(-30)),
+            because: "1084/0 stands at 14:06:05".to_owned(),
+        };
+        Status {
+            customer: "customer_a".to_owned(),
+            zone: "Europe/Helsinki".to_owned(),
+            at: now,
+            epoch: 17,
+            streams: vec![StreamStatus {
+                name: "positions".to_owned(),
+                events,
+                watermark: Some(at(-30)),
+                lag: 3,
+                partitions: vec![
+                    partition("1084"),
+                    PartitionStatus { paused: true, ..partition("1085") },
+                    PartitionStatus { idle: true, ..partition("1086") },
+                ],
+                ..StreamStatus::default()
+            }],
+            queries: vec![
+                QueryStatus {
+                    open: vec![open],
+                    windows_open: 2,
+                    late: 5,
+                    ..query("daily_visits", r#"{"part_id":1084,"events":7}"#)
+                },
+                query("occupancy", r#"{"room":"hall","persons":2}"#),
+                query("presence_alert", r#"{"part_id":1084,"room":"hall"}"#),
+            ],
+            dead_letters: 9,
+            ..Status::default()
+        }
+    }
+}

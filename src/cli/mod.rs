@@ -1,0 +1,207 @@
+//! Argument parsing and printing: the only place that prints or exits.
+#![allow(clippy::print_stdout)]
+
+mod audit;
+mod check;
+mod dead_letters;
+mod demo;
+mod live;
+mod output;
+mod query;
+mod replay;
+mod run;
+mod sensors;
+mod subscribe;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::catalog::{self, Catalog, Customer};
+use crate::source::KafkaConfig;
+use crate::{Error, Result};
+
+/// SQL files in, Kafka streams through, Parquet out.
+#[derive(Debug, Parser)]
+#[command(name = "millstream", version, about, max_term_width = 100)]
+struct Cli {
+    /// What the log shows: error, warn, info, debug or trace; RUST_LOG overrides it
+    #[arg(long, global = true, default_value = "info")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Try it: a broker, sensors, both customers' pipelines and a live view in one process
+    Demo(demo::Args),
+    /// Run the pipelines of all customers, or of those named, against a Kafka
+    Run(run::Args),
+    /// Ask history a question in SQL
+    Query(query::Args),
+    /// Check every schema and query file, without a broker
+    Check(check::Args),
+    /// Show how a query is cut: front, kept state, closing plan
+    Explain(check::ExplainArgs),
+    /// Run a query file over history, as a batch
+    Replay(replay::Args),
+    /// Follow the results of a query
+    Subscribe(subscribe::Args),
+    /// Simulate a customer's sensors
+    Sensors(sensors::Args),
+    /// Prove from Kafka and the tables that nothing is lost and nothing is twice
+    Audit(audit::Args),
+    /// Look after dead letters
+    DeadLetters(dead_letters::Args),
+    /// Merge the small files of history
+    Compact(query::CompactArgs),
+}
+
+/// Where the project's files and its data lie.
+#[derive(Debug, Clone, Args)]
+pub struct Project {
+    /// The folder that holds schemas/ and queries/
+    #[arg(long, default_value = ".")]
+    pub project: PathBuf,
+    /// The folder of history, snapshots and status
+    #[arg(long, default_value = ".millstream")]
+    pub data_dir: PathBuf,
+    /// Only this customer; may be said several times
+    #[arg(long = "customer", value_name = "CUSTOMER")]
+    pub customers: Vec<String>,
+}
+
+/// How to reach Kafka.
+#[derive(Debug, Clone, Args)]
+pub struct Kafka {
+    /// The brokers, host:port[,host:port]
+    #[arg(long, env = "MILLSTREAM_BROKERS")]
+    pub brokers: Option<String>,
+    /// A setting of librdkafka, such as security.protocol=SASL_SSL; may be said several times
+    #[arg(long = "kafka", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// A file of such settings, a line each
+    #[arg(long, value_name = "FILE")]
+    pub kafka_config: Option<PathBuf>,
+}
+
+impl Kafka {
+    /// The settings together; the command line wins over the file.
+    pub fn config(&self) -> Result<KafkaConfig> {
+        KafkaConfig::from_flags(self.brokers.as_deref(), self.kafka_config.as_deref(), &self.settings)
+    }
+}
+
+impl Project {
+    /// All schema and query files; prints every error and gives `None` if there is one.
+    pub fn load(&self) -> Option<Arc<Catalog>> {
+        match catalog::load(&self.project, &self.customers) {
+            Ok(catalog) => Some(Arc::new(catalog)),
+            Err(errors) => {
+                print_errors(&errors);
+                None
+            }
+        }
+    }
+}
+
+/// The customer of that name.
+pub fn customer(catalog: &Catalog, name: &str) -> Result<Arc<Customer>> {
+    let found = catalog.customers.iter().find(|c| c.name == name).cloned();
+    found.ok_or_else(|| {
+        let names: Vec<_> = catalog.customers.iter().map(|c| c.name.as_str()).collect();
+        Error::config(format!("there is no customer '{name}'"))
+            .hint(format!("customers are the files of schemas/: {}", names.join(", ")))
+    })
+}
+
+/// Prints errors to standard error, one after the other.
+pub fn print_errors(errors: &[Error]) {
+    for error in errors {
+        eprintln!("error: {error}\n");
+    }
+}
+
+/// A path for people: relative where that is shorter.
+pub fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(log_filter(&cli.log)));
+    let interactive_view = matches!(&cli.command, Command::Demo(args) if args.draws());
+    if !interactive_view {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: no threads could be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(dispatch(cli.command));
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Our own events at `level`, the libraries' only from warnings on.
+fn log_filter(level: &str) -> String {
+    let level = level.to_lowercase();
+    match level.as_str() {
+        "debug" | "trace" => level,
+        _ => format!("warn,millstream={level}"),
+    }
+}
+
+async fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::Run(args) => run::run(args).await,
+        Command::Query(args) => query::run(args).await,
+        Command::Check(args) => check::run(args).await,
+        Command::Explain(args) => check::explain(args).await,
+        Command::Replay(args) => replay::run(args).await,
+        Command::Subscribe(args) => subscribe::run(args).await,
+        Command::Sensors(args) => sensors::run(args).await,
+        Command::Audit(args) => audit::run(args).await,
+        Command::DeadLetters(args) => dead_letters::run(args).await,
+        Command::Compact(args) => query::compact(args).await,
+    }
+}
+
+/// True once SIGINT or SIGTERM came; a second one ends the process at once, which loses nothing.
+pub fn stop_signal() -> tokio::sync::watch::Receiver<bool> {
+    let (sender, receiver) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        tracing::info!("stopping: committing and taking a snapshot; once more to stop at once");
+        sender.send_replace(true);
+        wait_for_signal().await;
+        std::process::exit(130);
+    });
+    receiver
+}
+
+async fn wait_for_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    match (interrupt, terminate) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        }
+        _ => std::future::pending().await,
+    }
+}

@@ -1,0 +1,166 @@
+//! `millstream run`: pipelines against a real Kafka.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::{Kafka, Project};
+use crate::catalog::{Catalog, duration};
+use crate::pipeline::{self, Mode, Options, Reset};
+use crate::serve::{self, Metrics, StatusBoard};
+use crate::source::KafkaConfig;
+use crate::time::Clock;
+use crate::{Error, Result};
+
+/// Run the pipelines of all customers, or of those named.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    project: Project,
+    #[command(flatten)]
+    kafka: Kafka,
+    /// Create the topics that are missing
+    #[arg(long)]
+    create_topics: bool,
+    /// Read to the present end of every topic, commit, take a snapshot and exit; windows stay open
+    #[arg(long, conflicts_with = "drain")]
+    until_end: bool,
+    /// Read to the present end, close every window and finish the pipeline for good
+    #[arg(long)]
+    drain: bool,
+    /// Drop the kept state of a CUSTOMER or of one CUSTOMER/QUERY and go on from the recorded offsets
+    #[arg(long, value_name = "NAME")]
+    reset: Vec<String>,
+    /// Whether events and results are kept in history
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = on_off)]
+    history: bool,
+    /// The least time between commits, such as '100 ms' (default: 25 ms, or twice the commit time)
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    commit_interval: Option<Duration>,
+    /// The time between snapshots
+    #[arg(long, value_name = "TIME", default_value = "60 s", value_parser = time)]
+    snapshot_interval: Duration,
+    /// Where /metrics, /healthz, /readyz and the status page are served
+    #[arg(long, value_name = "HOST:PORT")]
+    http: Option<SocketAddr>,
+}
+
+fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("on or off".to_owned()),
+    }
+}
+
+/// A span of time with its unit, as in SQL options.
+pub fn time(text: &str) -> Result<Duration, String> {
+    let micros = duration::parse(text).map_err(|e| e.to_string())?;
+    Ok(Duration::from_micros(u64::try_from(micros).map_err(|_| "a span of time is positive")?))
+}
+
+/// Runs until the mode's end, a signal, or the first error.
+pub async fn run(args: Args) -> Result<ExitCode> {
+    let Some(catalog) = args.project.load() else { return Ok(ExitCode::FAILURE) };
+    let mode = match (args.until_end, args.drain) {
+        (true, _) => Mode::UntilEnd,
+        (_, true) => Mode::Drain,
+        _ => Mode::Follow,
+    };
+    check_reset(&catalog, &args.reset)?;
+    let options = Options {
+        kafka: args.kafka.config()?,
+        data_dir: args.project.data_dir.clone(),
+        create_topics: args.create_topics,
+        mode,
+        history: args.history,
+        commit_interval: args.commit_interval,
+        snapshot_interval: args.snapshot_interval,
+        reset: Reset(args.reset.clone()),
+        clock: Clock::system(),
+        metrics: Arc::new(Metrics::new()?),
+        board: StatusBoard::new(Some(args.project.data_dir.join("status"))),
+    };
+    let stop = super::stop_signal();
+    let server = match args.http {
+        Some(address) => Some(serve::http::start(address, options.metrics.clone(), options.board.clone()).await?),
+        None => None,
+    };
+    if let Some(server) = &server {
+        tracing::info!(address = %server.address(), "serving /metrics, /healthz and /readyz");
+    }
+    let result = run_all(catalog, options, stop).await;
+    if let Some(server) = server {
+        server.stop().await;
+    }
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Runs every customer's pipeline; the first error stops the others in good order.
+pub async fn run_all(catalog: Arc<Catalog>, options: Options, stop: watch::Receiver<bool>) -> Result<()> {
+    let (halt, halted) = watch::channel(false);
+    let mut pipelines = JoinSet::new();
+    for customer in &catalog.customers {
+        let running = pipeline::run(catalog.clone(), customer.clone(), options.clone(), halted.clone());
+        pipelines.spawn(running);
+    }
+    let mut signal = stop;
+    let mut first = Ok(());
+    loop {
+        tokio::select! {
+            changed = signal.changed(), if !*halt.borrow() => {
+                if changed.is_ok() && *signal.borrow() {
+                    halt.send_replace(true);
+                }
+            }
+            joined = pipelines.join_next() => {
+                let Some(joined) = joined else { return first };
+                let result = joined.unwrap_or_else(|e| Err(Error::internal("a pipeline ended abruptly").because(e)));
+                if let Err(error) = result {
+                    halt.send_replace(true);
+                    match first {
+                        Ok(()) => first = Err(error),
+                        Err(_) => tracing::error!(%error, "another pipeline failed"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check_reset(catalog: &Catalog, reset: &[String]) -> Result<()> {
+    for name in reset {
+        let (customer, query) = match name.split_once('/') {
+            Some((customer, query)) => (customer, Some(query)),
+            None => (name.as_str(), None),
+        };
+        let customer = super::customer(catalog, customer)?;
+        let known = |q: &str| customer.queries.iter().any(|c| c.name == q) || q.starts_with("stream:");
+        if query.is_some_and(|q| !known(q)) {
+            return Err(Error::config(format!("there is no query '{name}' to reset")));
+        }
+    }
+    Ok(())
+}
+
+/// Options for a pipeline in this process that follows its topics, as the demo runs it.
+pub fn following(kafka: KafkaConfig, data_dir: &Path, metrics: Arc<Metrics>, board: StatusBoard) -> Options {
+    Options {
+        kafka,
+        data_dir: data_dir.to_owned(),
+        create_topics: false,
+        mode: Mode::Follow,
+        history: true,
+        commit_interval: None,
+        snapshot_interval: Duration::from_secs(60),
+        reset: Reset::default(),
+        clock: Clock::system(),
+        metrics,
+        board,
+    }
+}

@@ -1,0 +1,205 @@
+//! The progress record: what an epoch was, so that it can be run again.
+//!
+//! One record an epoch goes into the epoch's own transaction, on the customer's single-partition
+//! log topic. It is a change to the record before; a *full* record, written with each snapshot,
+//! stands for itself. Everything that the wall clock decided in an epoch is in its record, so
+//! running the recorded epochs after a snapshot again gives the state that was.
+//!
+//! Invariants, asserted when a log is read: epochs count up by one; a record after a full one
+//! moves positions only forward; nothing follows a drained record but a reset.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::source::TopicPartition;
+use crate::time::Micros;
+use crate::watermark::ClockDecision;
+use crate::{Error, Kind, Result};
+
+/// The version of the record's format that this code writes.
+pub const VERSION: u32 = 1;
+
+/// One epoch, as the log keeps it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Format, see [`VERSION`].
+    pub version: u32,
+    /// The epoch's number, from 1.
+    pub epoch: u64,
+    /// Whether `positions` and `tables` name everything and not only what changed.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub full: bool,
+    /// The wall clock at the epoch's start: the value of `now()` in it.
+    pub now: Micros,
+    /// Partitions that joined at the epoch's start, with the offset at which each began.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joined: Vec<Joined>,
+    /// Where each partition that moved stood at the epoch's end.
+    #[serde(default)]
+    pub positions: BTreeMap<TopicPartition, Position>,
+    /// Watermarks that the clock moved at the epoch's end, by stream.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub decisions: BTreeMap<String, Vec<ClockDecision>>,
+    /// Queries whose open windows were evaluated early at the epoch's end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub emitted: Vec<String>,
+    /// Versions (content hashes) of reference tables that took effect at the epoch's start.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tables: BTreeMap<String, String>,
+    /// The cluster that the offsets belong to; with full records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Fingerprints of the streams' and queries' plans; with full records.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub plans: BTreeMap<String, String>,
+    /// The newest verified snapshot: the state at the end of the epoch that it names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotRef>,
+    /// Every window was closed at the epoch's end, and the pipeline is finished.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub drained: bool,
+}
+
+/// A partition that joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// The stream that it belongs to.
+    pub stream: String,
+    /// The partition.
+    pub partition: TopicPartition,
+    /// The first offset that was read.
+    pub offset: i64,
+}
+
+/// Where a partition stood, and its account so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The next offset to be read.
+    pub offset: i64,
+    /// Rows decoded from it since it joined.
+    pub decoded: u64,
+    /// Messages rejected by the decoder, the computed columns or the event-time rule.
+    pub rejected: u64,
+    /// Records without a value.
+    pub tombstones: u64,
+}
+
+/// A snapshot in the object store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRef {
+    /// The epoch at whose end it was taken.
+    pub epoch: u64,
+    /// Its folder, relative to the customer's snapshot folder.
+    pub path: String,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl Progress {
+    /// The record's bytes.
+    pub fn encode(&self) -> Result<Bytes> {
+        let bytes = serde_json::to_vec(self)
+            .map_err(|e| Error::internal("a progress record cannot be written").because(e))?;
+        Ok(bytes.into())
+    }
+
+    /// A record from its bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|e| {
+            Error::new(Kind::Recovery, "a record of the internal log cannot be read")
+                .because(e)
+                .hint("the topic millstream.<customer>.log must hold only what Millstream wrote")
+        })?;
+        if record.version > VERSION {
+            let message = format!(
+                "the internal log was written by a newer Millstream (format {}, this one knows {VERSION})",
+                record.version
+            );
+            return Err(Error::new(Kind::Recovery, message).hint("run the newer version"));
+        }
+        Ok(record)
+    }
+}
+
+/// What the log says: where to begin, and which epochs to run again.
+#[derive(Debug, Clone, Default)]
+pub struct Recovered {
+    /// The state to load: the newest full record's snapshot; `None` at the very beginning.
+    pub snapshot: Option<SnapshotRef>,
+    /// The newest full record, if any.
+    pub base: Option<Progress>,
+    /// The epochs after the snapshot, the oldest first.
+    pub replay: Vec<Progress>,
+    /// The newest record.
+    pub last: Option<Progress>,
+}
+
+impl Recovered {
+    /// Reads a log, oldest record first.
+    pub fn from_log(records: &[Bytes]) -> Result<Self> {
+        let mut records = records
+            .iter()
+            .map(|bytes| Progress::decode(bytes))
+            .collect::<Result<Vec<_>>>()?;
+        for pair in records.windows(2) {
+            if pair[1].epoch != pair[0].epoch + 1 {
+                let message = format!(
+                    "the internal log jumps from epoch {} to {}",
+                    pair[0].epoch, pair[1].epoch
+                );
+                return Err(Error::new(Kind::Recovery, message)
+                    .hint("records of the log topic are missing; start over with --reset"));
+            }
+        }
+        let last = records.last().cloned();
+        let base = records.iter().rev().find(|r| r.full).cloned();
+        let snapshot = base.as_ref().and_then(|b| b.snapshot.clone());
+        let from = snapshot.as_ref().map_or(0, |s| s.epoch);
+        let oldest = records.first().map_or(1, |r| r.epoch);
+        if oldest > from + 1 {
+            let message = format!("the internal log begins at epoch {oldest}, after epoch {from} of the snapshot");
+            return Err(Error::new(Kind::Recovery, message)
+                .hint("records of the log topic are missing; start over with --reset"));
+        }
+        records.retain(|r| r.epoch > from);
+        Ok(Self { snapshot, base, replay: records, last })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(epoch: u64, snapshot: Option<u64>) -> Bytes {
+        let snapshot = snapshot.map(|epoch| SnapshotRef { epoch, path: format!("{epoch}") });
+        let full = snapshot.is_some();
+        Progress { version: VERSION, epoch, full, snapshot, ..Default::default() }.encode().unwrap()
+    }
+
+    #[test]
+    fn epochs_after_the_newest_snapshot_run_again() {
+        let log = [record(1, None), record(2, None), record(3, Some(2)), record(4, None)];
+        let recovered = Recovered::from_log(&log).unwrap();
+        assert_eq!(recovered.snapshot.unwrap().epoch, 2);
+        assert_eq!(recovered.replay.iter().map(|r| r.epoch).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(recovered.last.unwrap().epoch, 4);
+    }
+
+    #[test]
+    fn a_hole_in_the_log_is_an_error() {
+        assert!(Recovered::from_log(&[record(1, None), record(3, None)]).is_err());
+        assert!(Recovered::from_log(&[record(2, None)]).is_err());
+        assert!(Recovered::from_log(&[record(5, Some(4))]).is_ok());
+    }
+
+    #[test]
+    fn a_record_of_a_newer_format_is_refused() {
+        let record = Progress { version: VERSION + 1, epoch: 1, ..Default::default() };
+        let error = Progress::decode(&record.encode().unwrap()).unwrap_err();
+        assert_eq!(error.kind, Kind::Recovery);
+    }
+}

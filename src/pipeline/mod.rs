@@ -1,0 +1,647 @@
+//! One customer's pipeline: the only module that names every stage.
+//!
+//! ```text
+//!  Reader ─► Engine (deterministic) ─► Committer (one transaction an epoch)
+//!                │                          │ committed
+//!                └─ snapshot, barrier       └─► EventHistory, and the tail of the output topics
+//! ```
+//!
+//! The loop reads chunks, ends an epoch when there is something to say, and commits it while the
+//! next one is already being read. At most one commit is under way.
+
+mod engine;
+mod history;
+pub mod replay;
+mod start;
+mod status;
+mod stream;
+pub mod tables;
+mod tail;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+pub use engine::{Engine, Output, publication};
+pub use history::event_schema;
+pub use start::plan;
+
+use crate::catalog::{Catalog, Customer, Emit};
+use crate::log::{
+    Committed, EpochOutput, Joined, Position, Progress, SnapshotRef, VERSION, snapshot,
+};
+use crate::serve::{Metrics, StatusBoard};
+use crate::source::chunk::Chunk;
+use crate::source::{Cluster, Event, KafkaConfig, TopicPartition};
+use crate::time::{Clock, END, Micros, SECOND};
+use crate::watermark::ClockDecision;
+use crate::{Error, Kind, Result};
+
+use engine::HistoryRows;
+use start::{Begun, blocking};
+
+/// Commits follow each other by at least this, and by twice the recent commit time.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(25);
+/// An epoch that says nothing still ends after this.
+const QUIET_INTERVAL: Duration = Duration::from_secs(1);
+/// How often topics are looked up for new partitions, and ends for the lag.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// Results of an unfinished epoch beyond this stop the reading until a commit is through.
+const PENDING_BYTES: usize = 64 << 20;
+
+/// How far a run goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// On and on.
+    Follow,
+    /// To the end that the topics have now; open windows stay open.
+    UntilEnd,
+    /// To that end, then every window closes and the pipeline is finished.
+    Drain,
+}
+
+/// Names of customers (`a`) and queries (`a/q`) whose state is dropped at the start.
+#[derive(Debug, Clone, Default)]
+pub struct Reset(pub Vec<String>);
+
+/// How to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The cluster.
+    pub kafka: KafkaConfig,
+    /// Where history, snapshots and status lie.
+    pub data_dir: PathBuf,
+    /// Whether missing topics are created.
+    pub create_topics: bool,
+    /// How far.
+    pub mode: Mode,
+    /// Whether history is written.
+    pub history: bool,
+    /// The least time between commits; `None`: see the constants.
+    pub commit_interval: Option<Duration>,
+    /// The time between snapshots.
+    pub snapshot_interval: Duration,
+    /// What begins anew.
+    pub reset: Reset,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Metrics of the process.
+    pub metrics: Arc<Metrics>,
+    /// Where the status goes.
+    pub board: StatusBoard,
+}
+
+/// The folder of all histories.
+pub fn history_root(data_dir: &Path) -> PathBuf {
+    data_dir.join("history")
+}
+
+/// Runs one customer's pipeline until its mode's end or `stop`.
+pub async fn run(
+    catalog: Arc<Catalog>,
+    customer: Arc<Customer>,
+    options: Options,
+    stop: watch::Receiver<bool>,
+) -> Result<()> {
+    let begun = start::begin(&catalog, &customer, &options).await?;
+    let tail = match options.history {
+        true => Some(tail::Tail::start(&begun.engine, &options, &begun.cluster).await?),
+        false => None,
+    };
+    let mut pipeline = Pipeline::new(begun, options, stop);
+    let result = pipeline.live().await;
+    let result = match result {
+        Ok(()) => pipeline.finish().await,
+        Err(error) => Err(error),
+    };
+    match (result, tail) {
+        (Ok(()), Some(tail)) => tail.finish().await,
+        (result, _) => result,
+    }
+}
+
+/// A commit under way, and what follows when it is through.
+struct Commit {
+    epoch: u64,
+    task: JoinHandle<Result<Committed>>,
+    history: Vec<HistoryRows>,
+    names_snapshot: Option<SnapshotRef>,
+    began: Instant,
+    newest_ms: i64,
+}
+
+/// An epoch that has begun and not ended.
+#[derive(Default)]
+struct Open {
+    now: Micros,
+    joined: Vec<Joined>,
+    tables: BTreeMap<String, String>,
+    began: Option<Instant>,
+}
+
+struct Pipeline {
+    begun: Begun,
+    options: Options,
+    stop: watch::Receiver<bool>,
+    open: Open,
+    commit: Option<Commit>,
+    commit_time: Duration,
+    committed_at: Instant,
+    recorded: BTreeMap<TopicPartition, Position>,
+    joins: mpsc::Receiver<Look>,
+    waiting_joins: Vec<Joined>,
+    known: watch::Sender<Known>,
+    ends: HashMap<TopicPartition, i64>,
+    targets: Option<HashMap<TopicPartition, i64>>,
+    emitted_at: HashMap<String, Micros>,
+    snapshot_at: Instant,
+    snapshot: Option<JoinHandle<Result<SnapshotRef>>>,
+    snapshot_ready: Option<SnapshotRef>,
+    drained: bool,
+    paused: BTreeSet<TopicPartition>,
+    status: status::Reporter,
+}
+
+/// What the lookout found at the broker.
+struct Look {
+    joined: Vec<Joined>,
+    ends: HashMap<TopicPartition, i64>,
+}
+
+/// What the lookout need not report.
+type Known = Vec<(Arc<crate::catalog::Stream>, BTreeSet<TopicPartition>)>;
+
+impl Pipeline {
+    fn new(begun: Begun, options: Options, stop: watch::Receiver<bool>) -> Self {
+        let recorded = positions(&begun.engine);
+        let (known, known_receiver) = watch::channel(known(&begun.engine));
+        let (sender, joins) = mpsc::channel(1);
+        let lookout = Lookout { kafka: options.kafka.clone(), known: known_receiver, first: begun.first };
+        tokio::spawn(lookout.run(sender));
+        let status = status::Reporter::new(&begun.engine, &options);
+        Self {
+            recorded,
+            joins,
+            known,
+            waiting_joins: Vec::new(),
+            open: Open::default(),
+            commit: None,
+            commit_time: Duration::ZERO,
+            committed_at: Instant::now(),
+            ends: HashMap::new(),
+            targets: None,
+            emitted_at: HashMap::new(),
+            snapshot_at: Instant::now(),
+            snapshot: None,
+            snapshot_ready: None,
+            drained: false,
+            paused: BTreeSet::new(),
+            status,
+            begun,
+            options,
+            stop,
+        }
+    }
+
+    /// Reads, processes and commits until told to stop or until the mode's end.
+    async fn live(&mut self) -> Result<()> {
+        if self.begun.restate {
+            self.take_snapshot().await?;
+            self.record_snapshot().await?;
+        }
+        loop {
+            if *self.stop.borrow() || self.reached_end() {
+                return Ok(());
+            }
+            if let Some(chunk) = self.begun.ahead.pop_front() {
+                self.absorb(chunk).await?;
+            } else {
+                let (room, patience) = (self.has_room(), self.patience());
+                tokio::select! {
+                    biased;
+                    _ = self.stop.changed() => continue,
+                    done = finished(&mut self.commit) => self.committed(done).await?,
+                    Some(look) = self.joins.recv() => self.looked(look)?,
+                    event = self.begun.reader.next(), if room => self.take(event?).await?,
+                    () = tokio::time::sleep(patience) => {}
+                }
+            }
+            if self.commit.is_none() && self.is_due() {
+                self.end_epoch(false).await?;
+            }
+        }
+    }
+
+    /// Whether results may still pile up, and old rows still wait for history.
+    fn has_room(&self) -> bool {
+        self.begun.engine.pending_bytes() < PENDING_BYTES
+    }
+
+    /// How long to wait for an event before looking at the clock.
+    fn patience(&self) -> Duration {
+        let interval = if self.begun.engine.has_news() { self.commit_interval() } else { QUIET_INTERVAL };
+        interval.saturating_sub(self.committed_at.elapsed()).clamp(Duration::from_millis(1), Duration::from_millis(200))
+    }
+
+    fn commit_interval(&self) -> Duration {
+        self.options.commit_interval.unwrap_or_else(|| COMMIT_INTERVAL.max(self.commit_time * 2))
+    }
+
+    fn is_due(&self) -> bool {
+        let since = self.committed_at.elapsed();
+        let news = self.begun.engine.has_news() || !self.waiting_joins.is_empty();
+        since >= QUIET_INTERVAL.max(self.commit_interval()) || (news && since >= self.commit_interval())
+    }
+
+    /// Begins an epoch if none is open.
+    fn begin(&mut self) -> Result<()> {
+        if self.open.began.is_some() {
+            return Ok(());
+        }
+        self.open = Open {
+            now: self.options.clock.now(),
+            joined: std::mem::take(&mut self.waiting_joins),
+            tables: std::mem::take(&mut self.begun.new_tables),
+            began: Some(Instant::now()),
+        };
+        let joined = self.open.joined.clone();
+        self.begun.join(&joined)?;
+        if !joined.is_empty() {
+            self.known.send_replace(known(&self.begun.engine));
+        }
+        for join in &joined {
+            tracing::info!(stream = join.stream, partition = %join.partition, offset = join.offset, "a partition joins");
+        }
+        self.begun.engine.begin(self.open.now);
+        Ok(())
+    }
+
+    async fn take(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Chunk(chunk) => self.absorb(chunk).await,
+            Event::End { partition, position } => {
+                self.begin()?;
+                if let Some(stream) = self.begun.engine.stream_of(&partition.topic).map(str::to_owned)
+                    && let Some(stage) = self.begun.engine.streams.get_mut(&stream)
+                {
+                    if let Some(at) = stage.positions.get_mut(&partition) {
+                        at.offset = at.offset.max(position);
+                    }
+                    stage.watermarks.at_end(&partition);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn absorb(&mut self, chunk: Chunk) -> Result<()> {
+        self.begin()?;
+        let partition = TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
+        let next = self.begun.engine.position(&partition).map_or(0, |at| at.offset);
+        if chunk.next_offset <= next {
+            return Ok(());
+        }
+        let chunk = if chunk.first_offset < next { chunk.slice(next) } else { chunk };
+        self.begun.engine.absorb(&chunk).await?;
+        self.keep_together(&partition.topic);
+        Ok(())
+    }
+
+    /// Pauses partitions that ran too far ahead of the slowest one of their stream.
+    fn keep_together(&mut self, topic: &str) {
+        let Some(stream) = self.begun.engine.stream_of(topic).map(str::to_owned) else { return };
+        let Some(stage) = self.begun.engine.streams.get_mut(&stream) else { return };
+        let drift = stage.watermarks.drift();
+        for partition in &drift.pause {
+            stage.watermarks.set_paused(partition, true);
+            self.paused.insert(partition.clone());
+        }
+        for partition in &drift.resume {
+            stage.watermarks.set_paused(partition, false);
+            self.paused.remove(partition);
+        }
+        if !drift.pause.is_empty() {
+            self.begun.reader.pause(&drift.pause);
+        }
+        if !drift.resume.is_empty() {
+            self.begun.reader.resume(&drift.resume);
+        }
+    }
+
+    /// Ends the open epoch and sends it off. `last`: nothing follows, so idleness is taken as given.
+    async fn end_epoch(&mut self, last: bool) -> Result<()> {
+        self.begin()?;
+        let now = self.options.clock.now();
+        let drain = last && self.options.mode == Mode::Drain;
+        self.drained |= drain;
+        let given = last && self.options.mode != Mode::Follow;
+        let mut decisions: BTreeMap<String, Vec<ClockDecision>> = BTreeMap::new();
+        for (name, stage) in &mut self.begun.engine.streams {
+            if given {
+                stage.watermarks.take_idleness_as_given();
+            }
+            let steps = stage.watermarks.decide(now);
+            if !steps.is_empty() {
+                decisions.insert(name.clone(), steps);
+            }
+        }
+        let emits = self.due_emissions(now);
+        let moved = moved(&self.begun.engine, &self.recorded);
+        let open = std::mem::take(&mut self.open);
+        let ready = self.snapshot_ready.take();
+        let silent = moved.is_empty() && decisions.is_empty() && emits.is_empty() && open.joined.is_empty()
+            && open.tables.is_empty() && ready.is_none() && !self.begun.engine.has_news();
+        self.status.report(&self.begun.engine, &self.ends, self.begun.epoch, &self.paused);
+        if silent && !drain {
+            self.committed_at = Instant::now();
+            self.look_at_tables().await?;
+            return Ok(());
+        }
+        let epoch = self.begun.epoch + 1;
+        let output = self.begun.engine.end(&decisions, &emits, drain).await?;
+        self.status.output(&output);
+        let mut record = Progress {
+            version: VERSION,
+            epoch,
+            now: open.now,
+            joined: open.joined,
+            positions: moved,
+            decisions,
+            emitted: emits,
+            tables: open.tables,
+            drained: drain,
+            ..Progress::default()
+        };
+        if self.begun.first || ready.is_some() {
+            self.fill(&mut record, ready.clone());
+        }
+        self.send(record, output, ready)?;
+        self.look_at_tables().await?;
+        if self.snapshot.is_none() && self.snapshot_at.elapsed() >= self.options.snapshot_interval {
+            self.start_snapshot(epoch)?;
+        }
+        self.poll_snapshot().await;
+        Ok(())
+    }
+
+    /// Makes a record full: it stands for itself.
+    fn fill(&mut self, record: &mut Progress, snapshot: Option<SnapshotRef>) {
+        record.full = true;
+        record.cluster = Some(self.begun.cluster.clone());
+        record.plans = self.begun.engine.fingerprints();
+        record.snapshot = snapshot.or_else(|| self.begun.snapshot.clone());
+        self.begun.first = false;
+    }
+
+    fn send(&mut self, record: Progress, output: Output, names_snapshot: Option<SnapshotRef>) -> Result<()> {
+        let offsets = if record.full || record.epoch % 32 == 0 {
+            let all = positions(&self.begun.engine);
+            all.into_iter().map(|(p, at)| (p, at.offset)).collect()
+        } else {
+            Vec::new()
+        };
+        let epoch = record.epoch;
+        let sent = EpochOutput { epoch, records: output.records, progress: record.encode()?, offsets };
+        let committer = self.begun.committer.clone();
+        let task = tokio::spawn(async move { committer.commit(sent).await });
+        let began = Instant::now();
+        self.commit =
+            Some(Commit { epoch, task, history: output.history, names_snapshot, began, newest_ms: output.newest_ms });
+        self.begun.epoch = epoch;
+        self.recorded = positions(&self.begun.engine);
+        self.committed_at = Instant::now();
+        Ok(())
+    }
+
+    /// A commit came back.
+    async fn committed(&mut self, done: Result<Committed>) -> Result<()> {
+        let done = done?;
+        let Some(commit) = self.commit.take() else { return Ok(()) };
+        self.commit_time = (self.commit_time * 3 + done.took) / 4;
+        self.status.committed(commit.epoch, done.took, commit.began.elapsed(), commit.newest_ms, self.options.clock.now());
+        self.begun.history.epoch(commit.epoch, commit.history).await?;
+        if let Some(named) = commit.names_snapshot {
+            self.retire(named).await;
+        }
+        Ok(())
+    }
+
+    /// A newer snapshot is named: the one before the previous may go, and the log below it.
+    async fn retire(&mut self, named: SnapshotRef) {
+        let previous = self.begun.snapshot.replace(named);
+        let Some(oldest) = std::mem::replace(&mut self.begun.previous_snapshot, previous) else { return };
+        let path = oldest.path.as_str().into();
+        if let Err(error) = snapshot::delete(&self.begun.store, &path).await {
+            tracing::warn!(%error, "an old snapshot could not be deleted");
+        }
+    }
+
+    /// Queries whose open windows are to be evaluated early now.
+    fn due_emissions(&mut self, now: Micros) -> Vec<String> {
+        let mut due = Vec::new();
+        for query in &self.begun.engine.queries {
+            let Emit::Every(every) = query.plan.query.emit else { continue };
+            let last = self.emitted_at.entry(query.plan.name.clone()).or_insert(now);
+            if now - *last >= every {
+                *last = now;
+                due.push(query.plan.name.clone());
+            }
+        }
+        due
+    }
+
+    async fn look_at_tables(&mut self) -> Result<()> {
+        self.begun.take_table_changes().await?;
+        Ok(())
+    }
+
+    fn looked(&mut self, look: Look) -> Result<()> {
+        self.ends.extend(look.ends);
+        for join in look.joined {
+            let known = self.begun.engine.position(&join.partition).is_some()
+                || self.waiting_joins.iter().any(|w| w.partition == join.partition);
+            if !known {
+                self.waiting_joins.push(join);
+            }
+        }
+        if self.targets.is_none() && self.options.mode != Mode::Follow && self.waiting_joins.is_empty() {
+            self.targets = Some(self.ends.clone());
+        }
+        Ok(())
+    }
+
+    /// Whether the end that the topics had when first looked at is reached.
+    fn reached_end(&self) -> bool {
+        let Some(targets) = &self.targets else { return false };
+        targets.iter().all(|(partition, end)| {
+            self.begun.engine.position(partition).is_some_and(|at| at.offset >= *end)
+        })
+    }
+
+    /// Takes a snapshot at this barrier and writes it in the background.
+    fn start_snapshot(&mut self, epoch: u64) -> Result<()> {
+        let mut state = self.begun.engine.snapshot()?;
+        state.manifest["tables"] = serde_json::json!(self.begun.tables.current);
+        let store = self.begun.store.clone();
+        let mut history = self.begun.history.committed.clone();
+        let path = format!("{epoch:012}-{}", uuid::Uuid::new_v4().simple());
+        self.snapshot_at = Instant::now();
+        self.snapshot = Some(tokio::spawn(async move {
+            snapshot::write(&store, &path.as_str().into(), &state).await?;
+            let reached = history.wait_for(|&committed| committed >= epoch).await;
+            reached.map_err(|_| Error::new(Kind::Storage, "the history writer stopped"))?;
+            Ok(SnapshotRef { epoch, path })
+        }));
+        Ok(())
+    }
+
+    /// Looks whether the snapshot under way is written.
+    async fn poll_snapshot(&mut self) {
+        if !self.snapshot.as_ref().is_some_and(JoinHandle::is_finished) {
+            return;
+        }
+        let Some(task) = self.snapshot.take() else { return };
+        match task.await {
+            Ok(Ok(reference)) => self.snapshot_ready = Some(reference),
+            Ok(Err(error)) => tracing::warn!(%error, "a snapshot could not be written; the next one will be tried"),
+            Err(error) => tracing::warn!(%error, "a snapshot could not be written"),
+        }
+    }
+
+    /// A snapshot of now, all the way.
+    async fn take_snapshot(&mut self) -> Result<()> {
+        if let Some(task) = self.snapshot.take() {
+            task.abort();
+        }
+        self.begun.history.flush().await?;
+        self.start_snapshot(self.begun.epoch)?;
+        if let Some(task) = self.snapshot.take() {
+            let reference = task.await.map_err(|e| Error::internal("the snapshot task failed").because(e))??;
+            self.snapshot_ready = Some(reference);
+        }
+        Ok(())
+    }
+
+    /// Commits a full record that names the snapshot just taken.
+    async fn record_snapshot(&mut self) -> Result<()> {
+        let Some(reference) = self.snapshot_ready.take() else { return Ok(()) };
+        let mut record = Progress {
+            version: VERSION,
+            epoch: self.begun.epoch + 1,
+            now: self.options.clock.now(),
+            drained: self.drained,
+            ..Progress::default()
+        };
+        self.fill(&mut record, Some(reference.clone()));
+        self.send(record, Output::default(), Some(reference))?;
+        self.settle().await
+    }
+
+    /// Waits for the commit under way.
+    async fn settle(&mut self) -> Result<()> {
+        if self.commit.is_some() {
+            let done = finished(&mut self.commit).await;
+            self.committed(done).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the last epoch, commits, takes a snapshot and flushes history.
+    async fn finish(&mut self) -> Result<()> {
+        self.settle().await?;
+        let complete = self.reached_end();
+        self.end_epoch(complete).await?;
+        self.settle().await?;
+        self.take_snapshot().await?;
+        self.record_snapshot().await?;
+        self.begun.history.flush().await?;
+        self.status.report(&self.begun.engine, &self.ends, self.begun.epoch, &self.paused);
+        Ok(())
+    }
+}
+
+/// The end of the commit under way; never, when none is.
+async fn finished(commit: &mut Option<Commit>) -> Result<Committed> {
+    match commit {
+        Some(commit) => (&mut commit.task)
+            .await
+            .map_err(|e| Error::internal("the commit task failed").because(e))?,
+        None => std::future::pending().await,
+    }
+}
+
+fn positions(engine: &Engine) -> BTreeMap<TopicPartition, Position> {
+    engine.streams.values().flat_map(|s| s.positions.iter().map(|(p, at)| (p.clone(), *at))).collect()
+}
+
+/// Positions that differ from what was recorded last.
+fn moved(
+    engine: &Engine,
+    recorded: &BTreeMap<TopicPartition, Position>,
+) -> BTreeMap<TopicPartition, Position> {
+    let mut now = positions(engine);
+    now.retain(|partition, at| recorded.get(partition) != Some(at));
+    now
+}
+
+fn known(engine: &Engine) -> Known {
+    engine.streams.values().map(|s| (s.plan.stream.clone(), s.positions.keys().cloned().collect())).collect()
+}
+
+/// Looks at the broker for new partitions and for ends.
+struct Lookout {
+    kafka: KafkaConfig,
+    known: watch::Receiver<Known>,
+    first: bool,
+}
+
+impl Lookout {
+    async fn run(mut self, found: mpsc::Sender<Look>) {
+        let kafka = self.kafka.clone();
+        let cluster = match blocking(move || Cluster::connect(&kafka)).await {
+            Ok(cluster) => Arc::new(cluster),
+            Err(error) => return tracing::error!(%error, "topics cannot be looked up"),
+        };
+        loop {
+            let known = self.known.borrow().clone();
+            let (cluster, first) = (cluster.clone(), self.first);
+            let look = blocking(move || {
+                let joined = start::new_partitions(&cluster, &known, first)?;
+                let mut ends = HashMap::new();
+                let joining = joined.iter().map(|j| j.partition.clone());
+                for partition in known.into_iter().flat_map(|(_, p)| p).chain(joining) {
+                    let (_, high) = cluster.watermarks(&partition)?;
+                    ends.insert(partition, high);
+                }
+                Ok(Look { joined, ends })
+            });
+            match look.await {
+                Ok(look) => {
+                    self.first = false;
+                    if found.send(look).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "topics could not be looked up; trying again"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                changed = self.known.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+/// What `W` means to people: `None` before the first event and after a drain.
+fn spoken(watermark: Micros) -> Option<Micros> {
+    (watermark != crate::time::BEGINNING && watermark != END).then_some(watermark)
+}
+
+/// Seconds of a span of microseconds.
+fn seconds(span: Micros) -> f64 {
+    span as f64 / SECOND as f64
+}

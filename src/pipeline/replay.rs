@@ -1,0 +1,270 @@
+//! A query file over history: the stream's own operators, fed with the rows of a time range.
+//!
+//! Nothing is late in a replay, every window closes at its end, and the closing plan is the
+//! stream's own; so it equals what the stream said, but for rows that the stream refused as late.
+//! With [`Replay::as_streamed`] those are refused here too, window by window.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
+use arrow::record_batch::RecordBatch;
+use futures::StreamExt;
+
+use super::{history_root, start, tables};
+use crate::catalog::{Catalog, Customer};
+use crate::history::{self, EventScan};
+use crate::sql::{Input, PlanKind, QueryPlan, Relations};
+use crate::time::{BEGINNING, Clock, END, Micros};
+use crate::window::{Operator, Rows};
+use crate::{Error, Result};
+
+/// What to run over which part of history.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    /// The folder of history and state.
+    pub data_dir: PathBuf,
+    /// The query.
+    pub query: String,
+    /// Windows from here on (event time).
+    pub from: Option<Micros>,
+    /// Windows that end by here.
+    pub to: Option<Micros>,
+    /// Whether rows that the stream refused as late are left out.
+    pub as_streamed: bool,
+}
+
+/// One query of the chain that leads to the one asked for.
+struct Step {
+    plan: Arc<QueryPlan>,
+    operator: Operator,
+    results: Vec<RecordBatch>,
+    failed: u64,
+}
+
+/// Which rows were refused, by where they came from: the end of the last refused window.
+type Refused = HashMap<(String, i32, i64, i32), Micros>;
+
+/// Runs the replay; gives the result's columns and rows, windows in order.
+pub async fn replay(
+    catalog: &Catalog,
+    customer: &Customer,
+    replay: &Replay,
+) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+    let planned = start::plan(&catalog.root, customer).await;
+    let planned = planned.map_err(|mut errors| errors.swap_remove(0))?;
+    planned.now.set(Clock::system().now());
+    let mut relations = Relations::new();
+    for table in &customer.tables {
+        let rows = tables::read(table, &catalog.root.join(&table.location)).await?;
+        relations.insert(table.name.clone(), Arc::new(rows));
+    }
+    let mut steps = chain(&planned.queries, &replay.query, customer)?;
+    for stream in &planned.streams {
+        let reads = |s: &Step| s.plan.input == Input::Stream(stream.stream.name.clone());
+        if steps.iter().any(reads) {
+            feed(stream, &mut steps, customer, replay, &relations).await?;
+        }
+    }
+    close(&mut steps, &mut relations).await?;
+    let Some(last) = steps.pop() else { return Err(Error::internal("a replay of nothing")) };
+    if last.failed > 0 {
+        tracing::warn!(failed = last.failed, "rows or windows failed and are left out");
+    }
+    let is_view = matches!(last.plan.kind, PlanKind::View | PlanKind::Derived);
+    let rows = match is_view {
+        true => last.operator.content().into_iter().collect(),
+        false => last.results,
+    };
+    let rows = rows.into_iter().map(|rows| within(&rows, replay)).collect::<Result<Vec<_>>>()?;
+    Ok((last.plan.output.clone(), rows))
+}
+
+/// The query and those that it reads, each after those that it reads.
+fn chain(queries: &[Arc<QueryPlan>], name: &str, customer: &Customer) -> Result<Vec<Step>> {
+    let mut wanted = BTreeSet::from([name.to_owned()]);
+    for plan in queries.iter().rev() {
+        if wanted.contains(&plan.name) {
+            if let Input::Query(input) = &plan.input {
+                wanted.insert(input.clone());
+            }
+            wanted.extend(plan.tables.iter().cloned());
+        }
+    }
+    let steps: Vec<_> = queries
+        .iter()
+        .filter(|plan| wanted.contains(&plan.name))
+        .map(|plan| {
+            let operator = Operator::new(plan.clone(), customer.zone)?;
+            Ok(Step { operator, plan: plan.clone(), results: Vec::new(), failed: 0 })
+        })
+        .collect::<Result<_>>()?;
+    match steps.last() {
+        Some(last) if last.plan.name == name => Ok(steps),
+        _ => Err(Error::config(format!("{} has no query '{name}'", customer.name))),
+    }
+}
+
+/// Feeds a stream's rows to the steps that read it.
+async fn feed(
+    stream: &crate::sql::StreamPlan,
+    steps: &mut [Step],
+    customer: &Customer,
+    replay: &Replay,
+    relations: &Relations,
+) -> Result<()> {
+    let root = history_root(&replay.data_dir);
+    let name = stream.stream.name.as_str();
+    let event_time = stream.schema.index_of(&stream.stream.watermark.column)?;
+    let columns = stream.schema.fields().len();
+    let mut refused: HashMap<String, Refused> = HashMap::new();
+    for step in steps.iter().filter(|_| replay.as_streamed) {
+        let rows = history::late_rows(&root, &customer.name, name, &step.plan.name).await?;
+        let last = rows.into_iter().map(|(row, windows)| {
+            (row, windows.into_iter().map(|(_, to)| to).max().unwrap_or(BEGINNING))
+        });
+        refused.insert(step.plan.name.clone(), last.collect());
+    }
+    let scan = EventScan {
+        customer: &customer.name,
+        stream: name,
+        schema: super::event_schema(&stream.schema),
+        time_column: &stream.stream.watermark.column,
+        from: replay.from,
+        to: replay.to,
+        ordered: true,
+    };
+    let mut rows = history::scan_events(&root, scan).await?;
+    let mut ranks: BTreeMap<(String, i32), usize> = BTreeMap::new();
+    while let Some(batch) = rows.next().await {
+        for part in by_partition(&batch?, columns)? {
+            let next = ranks.len();
+            let rank = *ranks.entry((part.topic.clone(), part.partition)).or_insert(next);
+            let times = part.rows.column(event_time).as_primitive::<TimestampMicrosecondType>();
+            for step in steps.iter_mut().filter(|s| s.plan.input == Input::Stream(name.to_owned())) {
+                let before = part.before(refused.get(&step.plan.name), step.plan.query.allowed_lateness_us);
+                let input = Rows {
+                    batch: &part.rows,
+                    event_time: times.values(),
+                    before: &before,
+                    partition: rank,
+                };
+                let pushed = step.operator.push(&input, relations).await?;
+                step.failed += pushed.failed.len() as u64;
+                step.results.extend(pushed.output.filter(|o| o.num_rows() > 0));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Rows of one partition, in order.
+struct Part {
+    topic: String,
+    partition: i32,
+    rows: RecordBatch,
+    offsets: Vec<i64>,
+    positions: Vec<i32>,
+}
+
+impl Part {
+    /// A watermark before each row that refuses just the windows that the stream refused.
+    fn before(&self, refused: Option<&Refused>, lateness: Micros) -> Vec<Micros> {
+        let Some(refused) = refused.filter(|r| !r.is_empty()) else {
+            return vec![BEGINNING; self.offsets.len()];
+        };
+        let rows = self.offsets.iter().zip(&self.positions);
+        rows.map(|(&offset, &position)| {
+            let row = (self.topic.clone(), self.partition, offset, position);
+            refused.get(&row).map_or(BEGINNING, |to| to.saturating_add(lateness))
+        })
+        .collect()
+    }
+}
+
+/// Splits rows, ordered by topic and partition, into runs of one partition.
+fn by_partition(batch: &RecordBatch, columns: usize) -> Result<Vec<Part>> {
+    let topics = batch.column(columns).as_string::<i32>();
+    let partitions = batch.column(columns + 1).as_primitive::<Int32Type>();
+    let offsets = batch.column(columns + 2).as_primitive::<Int64Type>();
+    let positions = batch.column(columns + 3).as_primitive::<Int32Type>();
+    let stream: Vec<usize> = (0..columns).collect();
+    let rows = batch.project(&stream)?;
+    let same = |a: usize, b: usize| {
+        topics.value(a) == topics.value(b) && partitions.value(a) == partitions.value(b)
+    };
+    let mut parts = Vec::new();
+    let mut start = 0;
+    for end in 1..=batch.num_rows() {
+        if end < batch.num_rows() && same(start, end) {
+            continue;
+        }
+        parts.push(Part {
+            topic: topics.value(start).to_owned(),
+            partition: partitions.value(start),
+            rows: rows.slice(start, end - start),
+            offsets: offsets.values()[start..end].to_vec(),
+            positions: positions.values()[start..end].to_vec(),
+        });
+        start = end;
+    }
+    Ok(parts)
+}
+
+/// Closes every window, query after query.
+async fn close(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
+    for index in 0..steps.len() {
+        let (before, rest) = steps.split_at_mut(index);
+        let Some(step) = rest.first_mut() else { break };
+        if let Input::Query(input) = &step.plan.input
+            && let Some(upstream) = before.iter().find(|s| s.plan.name == *input)
+            && let Some(event_time) = upstream.plan.event_time
+        {
+            for batch in &upstream.results {
+                let times = batch.column(event_time).as_primitive::<TimestampMicrosecondType>();
+                let before = vec![BEGINNING; batch.num_rows()];
+                let rows = Rows { batch, event_time: times.values(), before: &before, partition: 0 };
+                let pushed = step.operator.push(&rows, relations).await?;
+                step.failed += pushed.failed.len() as u64;
+                step.results.extend(pushed.output.filter(|o| o.num_rows() > 0));
+            }
+        }
+        for emission in step.operator.end_epoch(END, false, true, relations).await? {
+            match emission.result {
+                Ok(changes) => step.results.push(changes.upserts),
+                Err(reason) => {
+                    step.failed += 1;
+                    tracing::warn!(window = ?emission.window, reason, "a window failed");
+                }
+            }
+        }
+        if matches!(step.plan.kind, PlanKind::View | PlanKind::Derived) {
+            let content = step.operator.content().into_iter().collect();
+            relations.insert(step.plan.name.clone(), Arc::new(content));
+        }
+    }
+    Ok(())
+}
+
+/// Leaves out windows that reach beyond the range, for of those only a part was read.
+fn within(rows: &RecordBatch, replay: &Replay) -> Result<RecordBatch> {
+    let column = |name: &str| rows.schema().index_of(name).ok().map(|i| rows.column(i).clone());
+    let (Some(start), Some(end)) = (column("window_start"), column("window_end")) else {
+        return Ok(rows.clone());
+    };
+    let (Some(start), Some(end)) = (
+        start.as_primitive_opt::<TimestampMicrosecondType>(),
+        end.as_primitive_opt::<TimestampMicrosecondType>(),
+    ) else {
+        return Ok(rows.clone());
+    };
+    let whole = |row: usize| {
+        start.is_null(row)
+            || replay.from.is_none_or(|from| start.value(row) >= from)
+                && replay.to.is_none_or(|to| end.value(row) <= to)
+    };
+    let mask: arrow::array::BooleanArray = (0..rows.num_rows()).map(|row| Some(whole(row))).collect();
+    Ok(arrow::compute::filter_record_batch(rows, &mask)?)
+}

@@ -1,0 +1,430 @@
+//! How a pipeline begins: fence, look, load, run again, go on.
+//!
+//! ```text
+//! init_transactions ─► read the log ─► check cluster and plans ─► load the snapshot
+//!        ─► run the recorded epochs again, sinks off ─► join new partitions ─► live
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+
+use super::engine::{Engine, HistoryRows};
+use super::history::{self, EventHistory};
+use super::tables::ReferenceTables;
+use super::{Options, Reset, history_root};
+use crate::catalog::{Catalog, Customer, Start, Topics};
+use crate::log::{Committer, Joined, Progress, Recovered, SnapshotRef, log_topic, snapshot};
+use crate::source::chunk::Chunk;
+use crate::source::{Cluster, Event, Isolation, NewTopic, Reader, TopicPartition};
+use crate::{Error, Kind, Result, sink, sql};
+
+/// What the log and the broker gave; the pipeline goes on from here.
+pub struct Begun {
+    pub engine: Engine,
+    pub tables: ReferenceTables,
+    pub reader: Reader,
+    pub committer: Arc<Committer>,
+    pub store: Arc<dyn ObjectStore>,
+    /// Chunks that were read ahead while old epochs ran again.
+    pub ahead: VecDeque<Chunk>,
+    /// The newest committed epoch.
+    pub epoch: u64,
+    pub cluster: String,
+    pub snapshot: Option<SnapshotRef>,
+    pub previous_snapshot: Option<SnapshotRef>,
+    pub history: EventHistory,
+    /// Tables whose version the next epoch must record.
+    pub new_tables: BTreeMap<String, String>,
+    /// Whether nothing was ever committed.
+    pub first: bool,
+    /// Whether state was dropped, so that a snapshot must say so before anything else.
+    pub restate: bool,
+}
+
+/// Plans a customer, with the columns of its reference tables as they are now.
+pub async fn plan(root: &std::path::Path, customer: &Customer) -> Result<sql::CustomerPlan, Vec<Error>> {
+    let mut schemas = Vec::new();
+    let mut errors = Vec::new();
+    for table in &customer.tables {
+        match super::tables::schema(root, table).await {
+            Ok(schema) => schemas.push((table.name.clone(), schema)),
+            Err(error) => errors.push(error),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    sql::plan_customer(customer, &schemas)
+}
+
+/// Begins a customer's pipeline.
+pub async fn begin(catalog: &Catalog, customer: &Arc<Customer>, options: &Options) -> Result<Begun> {
+    let planned = plan(&catalog.root, customer).await.map_err(first_error)?;
+    let mut engine = Engine::new(customer.clone(), planned)?;
+    let cluster = Arc::new(blocking({
+        let kafka = options.kafka.clone();
+        move || Cluster::connect(&kafka)
+    }).await?);
+    let cluster_id = blocking({
+        let cluster = cluster.clone();
+        move || cluster.cluster_id()
+    }).await?.unwrap_or_default();
+    ensure_topics(&cluster, &engine, options).await?;
+
+    let (committer, log) = Committer::open(&options.kafka, &customer.name).await?;
+    let recovered = Recovered::from_log(&log)?;
+    let reset = options.reset.contains(&customer.name);
+    check(&recovered, &engine, &cluster_id, reset, options)?;
+
+    let base = options.data_dir.join("snapshots").join(&customer.name);
+    std::fs::create_dir_all(&base)?;
+    let store: Arc<dyn ObjectStore> = Arc::new(
+        LocalFileSystem::new_with_prefix(&base)
+            .map_err(|e| Error::new(Kind::Storage, "the snapshot folder cannot be opened").because(e))?,
+    );
+    let versions = options.data_dir.join("tables").join(&customer.name);
+    let mut tables = ReferenceTables::new(&catalog.root, versions, customer.tables.clone());
+
+    let fresh = fresh_queries(&recovered, &engine, options);
+    if let Some(reference) = recovered.snapshot.as_ref() {
+        let saved = snapshot::read(&store, &reference.path.as_str().into()).await?;
+        for (name, hash) in saved.manifest["tables"].as_object().into_iter().flatten() {
+            if customer.tables.iter().any(|t| t.name == *name) {
+                let rows = tables.version(name, hash.as_str().unwrap_or_default()).await?;
+                engine.set_table(name, rows);
+            }
+        }
+        engine.restore(saved, &fresh).await?;
+    }
+    let reader = Reader::start(&options.kafka, &format!("millstream.{}", customer.name), Isolation::Committed)?;
+    let writers = open_history(&engine, options, &cluster_id).await?;
+    check_history(&engine, &writers)?;
+    let epoch = recovered.last.as_ref().map_or(0, |l| l.epoch);
+    let from = recovered.snapshot.as_ref().map_or(0, |s| s.epoch);
+    let mut begun = Begun {
+        history: EventHistory::start(writers, from, options.clock.clone()),
+        reader,
+        committer: Arc::new(committer),
+        store,
+        ahead: VecDeque::new(),
+        epoch,
+        cluster: cluster_id,
+        previous_snapshot: None,
+        snapshot: recovered.snapshot.clone(),
+        new_tables: BTreeMap::new(),
+        first: recovered.last.is_none(),
+        restate: reset || !fresh.is_empty(),
+        engine,
+        tables,
+    };
+    begun.assign_positions()?;
+    begun.run_again(&recovered.replay, reset).await?;
+    begun.take_table_changes().await?;
+    Ok(begun)
+}
+
+impl Begun {
+    /// Assigns every partition that the snapshot knows.
+    fn assign_positions(&mut self) -> Result<()> {
+        let stages = self.engine.streams.values();
+        let known = stages.flat_map(|s| s.positions.iter().map(|(p, at)| (p.clone(), at.offset)));
+        let known: Vec<_> = known.collect();
+        if known.is_empty() { Ok(()) } else { self.reader.assign(&known) }
+    }
+
+    /// Runs recorded epochs again: same ranges, same decisions, no records.
+    async fn run_again(&mut self, epochs: &[Progress], reset: bool) -> Result<()> {
+        if !epochs.is_empty() {
+            tracing::info!(
+                customer = self.engine.customer.name,
+                epochs = epochs.len(),
+                "running recorded epochs again"
+            );
+        }
+        for record in epochs {
+            for (name, hash) in &record.tables {
+                let rows = self.tables.version(name, hash).await?;
+                self.engine.set_table(name, rows);
+            }
+            self.join(&record.joined)?;
+            self.engine.begin(record.now);
+            self.read_range(record).await?;
+            let mut output =
+                self.engine.end(&record.decisions, &record.emitted, record.drained).await?;
+            let rows: Vec<HistoryRows> = std::mem::take(&mut output.history);
+            self.history.epoch(record.epoch, rows).await?;
+        }
+        if reset {
+            self.engine.forget()?;
+        }
+        Ok(())
+    }
+
+    /// Joins partitions: in the engine and at the reader.
+    pub fn join(&mut self, joined: &[Joined]) -> Result<()> {
+        let mut assigned = Vec::new();
+        for join in joined {
+            self.engine.join(&join.stream, &join.partition, join.offset)?;
+            assigned.push((join.partition.clone(), join.offset));
+        }
+        if assigned.is_empty() { Ok(()) } else { self.reader.assign(&assigned) }
+    }
+
+    /// Absorbs exactly the offsets of a recorded epoch.
+    async fn read_range(&mut self, record: &Progress) -> Result<()> {
+        let end_of = |p: &TopicPartition| record.positions.get(p).map(|at| at.offset);
+        let mut waiting: BTreeSet<TopicPartition> = BTreeSet::new();
+        for stage in self.engine.streams.values() {
+            for (partition, at) in &stage.positions {
+                if end_of(partition).is_some_and(|end| at.offset < end) {
+                    waiting.insert(partition.clone());
+                }
+            }
+        }
+        let mut later = VecDeque::new();
+        let mut ready = std::mem::take(&mut self.ahead);
+        while !waiting.is_empty() {
+            let chunk = match ready.pop_front() {
+                Some(chunk) => chunk,
+                None => match self.reader.next().await? {
+                    Event::Chunk(chunk) => chunk,
+                    Event::End { partition, position } => {
+                        // Offsets up to the end may hold control records only.
+                        if end_of(&partition).is_some_and(|end| position >= end) && waiting.remove(&partition) {
+                            self.skip_to(&partition, end_of(&partition).unwrap_or(position))?;
+                        }
+                        continue;
+                    }
+                },
+            };
+            let partition = TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
+            let end = end_of(&partition).unwrap_or(i64::MIN);
+            if !waiting.contains(&partition) || chunk.first_offset >= end {
+                waiting.remove(&partition).then(|| self.skip_to(&partition, end)).transpose()?;
+                later.push_back(chunk);
+                continue;
+            }
+            let (now, rest) = split(chunk, end);
+            if now.next_offset >= end {
+                waiting.remove(&partition);
+            }
+            self.engine.absorb(&now).await?;
+            if let Some(rest) = rest {
+                later.push_back(rest);
+            }
+        }
+        later.extend(ready);
+        self.ahead = later;
+        Ok(())
+    }
+
+    /// Moves a position over offsets that hold no records.
+    fn skip_to(&mut self, partition: &TopicPartition, offset: i64) -> Result<()> {
+        let stages = self.engine.streams.values_mut();
+        for stage in stages {
+            if let Some(at) = stage.positions.get_mut(partition) {
+                at.offset = at.offset.max(offset);
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads tables that changed since the last epoch.
+    pub async fn take_table_changes(&mut self) -> Result<bool> {
+        let mut any = false;
+        for version in self.tables.changed().await? {
+            self.engine.set_table(&version.name, version.rows);
+            self.new_tables.insert(version.name, version.hash);
+            any = true;
+        }
+        Ok(any)
+    }
+}
+
+/// The part of a chunk before `end`, and the part from there on.
+fn split(chunk: Chunk, end: i64) -> (Chunk, Option<Chunk>) {
+    if chunk.next_offset <= end {
+        return (chunk, None);
+    }
+    let rest = chunk.slice(end);
+    (chunk.until(end), Some(rest))
+}
+
+/// The partitions that streams should read and do not yet.
+pub fn new_partitions(
+    cluster: &Cluster,
+    engine_streams: &[(Arc<crate::catalog::Stream>, BTreeSet<TopicPartition>)],
+    first: bool,
+) -> Result<Vec<Joined>> {
+    let topics = cluster.topics()?;
+    let mut joined = Vec::new();
+    for (stream, known) in engine_streams {
+        for (topic, partitions) in &topics {
+            if !stream.topics.matches(topic) {
+                continue;
+            }
+            for partition in 0..*partitions {
+                let tp = TopicPartition { topic: topic.as_str().into(), partition };
+                if known.contains(&tp) {
+                    continue;
+                }
+                let (low, high) = cluster.watermarks(&tp)?;
+                let offset = match (first, &stream.start) {
+                    (false, _) | (true, Start::Earliest) => low,
+                    (true, Start::Latest) => high,
+                    (true, Start::At(instant)) => cluster.offsets_for_time(&tp, *instant)?,
+                };
+                joined.push(Joined { stream: stream.name.clone(), partition: tp, offset });
+            }
+        }
+    }
+    Ok(joined)
+}
+
+/// Creates what is missing, or names it.
+async fn ensure_topics(cluster: &Arc<Cluster>, engine: &Engine, options: &Options) -> Result<()> {
+    let customer = &engine.customer;
+    let mut wanted = vec![
+        NewTopic {
+            name: log_topic(&customer.name),
+            partitions: 1,
+            config: vec![("retention.ms".into(), "-1".into()), ("retention.bytes".into(), "-1".into())],
+        },
+        NewTopic { name: sink::dead_letter_topic(&customer.name).to_string(), partitions: 1, config: vec![] },
+    ];
+    for stream in &customer.streams {
+        let late = sink::late_topic(&customer.name, &stream.name).to_string();
+        wanted.push(NewTopic { name: late, partitions: 1, config: vec![] });
+        if let Topics::List(list) = &stream.topics {
+            wanted.extend(list.iter().map(|t| NewTopic { name: t.clone(), partitions: 1, config: vec![] }));
+        }
+    }
+    for query in &customer.queries {
+        wanted.push(NewTopic { name: query.topic.clone(), partitions: 1, config: vec![] });
+    }
+    let cluster = cluster.clone();
+    let create = options.create_topics;
+    blocking(move || {
+        let present: BTreeSet<_> = cluster.topics()?.into_iter().map(|(name, _)| name).collect();
+        wanted.retain(|topic| !present.contains(&topic.name));
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        if !create {
+            let names: Vec<_> = wanted.iter().map(|t| t.name.as_str()).collect();
+            return Err(Error::config(format!("topics are missing: {}", names.join(", ")))
+                .hint("create them, or let Millstream do it with --create-topics"));
+        }
+        cluster.create_topics(&wanted)
+    })
+    .await
+}
+
+/// Refuses to go on where the log and the world disagree.
+fn check(recovered: &Recovered, engine: &Engine, cluster: &str, reset: bool, options: &Options) -> Result<()> {
+    let customer = &engine.customer.name;
+    let Some(last) = &recovered.last else { return Ok(()) };
+    if last.drained && !reset {
+        return Err(Error::new(Kind::Recovery, format!("the pipeline of {customer} was drained: it is finished"))
+            .hint(format!("to go on with new windows from where it ended: --reset {customer}")));
+    }
+    let Some(base) = &recovered.base else { return Ok(()) };
+    if let Some(recorded) = base.cluster.as_deref().filter(|c| !c.is_empty() && *c != cluster) {
+        return Err(Error::new(Kind::Recovery, "this is another Kafka cluster than before")
+            .detail(format!("recorded: {recorded}, found: {cluster}"))
+            .hint("check --brokers"));
+    }
+    let plans = engine.fingerprints();
+    let clean = recovered.replay.iter().all(|r| r.full && r.positions.is_empty() || r.joined.is_empty() && r.positions.is_empty());
+    for (name, recorded) in &base.plans {
+        let now = plans.get(name);
+        let known = options.reset.contains_query(customer, name);
+        if now.is_none_or(|now| now == recorded) || known || reset {
+            continue;
+        }
+        let what = name.strip_prefix("stream:").map_or_else(|| format!("query '{name}'"), |s| format!("stream '{s}'"));
+        let mut error = Error::new(Kind::Recovery, format!("the {what} of {customer} has changed since its state was kept"));
+        error = if clean {
+            error.hint(format!("drop its state with --reset {customer}/{name}, or give the new query another name"))
+        } else {
+            error.detail("the last run did not stop cleanly, so recorded epochs must run again with the plan that they had")
+                .hint(format!("run once with the old file, or drop all state with --reset {customer}"))
+        };
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Queries that must begin empty: new ones, changed ones, those named by --reset.
+fn fresh_queries(recovered: &Recovered, engine: &Engine, options: &Options) -> BTreeSet<String> {
+    let recorded = recovered.base.as_ref().map(|b| &b.plans);
+    let plans = engine.fingerprints();
+    plans
+        .into_iter()
+        .filter(|(name, plan)| recorded.and_then(|r| r.get(name)) != Some(plan))
+        .map(|(name, _)| name)
+        .filter(|name| options.reset.contains_query(&engine.customer.name, name) || recorded.is_some_and(|r| !r.contains_key(name)))
+        .collect()
+}
+
+async fn open_history(
+    engine: &Engine,
+    options: &Options,
+    cluster: &str,
+) -> Result<HashMap<String, crate::history::Writer>> {
+    if !options.history {
+        return Ok(HashMap::new());
+    }
+    let root = history_root(&options.data_dir);
+    let streams = engine.streams.iter().filter(|(_, s)| s.plan.stream.history).map(|(name, stage)| {
+        let column = stage.plan.stream.watermark.column.clone();
+        (name.clone(), stage.plan.schema.clone(), column)
+    });
+    history::open_events(&root, &engine.customer.name, streams, engine.customer.zone.name(), cluster).await
+}
+
+/// Events that the snapshot is past must be in history already.
+fn check_history(
+    engine: &Engine,
+    writers: &HashMap<String, crate::history::Writer>,
+) -> Result<()> {
+    for (name, writer) in writers {
+        let Some(stage) = engine.streams.get(name) else { continue };
+        for (partition, at) in &stage.positions {
+            let next = writer.position(&partition.topic, partition.partition).unwrap_or(0);
+            if next < at.offset && at.decoded > 0 {
+                return Err(history::behind(name, &partition.to_string(), next, at.offset));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn first_error(errors: Vec<Error>) -> Error {
+    let more = errors.len().saturating_sub(1);
+    let mut errors = errors.into_iter();
+    let first = errors.next().unwrap_or_else(|| Error::internal("planning failed without an error"));
+    if more == 0 { first } else { first.detail(format!("and {more} more; `millstream check` shows all")) }
+}
+
+/// Runs a blocking call of the Kafka client on a thread where it may block.
+pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(call)
+        .await
+        .map_err(|e| Error::internal("a call to Kafka did not return").because(e))?
+}
+
+impl Reset {
+    /// Whether the whole customer begins anew.
+    pub fn contains(&self, customer: &str) -> bool {
+        self.0.iter().any(|name| name == customer)
+    }
+
+    /// Whether that query's state is dropped.
+    pub fn contains_query(&self, customer: &str, query: &str) -> bool {
+        self.contains(customer) || self.0.iter().any(|name| *name == format!("{customer}/{query}"))
+    }
+}

@@ -1,0 +1,195 @@
+//! What a pipeline says of itself: the status board and the metrics, from the engine's state.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::engine::{Engine, Output};
+use super::stream::StreamStage;
+use super::{Options, seconds, spoken};
+use crate::serve::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
+use crate::serve::{Metrics, StatusBoard};
+use crate::source::TopicPartition;
+use crate::sql::Input;
+use crate::time::{Clock, Micros, Window};
+use crate::watermark::Waiting;
+
+/// The status is worked out at most this often.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Open windows named in the status, the oldest first.
+const OPEN_WINDOWS: usize = 8;
+
+/// Reports one pipeline.
+pub struct Reporter {
+    metrics: Arc<Metrics>,
+    board: StatusBoard,
+    clock: Clock,
+    customer: String,
+    reported: Option<Instant>,
+    dead: u64,
+    rows: u64,
+    bytes: u64,
+    sent: HashMap<String, u64>,
+    late: HashMap<String, u64>,
+}
+
+impl Reporter {
+    /// The reporter of `engine`'s customer.
+    pub fn new(engine: &Engine, options: &Options) -> Self {
+        Self {
+            metrics: options.metrics.clone(),
+            board: options.board.clone(),
+            clock: options.clock.clone(),
+            customer: engine.customer.name.clone(),
+            reported: None,
+            dead: 0,
+            rows: 0,
+            bytes: 0,
+            sent: HashMap::new(),
+            late: HashMap::new(),
+        }
+    }
+
+    /// Counts what an epoch gave.
+    pub fn output(&mut self, output: &Output) {
+        self.rows += output.rows;
+        self.bytes += output.bytes;
+        self.metrics.events(&self.customer, output.rows, output.bytes);
+        for (reason, count) in &output.dead {
+            self.dead += count;
+            self.metrics.dead_letters(&self.customer, reason, *count);
+        }
+    }
+
+    /// Counts a commit: how long the transaction took, and the whole of it.
+    pub fn committed(&mut self, epoch: u64, took: Duration, whole: Duration, newest_ms: i64, now: Micros) {
+        self.metrics.committed(&self.customer, epoch, took, whole);
+        if newest_ms > 0 {
+            self.metrics.latency(&self.customer, seconds((now - newest_ms * 1_000).max(0)));
+        }
+    }
+
+    /// Publishes the status, unless that was done just now.
+    pub fn report(
+        &mut self,
+        engine: &Engine,
+        ends: &HashMap<TopicPartition, i64>,
+        epoch: u64,
+        paused: &BTreeSet<TopicPartition>,
+    ) {
+        if self.reported.is_some_and(|at| at.elapsed() < INTERVAL) {
+            return;
+        }
+        self.reported = Some(Instant::now());
+        let streams = engine.streams.iter().map(|(name, stage)| self.stream(name, stage, ends, paused));
+        let streams: Vec<_> = streams.collect();
+        let queries = engine.queries.iter().map(|query| QueryStatus {
+            name: query.plan.name.clone(),
+            input: match &query.plan.input {
+                Input::Stream(name) | Input::Query(name) => name.clone(),
+                Input::Views => query.plan.tables.join(", "),
+            },
+            emitted: query.emitted,
+            late: query.late,
+            state_rows: query.operator.state_rows() as u64,
+            state_bytes: query.operator.state_bytes() as u64,
+            windows_open: query.operator.open_windows().len() as u64,
+            open: open_windows(engine, &query.plan.input, &query.operator.open_windows()),
+            newest: query.newest.clone(),
+        });
+        let status = Status {
+            customer: self.customer.clone(),
+            zone: engine.customer.zone.name().to_owned(),
+            at: self.clock.now(),
+            epoch,
+            streams,
+            queries: queries.collect(),
+            dead_letters: self.dead,
+            ..Status::default()
+        };
+        self.measure(&status);
+        self.board.publish(status);
+    }
+
+    fn stream(
+        &self,
+        name: &str,
+        stage: &StreamStage,
+        ends: &HashMap<TopicPartition, i64>,
+        paused: &BTreeSet<TopicPartition>,
+    ) -> StreamStatus {
+        let partitions = stage.watermarks.partitions().map(|view| {
+            let position = stage.positions.get(&view.partition).map_or(0, |at| at.offset);
+            PartitionStatus {
+                topic: view.partition.topic.to_string(),
+                partition: view.partition.partition,
+                position,
+                end: ends.get(&view.partition).map_or(position, |&end| end.max(position)),
+                watermark: view.watermark,
+                idle: view.idle,
+                quiet_since: view.heard_at,
+                paused: paused.contains(&view.partition),
+            }
+        });
+        let partitions: Vec<_> = partitions.collect();
+        StreamStatus {
+            name: name.to_owned(),
+            events: stage.rows_read,
+            bytes: stage.bytes_read,
+            watermark: spoken(stage.watermarks.stream()),
+            lag: partitions.iter().map(|p| p.end - p.position).sum(),
+            partitions,
+        }
+    }
+
+    fn measure(&mut self, status: &Status) {
+        let customer = &self.customer;
+        for stream in &status.streams {
+            for partition in &stream.partitions {
+                self.metrics.partition(customer, &stream.name, partition);
+            }
+            self.metrics.stream(customer, stream);
+        }
+        for query in &status.queries {
+            let sent = self.sent.entry(query.name.clone()).or_default();
+            let late = self.late.entry(query.name.clone()).or_default();
+            self.metrics.query(customer, query, query.emitted - *sent, query.late - *late);
+            (*sent, *late) = (query.emitted, query.late);
+        }
+    }
+}
+
+/// Says of the oldest open windows what they wait for.
+fn open_windows(engine: &Engine, input: &Input, windows: &[Window]) -> Vec<OpenWindow> {
+    let Input::Stream(stream) = input else { return Vec::new() };
+    let Some(stage) = engine.streams.get(stream) else { return Vec::new() };
+    windows
+        .iter()
+        .take(OPEN_WINDOWS)
+        .map(|window| {
+            let why = stage.watermarks.why(window.end);
+            OpenWindow {
+                window: *window,
+                held_by: why.as_ref().map(|w| w.partition.to_string()),
+                held_at: why.as_ref().and_then(|w| spoken(w.watermark)),
+                because: why.map_or_else(|| "it is about to close".to_owned(), |w| because(&w)),
+            }
+        })
+        .collect()
+}
+
+/// What a window waits for, in words.
+fn because(waiting: &Waiting) -> String {
+    let instant = |at: Micros| match chrono::DateTime::from_timestamp_micros(at) {
+        Some(at) => at.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
+        None => "never".to_owned(),
+    };
+    let stands = match spoken(waiting.watermark) {
+        Some(watermark) => format!("{} stands at {}", waiting.partition, instant(watermark)),
+        None => format!("{} has not sent an event yet", waiting.partition),
+    };
+    match waiting.closes_at {
+        Some(at) => format!("{stands}; without further events it closes at {}", instant(at)),
+        None => stands,
+    }
+}

@@ -1,0 +1,427 @@
+//! What goes wrong with sensors, and how often: `malformed=5%,late=2%,silent=1084@30s..60s`.
+//!
+//! At most one fault befalls an event, so each share is the share of events that show it. What
+//! each fault sends is here too; the events that nothing befalls are written by the same code.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, NaiveDateTime, Timelike};
+use chrono_tz::Tz;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::units;
+use crate::error::{Error, Result};
+use crate::time::{DAY, HOUR, MINUTE, Micros, SECOND};
+
+/// One fault of one event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A payload that no schema of positions accepts.
+    Malformed(Malformed),
+    /// The same payload once more, right after it.
+    Duplicate,
+    /// An event time from one minute to thirty hours ago.
+    Late,
+    /// An event time ten minutes to a year ahead of the real clock.
+    Future,
+    /// An event time up to twenty seconds back: within the declared delay, so nothing is late.
+    Disorder,
+    /// `7:41:38`: no leading zero in the hour. A good row. From 10:00 on there is none to leave out.
+    Unpadded,
+    /// `Living Room ` or `livingroom`: a good row, in a second spelling.
+    Spelling,
+    /// A null payload.
+    Tombstone,
+}
+
+/// What a fault of a specification stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    One(Fault),
+    Of(&'static [Malformed]),
+}
+
+/// The words of a specification.
+const WORDS: [(&str, Choice); 10] = [
+    ("malformed", Choice::Of(&Malformed::ALL)),
+    ("null", Choice::Of(&[Malformed::NullPerson, Malformed::NullRoom, Malformed::NullTime])),
+    (
+        "wrong-type",
+        Choice::Of(&[Malformed::TextPerson, Malformed::FractionalPerson, Malformed::ObjectRoom]),
+    ),
+    ("duplicate", Choice::One(Fault::Duplicate)),
+    ("late", Choice::One(Fault::Late)),
+    ("future", Choice::One(Fault::Future)),
+    ("disorder", Choice::One(Fault::Disorder)),
+    ("unpadded", Choice::One(Fault::Unpadded)),
+    ("spelling", Choice::One(Fault::Spelling)),
+    ("tombstone", Choice::One(Fault::Tombstone)),
+];
+
+macro_rules! malformed {
+    ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
+        /// The kinds of malformed payloads. Each gives exactly one rejected message.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Malformed { $($(#[$doc])* $name),* }
+        impl Malformed {
+            /// Every kind.
+            pub const ALL: [Self; [$($text),*].len()] = [$(Self::$name),*];
+            /// Its name in reports.
+            pub fn name(self) -> &'static str { match self { $(Self::$name => $text),* } }
+        }
+    };
+}
+
+malformed! {
+    /// Text that is not JSON.
+    PlainText = "plain text",
+    /// JSON that ends in the middle.
+    Truncated = "truncated",
+    /// No bytes at all.
+    Empty = "empty",
+    /// A JSON array.
+    Array = "array",
+    /// A JSON number.
+    Scalar = "scalar",
+    /// Bytes that are no UTF-8, inside a text.
+    InvalidUtf8 = "invalid UTF-8",
+    /// A comma before the closing brace.
+    TrailingComma = "trailing comma",
+    /// Single quotes.
+    SingleQuotes = "single quotes",
+    /// `01084`: a number with a leading zero, which JSON forbids.
+    LeadingZero = "leading zero",
+    /// `NaN` for a number.
+    NotANumber = "NaN",
+    /// A control character inside a text.
+    ControlCharacter = "control character",
+    /// A good object, then something else on the same line.
+    TrailingText = "trailing text",
+    /// `part_id` is null.
+    NullPerson = "null part_id",
+    /// `room` is null.
+    NullRoom = "null room",
+    /// `ts_time` is null.
+    NullTime = "null ts_time",
+    /// No `part_id`.
+    MissingPerson = "missing part_id",
+    /// No `room`.
+    MissingRoom = "missing room",
+    /// No `ts_date`.
+    MissingDate = "missing ts_date",
+    /// `part_id` is a text that is no number.
+    TextPerson = "text in part_id",
+    /// `part_id` has a fraction.
+    FractionalPerson = "fraction in part_id",
+    /// `part_id` does not fit 64 bits.
+    HugePerson = "huge part_id",
+    /// `room` is an object.
+    ObjectRoom = "object in room",
+    /// A date in a thirteenth month: the row decodes, its event time cannot be computed.
+    ImpossibleDate = "impossible date",
+    /// `25:61:00`: the row decodes, its event time cannot be computed.
+    ImpossibleTime = "impossible time",
+}
+
+/// A sensor that says nothing for a while, in real time after the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Silence {
+    /// The sensor's topic.
+    pub topic: String,
+    /// From this long after the start ...
+    pub from_us: Micros,
+    /// ... until this long after it.
+    pub until_us: Micros,
+}
+
+/// What goes wrong, and how often.
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    shares: Vec<(usize, f64)>,
+    /// Which sensors fall silent, and when.
+    pub silences: Vec<Silence>,
+}
+
+impl Faults {
+    /// Draws what befalls the next event.
+    pub(super) fn draw(&self, rng: &mut StdRng) -> Option<Fault> {
+        let mut at: f64 = rng.random();
+        for (word, share) in &self.shares {
+            if at < *share {
+                return Some(match WORDS[*word].1 {
+                    Choice::One(fault) => fault,
+                    Choice::Of(kinds) => Fault::Malformed(kinds[rng.random_range(0..kinds.len())]),
+                });
+            }
+            at -= share;
+        }
+        None
+    }
+
+    /// Whether the sensor of `topic` is silent `after_us` into the run.
+    pub fn silent(&self, topic: &str, after_us: Micros) -> bool {
+        self.silences
+            .iter()
+            .any(|s| s.topic == topic && (s.from_us..s.until_us).contains(&after_us))
+    }
+
+    fn add(&mut self, word: &str, value: &str) -> Result<()> {
+        if word == "silent" {
+            self.silences.push(silence(value)?);
+            return Ok(());
+        }
+        let known = || WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+        let index = (WORDS.iter().position(|(known, _)| *known == word)).ok_or_else(|| {
+            Error::config(format!("there is no fault '{word}'"))
+                .hint(format!("the faults are {}, silent", known()))
+        })?;
+        if self.shares.iter().any(|(seen, _)| *seen == index) {
+            return Err(Error::config(format!("the fault '{word}' is given twice")));
+        }
+        let share = units::share(value)
+            .map_err(|error| error.detail(format!("in the fault '{word}={value}'")))?;
+        self.shares.push((index, share));
+        Ok(())
+    }
+}
+
+/// `1084@30s..60s`.
+fn silence(text: &str) -> Result<Silence> {
+    let wrong = || {
+        Error::config(format!("'silent={text}' cannot be read"))
+            .hint("name the sensor and from when until when, as in silent=1084@30s..60s")
+    };
+    let (topic, span) = text.split_once('@').ok_or_else(wrong)?;
+    let (from, until) = span.split_once("..").ok_or_else(wrong)?;
+    let from_us = units::span(from).map_err(|_| wrong())?;
+    let until_us = units::span(until).map_err(|_| wrong())?;
+    if topic.is_empty() || from_us >= until_us {
+        return Err(wrong());
+    }
+    Ok(Silence { topic: topic.to_owned(), from_us, until_us })
+}
+
+impl FromStr for Faults {
+    type Err = Error;
+
+    /// Comma-separated `fault=share` and `silent=topic@from..until`, the latter any number of times.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut faults = Self::default();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let (word, value) = part.split_once('=').ok_or_else(|| {
+                Error::config(format!("'{part}' is no fault"))
+                    .hint("write fault=share, as in malformed=5%")
+            })?;
+            faults.add(word.trim(), value.trim())?;
+        }
+        let all: f64 = faults.shares.iter().map(|(_, share)| share).sum();
+        if all > 1.0 + 1e-9 {
+            return Err(Error::config(format!(
+                "the faults make up {:.1}% of all events",
+                all * 100.0
+            ))
+            .hint("at most one fault befalls an event: keep the sum at or below 100%"));
+        }
+        Ok(faults)
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shares = self.shares.iter().map(|(word, share)| {
+            let percent = format!("{:.4}", share * 100.0);
+            format!("{}={}%", WORDS[*word].0, percent.trim_end_matches('0').trim_end_matches('.'))
+        });
+        let silences = self.silences.iter().map(|s| {
+            let seconds = |us: Micros| us as f64 / SECOND as f64;
+            format!("silent={}@{}s..{}s", s.topic, seconds(s.from_us), seconds(s.until_us))
+        });
+        f.write_str(&shares.chain(silences).collect::<Vec<_>>().join(","))
+    }
+}
+
+/// An event time moved by a fault; others leave it. `real` is the real clock's present.
+pub(super) fn shift(fault: Option<Fault>, at: Micros, real: Micros, rng: &mut StdRng) -> Micros {
+    match fault {
+        Some(Fault::Late) if rng.random_bool(0.5) => at - rng.random_range(MINUTE..30 * MINUTE),
+        Some(Fault::Late) => at - rng.random_range(30 * MINUTE..30 * HOUR),
+        Some(Fault::Future) => at.max(real) + rng.random_range(10 * MINUTE..365 * DAY),
+        Some(Fault::Disorder) => at - rng.random_range(SECOND..=20 * SECOND),
+        _ => at,
+    }
+}
+
+/// The local clock's face at an instant.
+fn face(at: Micros, zone: Tz) -> NaiveDateTime {
+    DateTime::from_timestamp_micros(at).unwrap_or_default().with_timezone(&zone).naive_local()
+}
+
+/// The payload for a person in a room at an instant; `None` is a tombstone.
+pub(super) fn payload(
+    person: i64,
+    room: &str,
+    at: Micros,
+    zone: Tz,
+    fault: Option<Fault>,
+    rng: &mut StdRng,
+) -> Option<Vec<u8>> {
+    let face = face(at, zone);
+    let date = face.format("%Y%m%d").to_string();
+    let time = face.format("%H:%M:%S").to_string();
+    let good = |time: &str, room: &str| {
+        position(
+            &person.to_string(),
+            &format!("\"{date}\""),
+            &format!("\"{time}\""),
+            &format!("\"{room}\""),
+        )
+    };
+    Some(match fault {
+        Some(Fault::Tombstone) => return None,
+        Some(Fault::Malformed(kind)) => malformed_payload(kind, person, &date, &time, room),
+        Some(Fault::Unpadded) if face.hour() < 10 => good(&time[1..], room).into_bytes(),
+        Some(Fault::Spelling) => good(&time, &second_spelling(room, rng)).into_bytes(),
+        _ => good(&time, room).into_bytes(),
+    })
+}
+
+/// An object of four values, each given as JSON text.
+pub(super) fn position(person: &str, date: &str, time: &str, room: &str) -> String {
+    format!("{{\"part_id\": {person}, \"ts_date\": {date}, \"ts_time\": {time}, \"room\": {room}}}")
+}
+
+/// How another firmware spells a room; `replace(lower(trim(room)), ...)` mends the living room.
+fn second_spelling(room: &str, rng: &mut StdRng) -> String {
+    if room == "living room" && rng.random_bool(0.5) {
+        return "livingroom".to_owned();
+    }
+    let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
+    room.split(' ').map(capital).collect::<Vec<_>>().join(" ") + " "
+}
+
+fn malformed_payload(kind: Malformed, person: i64, date: &str, time: &str, room: &str) -> Vec<u8> {
+    let (id, d, t, r) =
+        (person.to_string(), format!("\"{date}\""), format!("\"{time}\""), format!("\"{room}\""));
+    let good = position(&id, &d, &t, &r);
+    let text = match kind {
+        Malformed::PlainText => format!("sensor {id} restarted"),
+        Malformed::Truncated => good[..good.len() - 9].to_owned(),
+        Malformed::Empty => String::new(),
+        Malformed::Array => format!("[{id}, {d}, {t}, {r}]"),
+        Malformed::Scalar => id,
+        Malformed::InvalidUtf8 => return invalid_utf8(&good, room),
+        Malformed::TrailingComma => good.replace('}', ",}"),
+        Malformed::SingleQuotes => good.replace('"', "'"),
+        Malformed::LeadingZero => position(&format!("0{id}"), &d, &t, &r),
+        Malformed::NotANumber => position("NaN", &d, &t, &r),
+        Malformed::ControlCharacter => position(&id, &d, &t, &format!("\"\u{1}{room}\"")),
+        Malformed::TrailingText => format!("{good} ok"),
+        Malformed::NullPerson => position("null", &d, &t, &r),
+        Malformed::NullRoom => position(&id, &d, &t, "null"),
+        Malformed::NullTime => position(&id, &d, "null", &r),
+        Malformed::MissingPerson => {
+            format!("{{\"ts_date\": {d}, \"ts_time\": {t}, \"room\": {r}}}")
+        }
+        Malformed::MissingRoom => {
+            format!("{{\"part_id\": {id}, \"ts_date\": {d}, \"ts_time\": {t}}}")
+        }
+        Malformed::MissingDate => format!("{{\"part_id\": {id}, \"ts_time\": {t}, \"room\": {r}}}"),
+        Malformed::TextPerson => position("\"unknown\"", &d, &t, &r),
+        Malformed::FractionalPerson => position(&format!("{id}.5"), &d, &t, &r),
+        Malformed::HugePerson => position("99999999999999999999", &d, &t, &r),
+        Malformed::ObjectRoom => position(&id, &d, &t, &format!("{{\"name\": {r}}}")),
+        Malformed::ImpossibleDate => position(&id, &format!("\"{}1345\"", &date[..4]), &t, &r),
+        Malformed::ImpossibleTime => position(&id, &d, "\"25:61:00\"", &r),
+    };
+    text.into_bytes()
+}
+
+/// `good` with the first byte of the room replaced by one that never occurs in UTF-8.
+fn invalid_utf8(good: &str, room: &str) -> Vec<u8> {
+    let mut bytes = good.as_bytes().to_vec();
+    if let Some(at) = good.rfind(room) {
+        bytes[at] = 0xff;
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn a_specification_reads_back() {
+        let text = "malformed=5%,duplicate=1%,late=2%,future=0.1%,silent=1084@30s..60s";
+        let faults: Faults = text.parse().unwrap();
+        assert_eq!(faults.to_string(), text);
+        assert!(
+            faults.silent("1084", 30 * SECOND)
+                && !faults.silent("1084", 60 * SECOND)
+                && !faults.silent("1085", 40 * SECOND)
+        );
+        assert_eq!("".parse::<Faults>().unwrap().to_string(), "");
+    }
+
+    #[test]
+    fn errors_say_what_to_write() {
+        for (text, part) in [
+            (
+                "malformd=5%",
+                "there is no fault 'malformd'\n  hint: the faults are malformed, null,",
+            ),
+            ("malformed=5", "in the fault 'malformed=5'"),
+            ("malformed", "write fault=share"),
+            ("late=1%,late=2%", "given twice"),
+            ("late=60%,duplicate=60%", "120.0% of all events"),
+            ("silent=1084", "silent=1084@30s..60s"),
+            ("silent=1084@60s..30s", "silent=1084@30s..60s"),
+        ] {
+            let error = text.parse::<Faults>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn malformed_payloads_are_of_many_kinds_and_none_is_good() {
+        assert!(Malformed::ALL.len() >= 12);
+        for kind in Malformed::ALL {
+            let bytes = malformed_payload(kind, 1084, "20191030", "14:06:35", "living room");
+            let object = serde_json::from_slice::<serde_json::Value>(&bytes).ok();
+            let good = object.as_ref().is_some_and(|o| {
+                o["part_id"].is_i64()
+                    && o["room"].is_string()
+                    && o["ts_date"] == "20191030"
+                    && o["ts_time"] == "14:06:35"
+            });
+            assert!(!good, "{}: {}", kind.name(), String::from_utf8_lossy(&bytes));
+            assert!(!bytes.contains(&b'\n'), "one message a record");
+        }
+    }
+
+    #[test]
+    fn good_rows_may_look_odd() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let at =
+            DateTime::parse_from_rfc3339("2019-10-30T07:41:38+02:00").unwrap().timestamp_micros();
+        let mut text = |fault| {
+            String::from_utf8(
+                payload(1084, "living room", at, chrono_tz::Europe::Helsinki, fault, &mut rng)
+                    .unwrap(),
+            )
+            .unwrap()
+        };
+        assert_eq!(
+            text(None),
+            r#"{"part_id": 1084, "ts_date": "20191030", "ts_time": "07:41:38", "room": "living room"}"#
+        );
+        assert!(text(Some(Fault::Unpadded)).contains(r#""ts_time": "7:41:38""#));
+        let spellings: Vec<String> = (0..20).map(|_| text(Some(Fault::Spelling))).collect();
+        assert!(
+            spellings.iter().any(|s| s.contains(r#""Living Room ""#))
+                && spellings.iter().any(|s| s.contains(r#""livingroom""#))
+        );
+    }
+}

@@ -1,0 +1,251 @@
+//! The HTTP endpoint: `/metrics`, `/healthz`, `/readyz`, `/status` and a page that shows it.
+//!
+//! It reads what pipelines publish and never asks them for anything, so a slow client costs a
+//! pipeline nothing. It has no authentication: it listens on 127.0.0.1 unless told otherwise.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::metrics::{self, Metrics};
+use super::status::{Status, StatusBoard};
+use crate::error::{Error, Kind, Result};
+use crate::time::{Clock, MINUTE, Micros, SECOND};
+
+/// A status older than this is no sign of life: pipelines publish about once a second.
+const STALE_US: Micros = 15 * SECOND;
+/// History commits every 10 s; a row that waits six times as long is stuck.
+const HISTORY_US: Micros = MINUTE;
+/// Recovery runs again what came after the newest snapshot: this much of it is too much.
+const SNAPSHOT_US: Micros = 30 * MINUTE;
+
+/// What the endpoint shows.
+#[derive(Debug, Clone)]
+struct Shown {
+    metrics: Arc<Metrics>,
+    board: StatusBoard,
+    clock: Clock,
+}
+
+/// A running endpoint.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// Binds `address` (port 0: any free one) and serves from now on.
+///
+/// # Errors
+/// An address that cannot be bound.
+pub async fn start(
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    board: StatusBoard,
+) -> Result<Server> {
+    serve(address, Shown { metrics, board, clock: Clock::system() }).await
+}
+
+async fn serve(address: SocketAddr, shown: Shown) -> Result<Server> {
+    let taken = |cause: std::io::Error| {
+        Error::new(Kind::Config, format!("the HTTP endpoint cannot listen on {address}"))
+            .because(cause)
+            .hint("give a free address, as in --http 127.0.0.1:9465")
+    };
+    let listener = TcpListener::bind(address).await.map_err(taken)?;
+    let address = listener.local_addr().map_err(taken)?;
+    let (stop, mut stopping) = watch::channel(false);
+    let stopped = async move {
+        // An error means that the sender is gone: stop as well.
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    let serve = axum::serve(listener, routes(shown)).with_graceful_shutdown(stopped);
+    let task = tokio::spawn(async move {
+        if let Err(error) = serve.await {
+            tracing::error!("the HTTP endpoint failed: {error}");
+        }
+    });
+    Ok(Server { address, stop, task })
+}
+
+impl Server {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Lets open requests finish, for two seconds at most, and closes the port.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        let patience = std::time::Duration::from_secs(2);
+        if tokio::time::timeout(patience, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+fn routes(shown: Shown) -> Router {
+    Router::new()
+        .route("/", get(|| async { Html(include_str!("status.html")) }))
+        .route("/healthz", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(scrape))
+        .route("/status", get(status))
+        .with_state(Arc::new(shown))
+}
+
+async fn scrape(State(shown): State<Arc<Shown>>) -> Response {
+    match shown.metrics.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn ready(State(shown): State<Arc<Shown>>) -> (StatusCode, String) {
+    let missing = unready(&shown);
+    match missing.is_empty() {
+        true => (StatusCode::OK, "ready\n".to_owned()),
+        false => (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n"),
+    }
+}
+
+async fn status(State(shown): State<Arc<Shown>>) -> Response {
+    let all: Vec<Arc<Status>> = shown.board.all();
+    let all: Vec<&Status> = all.iter().map(AsRef::as_ref).collect();
+    match serde_json::to_vec(&all) {
+        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// What keeps this process from being ready, one sentence each.
+fn unready(shown: &Shown) -> Vec<String> {
+    let now = shown.clock.now();
+    let statuses = shown.board.all();
+    let mut missing: Vec<String> = shown
+        .board
+        .missing()
+        .iter()
+        .map(|customer| format!("{customer}: the pipeline has not started yet"))
+        .collect();
+    if statuses.is_empty() && missing.is_empty() {
+        missing.push("no pipeline has started yet".to_owned());
+    }
+    let unwell = |status: &Arc<Status>| {
+        Some(format!("{}: {}", status.customer, unready_pipeline(status, now)?))
+    };
+    missing.extend(statuses.iter().filter_map(unwell));
+    missing
+}
+
+fn unready_pipeline(status: &Status, now: Micros) -> Option<String> {
+    let seconds = |since: Micros| (now - since) / SECOND;
+    if let Some(error) = &status.failed {
+        return Some(format!("the pipeline failed: {error}"));
+    }
+    if now - status.at > STALE_US {
+        return Some(format!("the pipeline has said nothing for {} s", seconds(status.at)));
+    }
+    if let Some(since) = status.history_waits_since.filter(|since| now - since > HISTORY_US) {
+        return Some(format!("history has not committed for {} s", seconds(since)));
+    }
+    if let Some(since) = status.snapshot_at.filter(|since| now - since > SNAPSHOT_US) {
+        return Some(format!("no snapshot for {} s", seconds(since)));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    async fn get(server: &Server, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn every_page_answers() {
+        let shown = Shown {
+            metrics: Arc::new(Metrics::new().unwrap()),
+            board: StatusBoard::default(),
+            clock: Clock::manual(100 * SECOND),
+        };
+        shown.metrics.sink("a", "history.positions").inc();
+        let server = serve(SocketAddr::from(([127, 0, 0, 1], 0)), shown.clone()).await.unwrap();
+        assert_eq!(
+            get(&server, "/readyz").await,
+            (503, "no pipeline has started yet\n".to_owned())
+        );
+        shown.board.expect(["a"]);
+        assert_eq!(get(&server, "/healthz").await, (200, "alive\n".to_owned()));
+        assert_eq!(
+            get(&server, "/readyz").await,
+            (503, "a: the pipeline has not started yet\n".to_owned())
+        );
+        shown.board.publish(Status {
+            customer: "a".to_owned(),
+            at: 99 * SECOND,
+            epoch: 7,
+            ..Status::default()
+        });
+        assert_eq!(get(&server, "/readyz").await.0, 200);
+        let (code, body) = get(&server, "/status").await;
+        let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((code, &json[0]["epoch"]), (200, &serde_json::json!(7)));
+        assert!(get(&server, "/metrics").await.1.contains("millstream_records_written_total{"));
+        assert!(get(&server, "/").await.1.contains("<title>Millstream</title>"));
+        assert_eq!(get(&server, "/nothing").await.0, 404);
+
+        let address = server.address();
+        let error = serve(address, shown).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("cannot listen on {address}")), "{error}");
+        server.stop().await;
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[test]
+    fn a_pipeline_is_ready_while_it_lives_and_keeps_up() {
+        let now = 10_000 * SECOND;
+        let good = Status {
+            at: now - SECOND,
+            history_waits_since: Some(now - 10 * SECOND),
+            snapshot_at: Some(now - MINUTE),
+            ..Status::default()
+        };
+        assert_eq!(unready_pipeline(&good, now), None);
+        for (status, why) in [
+            (
+                Status { failed: Some("fenced".to_owned()), ..good.clone() },
+                "the pipeline failed: fenced",
+            ),
+            (Status { at: now - 16 * SECOND, ..good.clone() }, "said nothing for 16 s"),
+            (
+                Status { history_waits_since: Some(now - 61 * SECOND), ..good.clone() },
+                "history has not committed for 61 s",
+            ),
+            (
+                Status { snapshot_at: Some(now - 31 * MINUTE), ..good.clone() },
+                "no snapshot for 1860 s",
+            ),
+        ] {
+            assert!(unready_pipeline(&status, now).unwrap().contains(why));
+        }
+    }
+}

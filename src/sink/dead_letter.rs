@@ -1,0 +1,141 @@
+//! Dead letters: what could not be processed, byte for byte, with the reason in its headers.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::log::OutRecord;
+use crate::source::chunk::{Chunk, Record};
+
+/// Names of the headers that a dead letter carries besides its own.
+pub mod headers {
+    /// Where it failed: a [`super::Stage`].
+    pub const STAGE: &str = "millstream.stage";
+    /// The query that refused the row or whose window failed.
+    pub const QUERY: &str = "millstream.query";
+    /// The topic that it came from.
+    pub const TOPIC: &str = "millstream.topic";
+    /// The partition that it came from.
+    pub const PARTITION: &str = "millstream.partition";
+    /// Its offset there.
+    pub const OFFSET: &str = "millstream.offset";
+    /// Its position in the record, from 0.
+    pub const POSITION: &str = "millstream.position";
+    /// The column at fault.
+    pub const COLUMN: &str = "millstream.column";
+    /// What is wrong with it.
+    pub const REASON: &str = "millstream.reason";
+    /// The record's Kafka timestamp, in milliseconds.
+    pub const TIMESTAMP: &str = "millstream.timestamp";
+}
+
+/// Where a dead letter failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The bytes are not what the schema says.
+    Decode,
+    /// A computed column of the stream failed.
+    Column,
+    /// The event time is null or too far in the future.
+    EventTime,
+    /// An expression of a query failed for this row.
+    Query,
+    /// The closing plan of a query failed for this window.
+    Window,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Decode => "decode",
+            Self::Column => "column",
+            Self::EventTime => "event_time",
+            Self::Query => "query",
+            Self::Window => "window",
+        })
+    }
+}
+
+/// The message of a chunk that failed.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// Its chunk.
+    pub chunk: &'a Chunk,
+    /// Its record.
+    pub record: &'a Record,
+    /// Its position in the record.
+    pub position: u32,
+}
+
+/// One thing that could not be processed.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// Where it failed.
+    pub stage: Stage,
+    /// The query, for [`Stage::Query`] and [`Stage::Window`].
+    pub query: Option<String>,
+    /// The column at fault, if one is.
+    pub column: Option<String>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl DeadLetter {
+    /// The record for a message of the source. `value` is the message's own bytes when the record
+    /// holds several, else the whole value.
+    pub fn from_source(&self, topic: &Arc<str>, origin: Origin<'_>, value: Option<Bytes>) -> OutRecord {
+        let Origin { chunk, record, position } = origin;
+        let bytes = |range: &std::ops::Range<u32>| {
+            chunk.bytes.slice(range.start as usize..range.end as usize)
+        };
+        let mut all = Vec::with_capacity(record.headers.len() + 8);
+        for (name, value) in &record.headers {
+            let name = String::from_utf8_lossy(&bytes(name)).into_owned();
+            all.push((name, value.as_ref().map(bytes)));
+        }
+        self.describe(&mut all);
+        let mut say = |name: &str, text: String| all.push((name.to_owned(), Some(text.into())));
+        say(headers::TOPIC, chunk.topic.to_string());
+        say(headers::PARTITION, chunk.partition.to_string());
+        say(headers::OFFSET, record.offset.to_string());
+        say(headers::POSITION, position.to_string());
+        say(headers::TIMESTAMP, record.timestamp_ms.to_string());
+        OutRecord {
+            topic: topic.clone(),
+            partition: None,
+            key: record.key.as_ref().map(bytes),
+            value: value.or_else(|| record.value.as_ref().map(bytes)),
+            headers: all,
+            timestamp_ms: None,
+        }
+    }
+
+    /// The record for a window whose closing plan failed; `value` says which.
+    pub fn from_window(&self, topic: &Arc<str>, value: Bytes) -> OutRecord {
+        let mut all = Vec::with_capacity(4);
+        self.describe(&mut all);
+        OutRecord {
+            topic: topic.clone(),
+            partition: None,
+            key: None,
+            value: Some(value),
+            headers: all,
+            timestamp_ms: None,
+        }
+    }
+
+    fn describe(&self, all: &mut Vec<(String, Option<Bytes>)>) {
+        let mut say = |name: &str, text: &str| {
+            all.push((name.to_owned(), Some(Bytes::copy_from_slice(text.as_bytes()))));
+        };
+        say(headers::STAGE, &self.stage.to_string());
+        if let Some(query) = &self.query {
+            say(headers::QUERY, query);
+        }
+        if let Some(column) = &self.column {
+            say(headers::COLUMN, column);
+        }
+        say(headers::REASON, &self.reason);
+    }
+}

@@ -1,0 +1,144 @@
+//! Chunks: what every reader fills and every decoder reads in place.
+//!
+//! A chunk is a run of one partition's records over one shared buffer. Nothing above knows
+//! which Kafka client filled it, and nobody allocates per record.
+//!
+//! Invariants, kept by whoever fills one:
+//! - `records` is in strictly ascending order of offset, all in `first_offset..next_offset`;
+//! - offsets that are missing between them are gaps (control records, aborted, compacted);
+//! - every range lies within `bytes`.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// Records of one partition, in offset order, over one shared buffer.
+#[derive(Debug, Clone)]
+pub struct Chunk {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition of that topic.
+    pub partition: i32,
+    /// The position before this chunk; at most the first record's offset.
+    pub first_offset: i64,
+    /// The position after this chunk, gaps included; more than the last record's offset.
+    pub next_offset: i64,
+    /// Keys, values and headers of all records.
+    pub bytes: Bytes,
+    /// The records.
+    pub records: Vec<Record>,
+    /// Whether the broker stamped the records (LogAppendTime), not their producer.
+    pub append_time: bool,
+}
+
+/// One record of a [`Chunk`]; its ranges are into the chunk's bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The record's offset.
+    pub offset: i64,
+    /// Kafka's time in milliseconds since the Unix epoch; -1: none.
+    pub timestamp_ms: i64,
+    /// The key.
+    pub key: Option<Range<u32>>,
+    /// The value; `None` is a tombstone.
+    pub value: Option<Range<u32>>,
+    /// Header names (UTF-8 by Kafka's protocol) and values.
+    pub headers: Vec<(Range<u32>, Option<Range<u32>>)>,
+}
+
+impl Chunk {
+    /// The bytes of one range of a record.
+    pub fn get(&self, range: &Range<u32>) -> &[u8] {
+        &self.bytes[range.start as usize..range.end as usize]
+    }
+
+    /// The key of one of this chunk's records.
+    pub fn key(&self, record: &Record) -> Option<&[u8]> {
+        record.key.as_ref().map(|range| self.get(range))
+    }
+
+    /// The value of one of this chunk's records; `None` is a tombstone.
+    pub fn value(&self, record: &Record) -> Option<&[u8]> {
+        record.value.as_ref().map(|range| self.get(range))
+    }
+
+    /// Names and values of the headers of one of this chunk's records.
+    pub fn headers<'a>(
+        &'a self,
+        record: &'a Record,
+    ) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
+        let headers = record.headers.iter();
+        headers.map(|(name, value)| (self.get(name), value.as_ref().map(|v| self.get(v))))
+    }
+
+    /// The records at or after `from_offset`, over the same bytes.
+    pub fn slice(&self, from_offset: i64) -> Chunk {
+        let from = self.records.partition_point(|record| record.offset < from_offset);
+        let position = from_offset.clamp(self.first_offset, self.next_offset);
+        self.part(from..self.records.len(), position, self.next_offset)
+    }
+
+    /// The records before `offset`, over the same bytes.
+    pub fn until(&self, offset: i64) -> Chunk {
+        let end = self.records.partition_point(|record| record.offset < offset);
+        let position = offset.clamp(self.first_offset, self.next_offset);
+        self.part(0..end, self.first_offset, position)
+    }
+
+    fn part(&self, records: Range<usize>, first_offset: i64, next_offset: i64) -> Chunk {
+        Chunk {
+            topic: Arc::clone(&self.topic),
+            partition: self.partition,
+            first_offset,
+            next_offset,
+            bytes: self.bytes.clone(),
+            records: self.records[records].to_vec(),
+            append_time: self.append_time,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Offsets 10, 11, 15 of a chunk that stands for 10..20.
+    fn chunk() -> Chunk {
+        let record = |offset, range: Option<Range<u32>>| Record {
+            offset,
+            timestamp_ms: -1,
+            key: None,
+            value: range,
+            headers: Vec::new(),
+        };
+        Chunk {
+            topic: "t".into(),
+            partition: 0,
+            first_offset: 10,
+            next_offset: 20,
+            bytes: Bytes::from_static(b"abcd"),
+            records: vec![record(10, Some(0..1)), record(11, None), record(15, Some(1..4))],
+            append_time: false,
+        }
+    }
+
+    #[test]
+    fn a_cut_loses_no_offset_and_gives_none_twice() {
+        let whole = chunk();
+        for cut in 9..=21 {
+            let (left, right) = (whole.until(cut), whole.slice(cut));
+            assert_eq!(left.next_offset, right.first_offset, "cut at {cut}");
+            assert_eq!((left.first_offset, right.next_offset), (10, 20), "cut at {cut}");
+            assert!(left.records.iter().all(|record| record.offset < cut));
+            assert_eq!([left.records, right.records].concat(), whole.records, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn values_are_read_in_place() {
+        let chunk = chunk().slice(11);
+        assert_eq!(chunk.value(&chunk.records[0]), None);
+        assert_eq!(chunk.value(&chunk.records[1]), Some(&b"bcd"[..]));
+    }
+}

@@ -1,0 +1,322 @@
+//! What the cluster is and has: topics, partitions, offsets; and making topics.
+//!
+//! Every call blocks, up to half a minute when no broker answers: in async code, call from
+//! `tokio::task::spawn_blocking`.
+
+use std::time::{Duration, Instant};
+
+use futures::executor::block_on;
+use rdkafka::admin::{self, AdminClient, AdminOptions, TopicReplication};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataTopic;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::{Context, kafka_error};
+use super::config::KafkaConfig;
+use super::ffi;
+use super::partition::TopicPartition;
+use crate::time::Micros;
+use crate::{Error, Kind, Result};
+
+/// How long a call waits for an answer.
+const WAIT: Duration = Duration::from_secs(30);
+/// How long a topic just made may stay without leaders.
+const LEADER_WAIT: Duration = Duration::from_secs(15);
+/// How long to wait between two looks at such a topic.
+const LEADER_PAUSE: Duration = Duration::from_millis(50);
+
+impl ConsumerContext for Context {}
+
+/// A topic to make. Its replication is the brokers' default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTopic {
+    /// Its name.
+    pub name: String,
+    /// How many partitions.
+    pub partitions: i32,
+    /// Topic settings, such as `retention.ms`.
+    pub config: Vec<(String, String)>,
+}
+
+/// A connection for questions about the cluster.
+pub struct Cluster {
+    consumer: BaseConsumer<Context>,
+    kafka: KafkaConfig,
+}
+
+impl Cluster {
+    /// Connects in the background: that no broker answers is told by the first question.
+    ///
+    /// # Errors
+    /// Settings that librdkafka refuses.
+    pub fn connect(kafka: &KafkaConfig) -> Result<Self> {
+        // High watermarks must count records of open transactions. Topics are never made by asking.
+        let fixed =
+            [("isolation.level", "read_uncommitted"), ("allow.auto.create.topics", "false")];
+        let defaults = [("reconnect.backoff.max.ms", "2000"), ("socket.keepalive.enable", "true")];
+        let config = kafka.client_with("millstream-metadata", &defaults, &fixed);
+        let consumer = BaseConsumer::from_config_and_context(&config, Context::new("metadata"))
+            .map_err(|error| kafka_error("cannot make a Kafka client", error))?;
+        Ok(Self { consumer, kafka: kafka.clone() })
+    }
+
+    /// The cluster's id; `None`: it has none (very old brokers).
+    ///
+    /// # Errors
+    /// No broker answers.
+    pub fn cluster_id(&self) -> Result<Option<String>> {
+        self.serve();
+        if let Some(id) = self.consumer.client().fetch_cluster_id(Duration::ZERO) {
+            return Ok(Some(id));
+        }
+        // The id comes with metadata: without an answer there is an error and not "none".
+        let asked = self.consumer.fetch_metadata(Some("__consumer_offsets"), WAIT);
+        asked.map_err(|error| self.unanswered("the cluster's id", error))?;
+        Ok(self.consumer.client().fetch_cluster_id(Duration::from_secs(1)))
+    }
+
+    /// The partitions of a topic, ascending; empty when there is no such topic.
+    ///
+    /// # Errors
+    /// No broker answers, or no permission.
+    pub fn partitions(&self, topic: &str) -> Result<Vec<i32>> {
+        let begun = Instant::now();
+        loop {
+            match self.look_up(topic)? {
+                Found::All(partitions) => return Ok(partitions),
+                Found::Nothing => return Ok(Vec::new()),
+                Found::Making if begun.elapsed() < LEADER_WAIT => std::thread::sleep(LEADER_PAUSE),
+                Found::Making => {
+                    return Err(Error::new(
+                        Kind::Kafka,
+                        format!("topic {topic} has partitions without a leader"),
+                    ));
+                }
+            }
+        }
+    }
+
+    fn look_up(&self, topic: &str) -> Result<Found> {
+        self.serve();
+        let metadata = self.consumer.fetch_metadata(Some(topic), WAIT);
+        let metadata =
+            metadata.map_err(|error| self.unanswered(&format!("topic {topic}"), error))?;
+        let Some(found) = metadata.topics().first() else { return Ok(Found::Nothing) };
+        match found.error() {
+            None => {}
+            Some(
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
+            ) => return Ok(Found::Nothing),
+            Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => {
+                return Ok(Found::Making);
+            }
+            Some(other) => {
+                return Err(self.unanswered(
+                    &format!("topic {topic}"),
+                    KafkaError::MetadataFetch(other.into()),
+                ));
+            }
+        }
+        if found.partitions().iter().any(|partition| partition.leader() < 0) {
+            return Ok(Found::Making);
+        }
+        Ok(Found::All(partition_ids(found)))
+    }
+
+    /// The id that Kafka gave this topic when it was made: a topic of the same name that was
+    /// made anew has another. `None`: the brokers have no topic ids.
+    ///
+    /// # Errors
+    /// No broker answers, or no such topic.
+    pub fn topic_id(&self, topic: &str) -> Result<Option<String>> {
+        self.serve();
+        match ffi::topic_id(self.consumer.client(), topic, WAIT) {
+            Err(RDKafkaErrorCode::UnsupportedFeature) => Ok(None),
+            other => other.map_err(|code| {
+                self.unanswered(
+                    &format!("the id of topic {topic}"),
+                    KafkaError::MetadataFetch(code),
+                )
+            }),
+        }
+    }
+
+    /// All topics with their numbers of partitions, by name; Kafka's own (`__...`) are left out.
+    ///
+    /// # Errors
+    /// No broker answers.
+    pub fn topics(&self) -> Result<Vec<(String, i32)>> {
+        self.serve();
+        let metadata = self.consumer.fetch_metadata(None, WAIT);
+        let metadata = metadata.map_err(|error| self.unanswered("the topics", error))?;
+        let wanted =
+            |topic: &&MetadataTopic| topic.error().is_none() && !topic.name().starts_with("__");
+        let mut topics: Vec<_> = (metadata.topics().iter().filter(wanted))
+            .map(|topic| (topic.name().to_owned(), topic.partitions().len() as i32))
+            .collect();
+        topics.sort_unstable();
+        Ok(topics)
+    }
+
+    /// The first offset that there is and the next that will be (read_uncommitted).
+    ///
+    /// # Errors
+    /// No broker answers, or no such partition.
+    pub fn watermarks(&self, tp: &TopicPartition) -> Result<(i64, i64)> {
+        self.serve();
+        let watermarks = self.consumer.fetch_watermarks(&tp.topic, tp.partition, WAIT);
+        watermarks.map_err(|error| self.unanswered(&format!("the offsets of {tp}"), error))
+    }
+
+    /// The first offset whose record's time is `time` or later; the end when there is none yet.
+    ///
+    /// # Errors
+    /// No broker answers, or no such partition.
+    pub fn offsets_for_time(&self, tp: &TopicPartition, time: Micros) -> Result<i64> {
+        self.serve();
+        let failed = |error| self.unanswered(&format!("the offsets of {tp}"), error);
+        // Kafka counts milliseconds: the first at or after `time`.
+        let millis = time.div_euclid(1000) + i64::from(time.rem_euclid(1000) > 0);
+        let mut wanted = TopicPartitionList::new();
+        wanted
+            .add_partition_offset(&tp.topic, tp.partition, Offset::Offset(millis.max(0)))
+            .map_err(failed)?;
+        let answer = self.consumer.offsets_for_times(wanted, WAIT).map_err(failed)?;
+        let element = answer.find_partition(&tp.topic, tp.partition);
+        let element = element.ok_or_else(|| Error::internal(format!("no answer for {tp}")))?;
+        element.error().map_err(failed)?;
+        match element.offset() {
+            Offset::Offset(offset) => Ok(offset),
+            _ => Ok(self.watermarks(tp)?.1),
+        }
+    }
+
+    /// The offsets that a group committed for these partitions; `None`: none. For lag and recovery checks.
+    ///
+    /// # Errors
+    /// No broker answers, or no permission.
+    pub fn group_offsets(
+        &self,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Option<i64>>> {
+        let failed = |error| self.unanswered(&format!("the offsets of group {group}"), error);
+        let config = self.kafka.client_with(
+            "millstream-metadata",
+            &[],
+            &[("group.id", group), ("enable.auto.commit", "false")],
+        );
+        let consumer: BaseConsumer<Context> =
+            BaseConsumer::from_config_and_context(&config, Context::new("group offsets"))
+                .map_err(failed)?;
+        let mut wanted = TopicPartitionList::with_capacity(partitions.len());
+        for tp in partitions {
+            wanted.add_partition(&tp.topic, tp.partition);
+        }
+        let answer = consumer.committed_offsets(wanted, WAIT).map_err(failed)?;
+        let offset =
+            |tp: &TopicPartition| match answer.find_partition(&tp.topic, tp.partition)?.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            };
+        Ok(partitions.iter().map(offset).collect())
+    }
+
+    /// Makes topics; one that exists already stays as it is. Returns when all have leaders.
+    ///
+    /// # Errors
+    /// The brokers refuse, for example a setting or for lack of a permission.
+    pub fn create_topics(&self, wanted: &[NewTopic]) -> Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let failed = |error| kafka_error("topics could not be created", error);
+        let topics: Vec<_> = wanted.iter().map(native_topic).collect();
+        let options = AdminOptions::new().request_timeout(Some(WAIT)).operation_timeout(Some(WAIT));
+        for outcome in block_on(self.admin()?.create_topics(&topics, &options)).map_err(failed)? {
+            match outcome {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((name, code)) => {
+                    return Err(kafka_error(
+                        format!("topic {name} could not be created"),
+                        KafkaError::AdminOp(code),
+                    )
+                    .hint("look at the topic's settings and this Kafka user's permissions"));
+                }
+            }
+        }
+        let begun = Instant::now();
+        for topic in wanted {
+            while self.partitions(&topic.name)?.is_empty() {
+                if begun.elapsed() > LEADER_WAIT {
+                    return Err(Error::new(
+                        Kind::Kafka,
+                        format!("topic {} was created but does not appear", topic.name),
+                    ));
+                }
+                std::thread::sleep(LEADER_PAUSE);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the records before `offset` for ever.
+    ///
+    /// # Errors
+    /// The brokers refuse, or `offset` is beyond the end.
+    pub fn delete_records_before(&self, tp: &TopicPartition, offset: i64) -> Result<()> {
+        let failed = |error| {
+            kafka_error(format!("records of {tp} before {offset} could not be deleted"), error)
+        };
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&tp.topic, tp.partition, Offset::Offset(offset))
+            .map_err(failed)?;
+        let options = AdminOptions::new().request_timeout(Some(WAIT)).operation_timeout(Some(WAIT));
+        let answer = block_on(self.admin()?.delete_records(&list, &options)).map_err(failed)?;
+        answer.elements().iter().try_for_each(|element| element.error()).map_err(failed)
+    }
+
+    fn admin(&self) -> Result<AdminClient<Context>> {
+        AdminClient::from_config_and_context(
+            &self.kafka.client_named("millstream-admin"),
+            Context::new("admin"),
+        )
+        .map_err(|error| kafka_error("cannot make a Kafka client", error))
+    }
+
+    /// Passes on what librdkafka has to say: its lines wait in a queue until asked for.
+    fn serve(&self) {
+        while self.consumer.poll(Duration::ZERO).is_some() {}
+    }
+
+    fn unanswered(&self, what: &str, error: KafkaError) -> Error {
+        self.serve();
+        kafka_error(format!("Kafka at {} does not tell {what}", self.kafka.brokers), error)
+    }
+}
+
+/// What a look at a topic found.
+enum Found {
+    /// All partitions have leaders.
+    All(Vec<i32>),
+    /// It is being made.
+    Making,
+    /// No such topic.
+    Nothing,
+}
+
+fn partition_ids(topic: &MetadataTopic) -> Vec<i32> {
+    let mut ids: Vec<i32> = topic.partitions().iter().map(|partition| partition.id()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+fn native_topic(topic: &NewTopic) -> admin::NewTopic<'_> {
+    let native = admin::NewTopic::new(&topic.name, topic.partitions, TopicReplication::Fixed(-1));
+    topic.config.iter().fold(native, |native, (key, value)| native.set(key, value))
+}

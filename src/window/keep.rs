@@ -1,0 +1,138 @@
+//! What the present epoch brought, per bucket and partition, until the epoch ends.
+//!
+//! Invariant: at the epoch's end a bucket's batches are combined in the order of partitions, then
+//! of offsets, so that it does not matter in which order partitions were read.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{RecordBatch, UInt32Array};
+use arrow::compute::take_record_batch;
+
+use super::tiers::Kept;
+use crate::error::Result;
+use crate::sql::QueryPlan;
+use crate::time::{BEGINNING, Micros, Window};
+
+/// More batches than this of one partition, bucket and slot are merged before the epoch ends.
+const MOST_BATCHES: usize = 64;
+
+/// Where rows are kept: a window, a pane, or a view's only bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Bucket {
+    /// The window or pane.
+    pub window: Window,
+    /// In a pane: windows that end here or earlier refused these rows.
+    pub refused: Micros,
+}
+
+impl Bucket {
+    /// A view's only one.
+    pub const WHOLE: Self = Self { window: Window { start: 0, end: 0 }, refused: BEGINNING };
+
+    /// A window, or the rows of a pane that no window refused.
+    pub fn of(window: Window) -> Self {
+        Self { window, refused: BEGINNING }
+    }
+}
+
+/// Stretches of rows: (first row, how many), ascending.
+pub(crate) type Runs = Vec<(usize, usize)>;
+
+/// The rows of `runs`. A small part is copied, lest it keep the whole batch in memory.
+pub(crate) fn select(batch: &RecordBatch, runs: &Runs) -> Result<RecordBatch> {
+    if let [(first, count)] = runs[..] {
+        if count == batch.num_rows() {
+            return Ok(batch.clone());
+        }
+        if count > batch.num_rows() / 2 {
+            return Ok(batch.slice(first, count));
+        }
+    }
+    if batch.num_columns() == 0 {
+        return Ok(batch.slice(0, runs.iter().map(|(_, count)| count).sum()));
+    }
+    let rows = runs.iter().flat_map(|(first, count)| *first..first + count);
+    let rows: UInt32Array = rows.map(|row| u32::try_from(row).unwrap_or(u32::MAX)).collect();
+    Ok(take_record_batch(batch, &rows)?)
+}
+
+/// Which row of the batch is the `nth` of `runs`.
+pub(crate) fn row_of(runs: &Runs, mut nth: usize) -> usize {
+    for (first, count) in runs {
+        if nth < *count {
+            return first + nth;
+        }
+        nth -= count;
+    }
+    nth
+}
+
+/// Partials (or rows) of the present epoch.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    /// By bucket and partition: per slot the batches in offset order.
+    buckets: BTreeMap<Bucket, BTreeMap<usize, Vec<Vec<RecordBatch>>>>,
+}
+
+impl Buffer {
+    pub fn is_empty(&self) -> bool {
+        self.buckets.is_empty()
+    }
+
+    /// Adds what was kept of a partition's next rows. A bucket of which nothing is kept is none.
+    pub async fn add(
+        &mut self,
+        plan: &QueryPlan,
+        bucket: Bucket,
+        partition: usize,
+        kept: Vec<RecordBatch>,
+    ) -> Result<()> {
+        if kept.iter().all(|batch| batch.num_rows() == 0) {
+            return Ok(());
+        }
+        let slots = self.buckets.entry(bucket).or_default().entry(partition).or_default();
+        slots.resize_with(kept.len().max(slots.len()), Vec::new);
+        for (slot, batch) in kept.into_iter().enumerate() {
+            if batch.num_rows() > 0 {
+                slots[slot].push(batch);
+            }
+            if slots[slot].len() > MOST_BATCHES {
+                let batches = std::mem::take(&mut slots[slot]);
+                slots[slot].push(plan.reduce(slot, batches).await?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the epoch: one batch per bucket and slot, in the order of buckets.
+    pub async fn drain(&mut self, plan: &QueryPlan) -> Result<Vec<(Bucket, Kept)>> {
+        let mut drained = Vec::with_capacity(self.buckets.len());
+        for (bucket, partitions) in std::mem::take(&mut self.buckets) {
+            let mut slots: Vec<Vec<RecordBatch>> = Vec::new();
+            for partition in partitions.into_values() {
+                slots.resize_with(partition.len().max(slots.len()), Vec::new);
+                for (all, own) in slots.iter_mut().zip(partition) {
+                    all.extend(own);
+                }
+            }
+            let mut kept = Vec::with_capacity(slots.len());
+            for (slot, mut batches) in slots.into_iter().enumerate() {
+                kept.push(match batches.len() {
+                    0 | 1 => batches.pop(),
+                    _ => Some(plan.reduce(slot, batches).await?),
+                });
+            }
+            drained.push((bucket, kept));
+        }
+        Ok(drained)
+    }
+
+    /// The earliest end of a window that rows of this epoch fell into.
+    pub fn earliest_end(&self) -> Option<Micros> {
+        self.buckets.keys().map(|bucket| bucket.window.end).min()
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &RecordBatch> {
+        self.buckets.values().flat_map(|b| b.values()).flatten().flatten()
+    }
+}

@@ -1,0 +1,463 @@
+//! One query at work: rows in, results out when their windows close.
+//!
+//! Promises:
+//! - a window [S, E) closes at the end of the epoch in which the watermark reaches E, in the order
+//!   of (E, S); its state goes when the watermark reaches E + allowed lateness;
+//! - a row is refused by a window if E + allowed lateness <= the watermark just before the row; each
+//!   refused row is told once, with the first and last window that refused it;
+//! - a row that fails alone is told, and the others go on; a window whose closing plan fails is told,
+//!   and the others go on;
+//! - results of `emit = 'every ..'`, of allowed lateness and of views are keyed: what changed since
+//!   it was last said, deletes for keys that left, and a revision that counts up.
+//!
+//! ```text
+//!             first row              W >= E                  W >= E + allowed lateness
+//!   (nothing) ─────────► open ───────────────────► closed ──────────────────────────► (nothing)
+//!                         │ emit: is_final = false    │ a late row: is_final = true,
+//!                         └► revision 1, 2, ..        └► next revision
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use chrono_tz::Tz;
+
+use super::assign::Assigner;
+use super::isolate::{is_fault_of_data, isolate, reason};
+use super::keep::{Bucket, Buffer, Runs, row_of, select};
+use super::panes::{ANY_WINDOW, Panes};
+use super::tiers::{Kept, Tiers};
+use super::views::difference;
+use crate::catalog::Emit;
+use crate::error::Result;
+use crate::sql::{PlanKind, QueryPlan, Relations};
+use crate::time::{BEGINNING, Micros, Window};
+
+/// Rows of one source partition, in offset order.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    /// All columns of the query's input.
+    pub batch: &'a RecordBatch,
+    /// The event time of each row; not read by queries without windows.
+    pub event_time: &'a [Micros],
+    /// The query's watermark just before each row; not read by queries without windows.
+    pub before: &'a [Micros],
+    /// The partition's rank among the customer's; decides the order in which rows combine.
+    pub partition: usize,
+}
+
+/// What became of pushed rows at once.
+#[derive(Debug, Default)]
+pub struct Pushed {
+    /// Results of a query without state.
+    pub output: Option<RecordBatch>,
+    /// Refused rows, ascending.
+    pub late: Vec<Late>,
+    /// Rows that the query cannot process, ascending.
+    pub failed: Vec<FailedRow>,
+}
+
+/// A row that came too late for at least one of its windows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Late {
+    /// The row's index in the pushed batch.
+    pub row: usize,
+    /// The first window that refused it.
+    pub first: Window,
+    /// The last one.
+    pub last: Window,
+    /// The watermark that it was judged by.
+    pub watermark: Micros,
+}
+
+/// A row that an expression of the query fails for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedRow {
+    /// The row's index in the pushed batch.
+    pub row: usize,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a window, or a view, says at the end of an epoch.
+#[derive(Debug)]
+pub struct Emission {
+    /// The window; none for views.
+    pub window: Option<Window>,
+    /// The results, or why the closing plan failed: then that window is a dead letter.
+    pub result: Result<Changes, String>,
+}
+
+/// Results, as changes to those said before for the same window or view.
+#[derive(Debug)]
+pub struct Changes {
+    /// New and changed rows; all rows when a window closes.
+    pub upserts: RecordBatch,
+    /// Rows said before whose keys are gone; to be written before the upserts.
+    pub deletes: RecordBatch,
+    /// Whether the window has closed. Never so for views.
+    pub is_final: bool,
+    /// Counts from 1 for each window, or for the view.
+    pub revision: i64,
+}
+
+/// A window that is not done with.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OpenWindow {
+    /// What is kept of it, unless panes keep it.
+    pub tiers: Tiers,
+    /// Whether rows came since it was last worked out.
+    pub changed: bool,
+    /// Whether the watermark has reached its end.
+    pub closed: bool,
+    /// What was said of it, of keyed results only.
+    pub said: Option<RecordBatch>,
+    pub revision: i64,
+}
+
+/// A window's place in the order of closing: (end, start).
+pub(crate) type Closing = (Micros, Micros);
+
+fn closing(window: Window) -> Closing {
+    (window.end, window.start)
+}
+
+fn window_of((end, start): Closing) -> Window {
+    Window { start, end }
+}
+
+/// One query and its state.
+#[derive(Debug)]
+pub struct Operator {
+    pub(crate) plan: Arc<QueryPlan>,
+    /// Of windowed queries.
+    pub(crate) assigner: Option<Assigner>,
+    /// Whether open windows are told of.
+    early: bool,
+    /// Whether results are changes by key.
+    keyed: bool,
+    lateness_us: i64,
+    buffer: Buffer,
+    pub(crate) watermark: Micros,
+    pub(crate) windows: BTreeMap<Closing, OpenWindow>,
+    /// Of hops whose windows are merged from panes.
+    pub(crate) panes: Option<Panes>,
+    /// Of a view; for one over views only what it said.
+    pub(crate) view: OpenWindow,
+}
+
+impl Operator {
+    /// A query that has seen nothing, of a stream in `zone`.
+    ///
+    /// # Errors
+    /// The plan's windows are refused by [`super::WindowSpec::validate`].
+    pub fn new(plan: Arc<QueryPlan>, zone: Tz) -> Result<Self> {
+        let assigner = plan.window.map(|spec| Assigner::new(spec, zone)).transpose()?;
+        let lateness_us = plan.query.allowed_lateness_us.max(0);
+        let early = matches!(plan.query.emit, Emit::Every(_));
+        Ok(Self {
+            early,
+            keyed: early || lateness_us > 0,
+            lateness_us,
+            panes: plan.panes.then(Panes::new),
+            plan,
+            assigner,
+            buffer: Buffer::default(),
+            watermark: BEGINNING,
+            windows: BTreeMap::new(),
+            view: OpenWindow { changed: true, ..OpenWindow::default() },
+        })
+    }
+
+    /// Takes the next rows of a partition. Rows are told as late or failed at once; results of
+    /// kept rows come at the epoch's end.
+    ///
+    /// # Errors
+    /// Only what is no row's fault; the operator is of no more use then.
+    pub async fn push(&mut self, rows: &Rows<'_>, relations: &Relations) -> Result<Pushed> {
+        let batch = rows.batch.project(self.plan.leaf_projection())?;
+        if batch.num_rows() == 0 {
+            return Ok(Pushed::default());
+        }
+        if self.plan.kind == PlanKind::Stateless {
+            return self.push_stateless(&batch, relations).await;
+        }
+        let (buckets, late) = self.assign(rows);
+        let mut failed = BTreeMap::new();
+        for (bucket, runs) in buckets {
+            let window = match self.plan.kind {
+                PlanKind::Windowed if self.panes.is_some() => Some(ANY_WINDOW),
+                PlanKind::Windowed => Some(bucket.window),
+                _ => None,
+            };
+            let plan = self.plan.as_ref();
+            let part = select(&batch, &runs)?;
+            let done = isolate(&part, |piece| plan.absorb(piece, window, relations)).await?;
+            for kept in done.done {
+                self.buffer.add(plan, bucket, rows.partition, kept).await?;
+            }
+            for (nth, reason) in done.failed {
+                failed.entry(row_of(&runs, nth)).or_insert(reason);
+            }
+        }
+        let failed = failed.into_iter().map(|(row, reason)| FailedRow { row, reason }).collect();
+        Ok(Pushed { output: None, late, failed })
+    }
+
+    async fn push_stateless(&self, batch: &RecordBatch, relations: &Relations) -> Result<Pushed> {
+        let plan = self.plan.as_ref();
+        let done = isolate(batch, |piece| plan.stateless(piece, relations)).await?;
+        let output = arrow::compute::concat_batches(&plan.output, &done.done)?;
+        let failed = done.failed.into_iter().map(|(row, reason)| FailedRow { row, reason });
+        Ok(Pushed { output: Some(output), late: Vec::new(), failed: failed.collect() })
+    }
+
+    /// The buckets that take the rows, and the rows that are refused.
+    fn assign(&mut self, rows: &Rows<'_>) -> (BTreeMap<Bucket, Runs>, Vec<Late>) {
+        let mut buckets: BTreeMap<Bucket, Runs> = BTreeMap::new();
+        let mut late = Vec::new();
+        let count = rows.batch.num_rows();
+        let Some(assigner) = &mut self.assigner else {
+            return (BTreeMap::from([(Bucket::WHOLE, vec![(0, count)])]), late);
+        };
+        let mut first = 0;
+        while first < count {
+            let (pane, windows) = assigner.place(rows.event_time[first]);
+            let judge = |row: usize| rows.before[row].max(self.watermark);
+            let floor = judge(first);
+            let gone = |window: &&Window| window.end.saturating_add(self.lateness_us) <= floor;
+            // All windows end with their pane or later, so that one look is mostly enough.
+            let (refused, taken_until) = if gone(&&pane) {
+                let refused = windows.iter().filter(gone).copied();
+                let first = refused.clone().min_by_key(|w| closing(*w));
+                let taken = windows.iter().filter(|w| !gone(w)).map(|w| w.end).min();
+                (first.zip(refused.max_by_key(|w| closing(*w))), taken)
+            } else {
+                (None, (!windows.is_empty()).then_some(pane.end))
+            };
+            let taken_until = taken_until.map(|end| end.saturating_add(self.lateness_us));
+            // All following rows that fall into the same windows and are refused by the same.
+            let mut next = first + 1;
+            while next < count {
+                let (t, w) = (rows.event_time[next], judge(next));
+                let same = pane.start <= t && t < pane.end;
+                if !same || w < floor || taken_until.is_some_and(|until| until <= w) {
+                    break;
+                }
+                next += 1;
+            }
+            if let Some((earliest, latest)) = refused {
+                late.extend((first..next).map(|row| Late {
+                    row,
+                    first: earliest,
+                    last: latest,
+                    watermark: judge(row),
+                }));
+            }
+            let mut add = |bucket| buckets.entry(bucket).or_default().push((first, next - first));
+            if self.panes.is_none() {
+                windows.iter().filter(|w| !gone(w)).for_each(|w| add(Bucket::of(*w)));
+            } else if taken_until.is_some() {
+                let refused = refused.map_or(BEGINNING, |(_, latest)| latest.end);
+                add(Bucket { window: pane, refused });
+            }
+            first = next;
+        }
+        (buckets, late)
+    }
+
+    /// Ends the epoch at `watermark`: windows that it has reached close; with `emit`, open windows
+    /// of queries with `emit = 'every ..'` that changed say what they hold so far; views say what
+    /// changed.
+    ///
+    /// # Errors
+    /// Only what is no data's fault; the operator is of no more use then.
+    pub async fn end_epoch(
+        &mut self,
+        watermark: Micros,
+        emit: bool,
+        relations_changed: bool,
+        relations: &Relations,
+    ) -> Result<Vec<Emission>> {
+        let plan = Arc::clone(&self.plan);
+        for (bucket, kept) in self.buffer.drain(&plan).await? {
+            self.keep(bucket, kept).await?;
+        }
+        match plan.kind {
+            PlanKind::Stateless => Ok(Vec::new()),
+            PlanKind::Windowed => self.end_windows(watermark, emit, relations).await,
+            PlanKind::View | PlanKind::Derived => {
+                if !(self.view.changed || relations_changed) {
+                    return Ok(Vec::new());
+                }
+                let kept = (0..plan.slots()).map(|slot| self.view.tiers.batches(slot).cloned());
+                let kept = kept.map(Iterator::collect).collect();
+                let result = settle(plan.close(kept, None, relations).await)?;
+                let said = say(&plan, &mut self.view, result, false, true)?;
+                Ok(said.map(|result| Emission { window: None, result }).into_iter().collect())
+            }
+        }
+    }
+
+    /// Adds what the epoch brought to a bucket.
+    async fn keep(&mut self, bucket: Bucket, kept: Kept) -> Result<()> {
+        let plan = Arc::clone(&self.plan);
+        let (Some(assigner), Some(panes)) = (&mut self.assigner, &mut self.panes) else {
+            let state = match plan.kind {
+                PlanKind::Windowed => self.windows.entry(closing(bucket.window)).or_default(),
+                _ => &mut self.view,
+            };
+            state.changed = true;
+            return state.tiers.push(&plan, kept).await;
+        };
+        let (_, windows) = assigner.place(bucket.window.start);
+        let news = panes.add(&plan, bucket, windows, kept).await?;
+        if news || self.keyed {
+            let over = self.watermark;
+            let taken = |window: &&Window| {
+                window.end > bucket.refused && window.end.saturating_add(self.lateness_us) > over
+            };
+            for window in windows.iter().filter(taken) {
+                self.windows.entry(closing(*window)).or_default().changed = true;
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_windows(
+        &mut self,
+        watermark: Micros,
+        emit: bool,
+        relations: &Relations,
+    ) -> Result<Vec<Emission>> {
+        self.watermark = self.watermark.max(watermark);
+        let last = (self.watermark, Micros::MAX);
+        let due = self.windows.range(..=last).filter(|(_, w)| !w.closed || w.changed);
+        let due: Vec<Closing> = due.map(|(key, _)| *key).collect();
+        let mut early: Vec<Closing> = Vec::new();
+        if emit && self.early {
+            let open = self.windows.range(last..).filter(|(_, w)| w.changed);
+            early.extend(open.map(|(key, _)| *key));
+        }
+        let mut said = Vec::new();
+        for key in due.into_iter().chain(early) {
+            said.extend(self.work_out(key, relations).await?);
+            if key.0.saturating_add(self.lateness_us) <= self.watermark {
+                self.windows.remove(&key);
+            }
+        }
+        let over = self.watermark.saturating_sub(self.lateness_us);
+        self.windows = self.windows.split_off(&(over, Micros::MAX));
+        if let Some(panes) = &mut self.panes {
+            panes.tidy(&self.plan, over).await?;
+        }
+        Ok(said)
+    }
+
+    /// Runs the closing plan over a window, closed or open.
+    async fn work_out(&mut self, key: Closing, relations: &Relations) -> Result<Option<Emission>> {
+        let window = window_of(key);
+        let Some(state) = self.windows.get_mut(&key) else { return Ok(None) };
+        let plan = self.plan.as_ref();
+        let kept = match &mut self.panes {
+            Some(panes) if self.keyed => panes.gather(plan, window)?,
+            Some(panes) => panes.close(plan, window).await?,
+            None => {
+                (0..plan.slots()).map(|slot| state.tiers.batches(slot).cloned().collect()).collect()
+            }
+        };
+        let result = settle(plan.close(kept, Some(window), relations).await)?;
+        let is_final = window.end <= self.watermark;
+        let said = say(plan, state, result, is_final, self.keyed)?;
+        Ok(said.map(|result| Emission { window: Some(window), result }))
+    }
+
+    /// Whether ending the epoch at `watermark` would say something.
+    pub fn due(&self, watermark: Micros) -> bool {
+        match self.plan.kind {
+            PlanKind::Stateless | PlanKind::Derived => false,
+            PlanKind::View => self.view.changed || !self.buffer.is_empty(),
+            PlanKind::Windowed => {
+                let open = self.windows.iter().find(|(_, w)| !w.closed || w.changed);
+                let kept = open.map(|((end, _), _)| *end);
+                let reached = |end: Option<Micros>| end.is_some_and(|end| end <= watermark);
+                reached(kept) || reached(self.buffer.earliest_end())
+            }
+        }
+    }
+
+    /// The windows that have not closed, in the order in which they will.
+    pub fn open_windows(&self) -> Vec<Window> {
+        let open = self.windows.iter().filter(|(_, state)| !state.closed);
+        open.map(|(key, _)| window_of(*key)).collect()
+    }
+
+    /// Kept rows or partial rows.
+    pub fn state_rows(&self) -> usize {
+        self.batches().map(RecordBatch::num_rows).sum()
+    }
+
+    /// The memory of kept batches, in bytes.
+    pub fn state_bytes(&self) -> usize {
+        self.batches().map(RecordBatch::get_array_memory_size).sum()
+    }
+
+    fn batches(&self) -> impl Iterator<Item = &RecordBatch> {
+        let windows = self.windows.values().chain([&self.view]);
+        let windows = windows.flat_map(|state| state.tiers.all().chain(&state.said));
+        windows.chain(self.panes.iter().flat_map(Panes::all)).chain(self.buffer.all())
+    }
+
+    /// What a view says now; `None` for other queries, and before a view has said anything.
+    pub fn content(&self) -> Option<RecordBatch> {
+        self.view.said.clone()
+    }
+
+    /// Whether rows have been pushed since the last epoch's end: then there is no snapshot.
+    pub(crate) fn is_amid_epoch(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+}
+
+/// A failed closing plan is its window's affair if the data made it fail.
+fn settle(result: Result<RecordBatch>) -> Result<Result<RecordBatch, String>> {
+    match result {
+        Ok(rows) => Ok(Ok(rows)),
+        Err(error) if is_fault_of_data(&error) => Ok(Err(reason(&error))),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is to be said of `result`, if anything.
+fn say(
+    plan: &QueryPlan,
+    state: &mut OpenWindow,
+    result: Result<RecordBatch, String>,
+    is_final: bool,
+    keyed: bool,
+) -> Result<Option<Result<Changes, String>>> {
+    let closes = is_final && !state.closed;
+    state.changed = false;
+    state.closed |= is_final;
+    let rows = match result {
+        Ok(rows) => rows,
+        Err(reason) => return Ok(Some(Err(reason))),
+    };
+    let nothing = RecordBatch::new_empty(Arc::clone(&plan.output));
+    let (upserts, deletes) = if keyed {
+        let before = state.said.take().unwrap_or(nothing);
+        let changed = difference(&before, &rows, &plan.key)?;
+        let nothing_new = changed.is_empty() && !closes;
+        state.said = Some(rows.clone());
+        if nothing_new {
+            return Ok(None);
+        }
+        // Rows that were only preliminary become final, changed or not.
+        (if closes { rows } else { changed.upserts }, changed.deletes)
+    } else {
+        (rows, nothing)
+    };
+    state.revision += 1;
+    Ok(Some(Ok(Changes { upserts, deletes, is_final, revision: state.revision })))
+}

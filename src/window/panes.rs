@@ -1,0 +1,261 @@
+//! Hopping windows from panes: what is kept is kept once per pane, and windows are merged from it.
+//!
+//! ```text
+//!   panes      p1    p2    p3    p4 │  p5    p6 │  p7 ..        the window that closes: p2..p6
+//!   front      ·    p2-4  p3-4   p4 │           │               suffix merges, popped from the left
+//!   back                            │  p5-6     │               one running merge, fed from the right
+//!   result  =  p2-4  +  p5-6  +  late additions of p2..p6
+//! ```
+//! Each close pushes the panes that are new to it into the back and pops those that have left; when
+//! the front is used up it is rebuilt from the panes behind. So a pane is merged about three times
+//! in all, however many windows it belongs to.
+//!
+//! Invariants:
+//! - windows close in the order of their ends; one that starts before the last that was merged, or
+//!   ends before the newest stacked pane (clocks put back make such), is merged from its panes;
+//! - the panes' own batches do not change once stacked: rows that come later, or that some window of
+//!   the pane refused, are late additions, merged into each window that takes them, until the pane
+//!   is stacked anew or its last window has closed;
+//! - so the merges are a function of the epochs, and can be rebuilt from the panes.
+
+use std::collections::BTreeMap;
+
+use arrow::array::RecordBatch;
+
+use super::keep::Bucket;
+use super::tiers::{Kept, Tiers, merge};
+use crate::error::Result;
+use crate::sql::QueryPlan;
+use crate::time::{BEGINNING, Micros, Window};
+
+/// The window that all panes' batches name, so that they merge; a close puts the real one in.
+pub(crate) const ANY_WINDOW: Window = Window { start: 0, end: 0 };
+
+/// More late additions than this of one pane are merged.
+const MOST_LATE: usize = 8;
+
+/// One pane.
+#[derive(Debug, Clone)]
+pub(crate) struct Pane {
+    pub window: Window,
+    /// When its last window ends.
+    pub last_end: Micros,
+    /// The windows that end after this are known to hold it.
+    pub known_from: Micros,
+    /// What came before it was stacked.
+    pub tiers: Tiers,
+    /// What came later, and up to which end its windows refused it.
+    pub late: Vec<(Micros, Kept)>,
+}
+
+/// The running merges.
+#[derive(Debug, Clone)]
+pub(crate) struct Stacks {
+    /// The start of the last window that was merged.
+    pub served: Micros,
+    /// Panes that start before this are stacked.
+    pub until: Micros,
+    /// Panes that start before this are, or were, in the front.
+    pub front_until: Micros,
+    /// The start of the first pane in the back.
+    pub back_from: Option<Micros>,
+    pub back: Kept,
+    /// (start of the pane, merge of it and all later ones of the front); the earliest is last.
+    pub front: Vec<(Micros, Kept)>,
+}
+
+/// The panes of a query.
+#[derive(Debug, Clone)]
+pub(crate) struct Panes {
+    pub panes: BTreeMap<Micros, Pane>,
+    pub stacks: Stacks,
+}
+
+impl Panes {
+    pub fn new() -> Self {
+        let stacks = Stacks {
+            served: BEGINNING,
+            until: BEGINNING,
+            front_until: BEGINNING,
+            back_from: None,
+            back: Kept::new(),
+            front: Vec::new(),
+        };
+        Self { panes: BTreeMap::new(), stacks }
+    }
+
+    /// Adds what an epoch brought to a pane, whose windows are `windows`. Answers whether windows
+    /// that end after `bucket.refused` hold the pane for the first time.
+    pub async fn add(
+        &mut self,
+        plan: &QueryPlan,
+        bucket: Bucket,
+        windows: &[Window],
+        kept: Kept,
+    ) -> Result<bool> {
+        let stacked = bucket.window.start < self.stacks.until;
+        let pane = self.panes.entry(bucket.window.start).or_insert_with(|| Pane {
+            window: bucket.window,
+            last_end: windows.iter().map(|w| w.end).max().unwrap_or(bucket.window.end),
+            known_from: Micros::MAX,
+            tiers: Tiers::default(),
+            late: Vec::new(),
+        });
+        let news = bucket.refused < pane.known_from;
+        pane.known_from = pane.known_from.min(bucket.refused);
+        if stacked || bucket.refused > BEGINNING {
+            pane.late.push((bucket.refused, kept));
+        } else {
+            pane.tiers.push(plan, kept).await?;
+        }
+        Ok(news)
+    }
+
+    /// What `window` holds, from its panes, per slot. Leaves the running merges alone.
+    pub fn gather(&self, plan: &QueryPlan, window: Window) -> Result<Vec<Vec<RecordBatch>>> {
+        let mut found = vec![Vec::new(); plan.slots()];
+        for pane in self.panes.range(window.start..window.end).map(|(_, pane)| pane) {
+            for (slot, batches) in found.iter_mut().enumerate() {
+                batches.extend(pane.tiers.batches(slot).cloned());
+            }
+        }
+        self.gather_late(window, &mut found);
+        rewindow(plan, found, window)
+    }
+
+    fn gather_late(&self, window: Window, found: &mut [Vec<RecordBatch>]) {
+        for pane in self.panes.range(window.start..window.end).map(|(_, pane)| pane) {
+            for (_, kept) in pane.late.iter().filter(|(refused, _)| *refused < window.end) {
+                for (batches, late) in found.iter_mut().zip(kept) {
+                    batches.extend(late.clone());
+                }
+            }
+        }
+    }
+
+    /// What `window`, which closes, holds, per slot. To be called in the order of ends.
+    pub async fn close(
+        &mut self,
+        plan: &QueryPlan,
+        window: Window,
+    ) -> Result<Vec<Vec<RecordBatch>>> {
+        if window.start < self.stacks.served || window.end < self.stacks.until {
+            return self.gather(plan, window);
+        }
+        self.stacks.served = window.start;
+        while self.stacks.front.last().is_some_and(|(start, _)| *start < window.start) {
+            self.stacks.front.pop();
+        }
+        let back_leaves = self.stacks.back_from.is_some_and(|from| from < window.start);
+        if self.stacks.front.is_empty() && back_leaves {
+            self.turn(plan, window).await?;
+        }
+        self.stack(plan, window).await?;
+        let mut found = vec![Vec::new(); plan.slots()];
+        let front = self.stacks.front.last().map(|(_, kept)| kept);
+        for kept in front.into_iter().chain([&self.stacks.back]) {
+            for (batches, merged) in found.iter_mut().zip(kept) {
+                batches.extend(merged.clone());
+            }
+        }
+        self.gather_late(window, &mut found);
+        rewindow(plan, found, window)
+    }
+
+    /// Feeds the back with the panes of `window` that are not stacked yet.
+    async fn stack(&mut self, plan: &QueryPlan, window: Window) -> Result<()> {
+        let stacks = &mut self.stacks;
+        let from = stacks.until.max(window.start);
+        for (start, pane) in self.panes.range_mut(from..window.end.max(from)) {
+            let kept = pane.tiers.flatten(plan).await?;
+            stacks.back = merge(plan, &stacks.back, &kept).await?;
+            stacks.back_from.get_or_insert(*start);
+        }
+        stacks.until = stacks.until.max(window.end);
+        Ok(())
+    }
+
+    /// Moves the back to the front. Late additions that every window from now on takes become
+    /// part of their panes.
+    async fn turn(&mut self, plan: &QueryPlan, window: Window) -> Result<()> {
+        let until = self.stacks.until.max(window.start);
+        for pane in self.panes.range_mut(window.start..until).map(|(_, pane)| pane) {
+            let (taken, left) = std::mem::take(&mut pane.late)
+                .into_iter()
+                .partition::<Vec<_>, _>(|(refused, _)| *refused < window.end);
+            pane.late = left;
+            for (_, kept) in taken {
+                pane.tiers.push(plan, kept).await?;
+            }
+        }
+        self.stacks.front_until = self.stacks.until;
+        self.stacks.back = Kept::new();
+        self.stacks.back_from = None;
+        self.rebuild_front(plan).await
+    }
+
+    /// The suffix merges over the panes from the last window's start to the front's end.
+    pub async fn rebuild_front(&mut self, plan: &QueryPlan) -> Result<()> {
+        let Stacks { served, front_until, .. } = self.stacks;
+        self.stacks.front.clear();
+        let mut suffix = Kept::new();
+        for (start, pane) in self.panes.range_mut(served..front_until.max(served)).rev() {
+            let kept = pane.tiers.flatten(plan).await?;
+            suffix = merge(plan, &kept, &suffix).await?;
+            self.stacks.front.push((*start, suffix.clone()));
+        }
+        Ok(())
+    }
+
+    /// Drops panes whose last window is over, and merges late additions that every window to come
+    /// takes. `over`: windows that end here or earlier are done with.
+    pub async fn tidy(&mut self, plan: &QueryPlan, over: Micros) -> Result<()> {
+        self.panes.retain(|_, pane| pane.last_end > over);
+        if self.panes.is_empty() {
+            self.stacks.front.clear();
+            self.stacks.back.clear();
+            self.stacks.back_from = None;
+        }
+        for pane in self.panes.values_mut().filter(|pane| pane.late.len() > MOST_LATE) {
+            let (taken, left) = std::mem::take(&mut pane.late)
+                .into_iter()
+                .partition::<Vec<_>, _>(|(refused, _)| *refused <= over);
+            pane.late = left;
+            let mut merged = Kept::new();
+            for slot in 0..plan.slots() {
+                let batches =
+                    taken.iter().filter_map(|(_, kept)| kept.get(slot).cloned().flatten());
+                let batches: Vec<_> = batches.collect();
+                merged.push(match batches.is_empty() {
+                    true => None,
+                    false => Some(plan.reduce(slot, batches).await?),
+                });
+            }
+            if !taken.is_empty() {
+                pane.late.insert(0, (over, merged));
+            }
+        }
+        Ok(())
+    }
+
+    /// All batches but the front's, which repeat those of the panes.
+    pub fn all(&self) -> impl Iterator<Item = &RecordBatch> {
+        let panes = self.panes.values().flat_map(|pane| {
+            pane.tiers.all().chain(pane.late.iter().flat_map(|(_, kept)| kept.iter().flatten()))
+        });
+        panes.chain(self.stacks.back.iter().flatten())
+    }
+}
+
+fn rewindow(
+    plan: &QueryPlan,
+    found: Vec<Vec<RecordBatch>>,
+    window: Window,
+) -> Result<Vec<Vec<RecordBatch>>> {
+    let slots = found.into_iter().enumerate();
+    slots
+        .map(|(slot, batches)| {
+            batches.iter().map(|batch| plan.rewindow(slot, batch, window)).collect()
+        })
+        .collect()
+}
