@@ -4,7 +4,7 @@
 //! never guessed away; the caller looks into the log.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rdkafka::config::{FromClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
@@ -12,7 +12,6 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
-use rdkafka::util::Timeout;
 use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 
 use super::tail::{log_topic, transactional_id};
@@ -20,8 +19,13 @@ use super::transaction::EpochOutput;
 use crate::source::{Context, KafkaConfig, kafka_error};
 use crate::{Error, Kind};
 
-/// How long one call to the transaction coordinator may take before it is tried again.
+/// How long one call to the transaction coordinator may take before we look around.
 const CALL_WAIT: Duration = Duration::from_secs(10);
+/// How long to wait for deliveries after a transport error. librdkafka itself takes up to a
+/// minute after a broker is back; a new producer and a look into the log take milliseconds.
+const DISTURBED_WAIT: Duration = Duration::from_secs(3);
+/// A transaction's time on the broker: what is not done by then never will be.
+const TRANSACTION_WAIT: Duration = Duration::from_secs(60);
 /// How long to wait for room in librdkafka's queue before looking again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
 
@@ -93,6 +97,7 @@ impl TransactionalProducer {
     /// `Unknown` the transaction is open still: call [`TransactionalProducer::abort`].
     pub(super) fn transact(&self, output: &EpochOutput) -> Result<(), Failure> {
         let context = self.producer.context();
+        let (begun, disturbances) = (Instant::now(), self.disturbances());
         context.begin();
         self.producer.begin_transaction().map_err(|error| self.failure(error))?;
         for (index, record) in output.records.iter().enumerate() {
@@ -120,7 +125,9 @@ impl TransactionalProducer {
             None,
             None,
         )?;
-        context.wait();
+        if !context.wait(disturbances) {
+            return Err(Failure::Unknown("the brokers do not answer".to_owned()));
+        }
         self.delivered(output)?;
         // Messages are accounted for until their reports are destroyed, some microseconds later;
         // rdkafka's commit would sleep 100 ms on that.
@@ -132,13 +139,22 @@ impl TransactionalProducer {
                 self.producer.send_offsets_to_transaction(&offsets(output), &self.group, CALL_WAIT);
             sent.map_err(|error| self.failure(error))?;
         }
-        self.producer.commit_transaction(Timeout::Never).map_err(|error| {
+        loop {
+            let error = match self.producer.commit_transaction(CALL_WAIT) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            // Not answered yet: the call goes on where it was, if the connection is sound.
+            let unanswered =
+                matches!(&error, KafkaError::Transaction(inner) if inner.is_retriable());
+            let sound = self.disturbances() == disturbances && begun.elapsed() < TRANSACTION_WAIT;
             match self.failure(error) {
+                Failure::Unknown(_) if unanswered && sound => {}
                 // Even an abortable error of the commit itself is no proof.
-                Failure::Abortable(why) => Failure::Unknown(why),
-                other => other,
+                Failure::Abortable(why) => return Err(Failure::Unknown(why)),
+                other => return Err(other),
             }
-        })
+        }
     }
 
     /// Aborts the open transaction. False: use another producer.
@@ -366,12 +382,22 @@ impl Deliveries {
         self.state().outstanding -= 1;
     }
 
-    /// Waits until every record was reported. Each is, at the latest after its timeout.
-    fn wait(&self) {
+    /// Waits until every record was reported; each is, at the latest after its timeout. False:
+    /// there were transport errors beyond `disturbances`, and nothing moves.
+    fn wait(&self, disturbances: u64) -> bool {
         let mut state = self.state();
+        let (mut outstanding, mut moved) = (state.outstanding, Instant::now());
         while state.outstanding > 0 {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if state.outstanding != outstanding {
+                (outstanding, moved) = (state.outstanding, Instant::now());
+            }
+            if self.client.disturbances() != disturbances && moved.elapsed() > DISTURBED_WAIT {
+                return false;
+            }
+            let waited = self.changed.wait_timeout(state, DISTURBED_WAIT / 4);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        true
     }
 
     fn wait_for_room(&self) {

@@ -106,6 +106,7 @@ impl Committer {
             producer: None,
             position: 0,
             last_epoch: None,
+            fenced: false,
             stop: Arc::clone(&stop),
         };
         std::thread::Builder::new().name(format!("commit-{customer}")).spawn(move || {
@@ -172,6 +173,8 @@ struct Session {
     position: i64,
     /// The newest epoch that is known to be committed.
     last_epoch: Option<u64>,
+    /// Another process took over: this one must not take over in its turn.
+    fenced: bool,
     stop: Arc<AtomicBool>,
 }
 
@@ -184,7 +187,11 @@ impl Session {
         }
         while let Ok((output, reply)) = inbox.recv() {
             let begun = Instant::now();
-            let outcome = self.commit(&output);
+            let outcome = match self.fenced {
+                true => Err(self.fenced("the process was fenced before", &output)),
+                false => self.commit(&output),
+            };
+            self.fenced = matches!(&outcome, Err(error) if error.kind == Kind::Fenced);
             // The pipeline may be gone; the epoch is committed all the same.
             let _ = reply.send(outcome.map(|()| Committed { took: begun.elapsed() }));
             if self.stop.load(Ordering::Acquire) {

@@ -1,0 +1,456 @@
+//! The commands as a user types them.
+
+use std::time::{Duration, Instant};
+
+use crate::support::kafka::{Kafka, Write};
+use crate::support::process::{self, run, run_for, start};
+use crate::support::project::{Project, unique};
+
+const LONG: Duration = Duration::from_secs(120);
+
+/// One customer over one topic: an hourly count, a filter, a view.
+struct Place {
+    kafka: Kafka,
+    project: Project,
+    customer: String,
+    topic: String,
+}
+
+fn place(kafka: Kafka, partitions: i32) -> Place {
+    let (customer, topic) = (unique("cli"), unique("cli_events"));
+    kafka.create(&topic, partitions);
+    let project = Project::new();
+    project
+        .schema(
+            &customer,
+            &format!(
+                "SET millstream.timezone = 'Europe/Helsinki';
+CREATE STREAM events (
+  ts TIMESTAMP NOT NULL FORMAT '%Y-%m-%d %H:%M:%S', sensor BIGINT NOT NULL, room VARCHAR NOT NULL,
+  WATERMARK FOR ts AS ts - INTERVAL '1' MINUTE
+) WITH (topics = '{topic}');
+CREATE EXTERNAL TABLE rooms STORED AS CSV LOCATION 'data/rooms.csv' OPTIONS ('format.has_header' 'true');"
+            ),
+        )
+        .file("data/rooms.csv", "room,restricted\nkitchen,false\nhall,true\n")
+        .query(
+            &customer,
+            "hourly",
+            "-- Events per hour and room.
+SELECT window_start, window_end, room, count(*) AS events, count(DISTINCT sensor) AS sensors
+FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY window_start, window_end, room",
+        )
+        .query(
+            &customer,
+            "alerts",
+            "SELECT e.ts, e.sensor, e.room FROM events e JOIN rooms r ON e.room = r.room WHERE r.restricted",
+        )
+        .query(&customer, "latest", "SELECT sensor, max(ts) AS seen, count(*) AS events FROM events GROUP BY sensor");
+    Place { kafka, project, customer, topic }
+}
+
+impl Place {
+    /// Events `minute` by minute from 10:00 on, sensor and room by number.
+    fn events(&self, minutes: std::ops::Range<i64>) {
+        let event = |m: i64| {
+            let (hour, minute) = (10 + m / 60, m % 60);
+            let room = if m % 3 == 0 { "hall" } else { "kitchen" };
+            Write::value(format!(
+                r#"{{"ts":"2024-05-01 {hour}:{minute:02}:00","sensor":{},"room":"{room}"}}"#,
+                m % 5
+            ))
+        };
+        self.kafka.produce(&self.topic, minutes.map(event));
+    }
+
+    fn run(&self, more: &[&str]) -> process::Finished {
+        let mut all = vec!["run", "--brokers", &self.kafka.brokers];
+        all.extend(more);
+        run_for(self.project.path(), &all, LONG)
+    }
+
+    fn ask(&self, sql: &str) -> Vec<String> {
+        let sql = sql.replace("{c}", &self.customer);
+        let answer = run(self.project.path(), &["query", "--format", "csv", &sql]).ok();
+        answer.stdout.lines().skip(1).map(str::to_owned).collect()
+    }
+
+    fn results(&self, query: &str) -> Vec<serde_json::Value> {
+        let records = self.kafka.read(&format!("millstream.{}.{query}", self.customer));
+        records.iter().map(|r| r.json()).collect()
+    }
+}
+
+#[test]
+fn check_shows_all_errors_with_a_caret_and_a_hint() {
+    let project = Project::new();
+    project
+        .schema("c", "CREATE STREAM events (ts TIMESTAMP NOT NULL, n BIGINT, WATERMARK FOR ts AS ts) WITH (topics = 'e');")
+        .query("c", "good", "SELECT ts FROM events WHERE n > 1")
+        .query("c", "unknown_stream", "SELECT n\nFROM evnets")
+        .query("c", "unknown_column", "SELECT m FROM events")
+        .query("c", "no_window", "CREATE STREAM x AS SELECT n, count(*) AS c FROM events GROUP BY n")
+        .query(
+            "c",
+            "session",
+            "SELECT window_start, count(*) AS c FROM SESSION(TABLE events, DESCRIPTOR(ts), INTERVAL '5' MINUTE) GROUP BY window_start, window_end",
+        );
+    let said = run(project.path(), &["check"]).failed().said();
+    for file in ["unknown_stream.sql:2:6", "unknown_column.sql:1:8", "no_window.sql", "session.sql"]
+    {
+        assert!(said.contains(file), "{file} is not named\n{said}");
+    }
+    assert!(said.contains("2 | FROM evnets\n  |      ^"), "no caret under the word\n{said}");
+    assert!(said.contains("did you mean") && said.contains("'events'"), "no hint\n{said}");
+    assert!(said.contains("SESSION"), "{said}");
+    assert!(!said.contains("good.sql"), "{said}");
+}
+
+#[test]
+fn the_repository_passes_its_own_check_and_explains_the_cut() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let said = run(root, &["check"]).ok().stdout;
+    for query in [
+        "daily_visits",
+        "room_visits",
+        "current_room",
+        "occupancy",
+        "overcrowded",
+        "presence_alert",
+        "room_usage",
+        "latency",
+    ] {
+        assert!(said.contains(query), "{query} is not described\n{said}");
+    }
+    for word in ["inputs", "windows", "kept", "topic", "key", "columns"] {
+        assert!(said.contains(word), "{word} is not described\n{said}");
+    }
+    let said = run(root, &["explain", "customer_a/daily_visits"]).ok().stdout.to_lowercase();
+    for word in ["front", "kept", "closing", "aggregateexec"] {
+        assert!(said.contains(word), "{word} is not explained\n{said}");
+    }
+}
+
+#[test]
+fn a_missing_topic_is_named_and_nothing_else_happens() {
+    let Some(kafka) = Kafka::require("missing topic") else { return };
+    let customer = unique("missing");
+    let topic = unique("nowhere");
+    let project = Project::new();
+    project
+        .schema(&customer, &format!("CREATE STREAM e (ts TIMESTAMP NOT NULL, WATERMARK FOR ts AS ts) WITH (topics = '{topic}');"))
+        .query(&customer, "all", "SELECT ts FROM e");
+    let said =
+        run(project.path(), &["run", "--brokers", &kafka.brokers, "--until-end"]).failed().said();
+    assert!(said.contains(&topic) && said.contains("--create-topics"), "{said}");
+    assert!(!kafka.topics().contains(&topic));
+}
+
+#[test]
+fn until_end_leaves_windows_open_and_drain_closes_them_for_good() {
+    let Some(kafka) = Kafka::require("until-end") else { return };
+    let place = place(kafka, 2);
+    place.events(0..90);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    // Two partitions' watermarks may both have passed 11:00, or one of them may be behind.
+    let early = place.results("hourly").len();
+    assert!(early == 0 || early == 2, "{early}");
+    place.events(90..125);
+    place.run(&["--until-end"]).ok();
+    assert_eq!(place.ask("SELECT count(*) FROM {c}.events"), ["125"]);
+    place.run(&["--drain"]).ok();
+    let mut rows: Vec<_> = place
+        .results("hourly")
+        .iter()
+        .map(|r| {
+            (
+                r["window_start"].to_string(),
+                r["room"].to_string(),
+                r["events"].to_string(),
+                r["sensors"].to_string(),
+            )
+        })
+        .collect();
+    rows.sort();
+    let row = |hour: &str, room: &str, events: &str, sensors: &str| {
+        let start = format!("\"2024-05-01T{hour}:00:00+03:00\"");
+        (start, format!("\"{room}\""), events.to_owned(), sensors.to_owned())
+    };
+    let expected = [
+        row("10", "hall", "20", "5"),
+        row("10", "kitchen", "40", "5"),
+        row("11", "hall", "20", "5"),
+        row("11", "kitchen", "40", "5"),
+        row("12", "hall", "2", "2"),
+        row("12", "kitchen", "3", "3"),
+    ];
+    assert_eq!(rows, expected);
+    assert_eq!(place.ask("SELECT count(*) FROM {c}.hourly"), ["6"]);
+
+    let said = place.run(&["--until-end"]).failed().said();
+    assert!(said.contains("drained") && said.contains("--reset"), "{said}");
+    place.events(125..130);
+    place.run(&["--until-end", "--reset", &place.customer]).ok();
+    assert_eq!(place.ask("SELECT count(*) FROM {c}.events"), ["130"]);
+    run(place.project.path(), &["audit", "--brokers", &place.kafka.brokers]).ok();
+}
+
+#[test]
+fn a_term_signal_stops_within_five_seconds_and_the_next_run_goes_on() {
+    let Some(kafka) = Kafka::require("signal") else { return };
+    let place = place(kafka, 1);
+    place.events(0..30);
+    let brokers = place.kafka.brokers.clone();
+    let arguments = ["run", "--brokers", &brokers, "--create-topics"];
+    let mut running = start(place.project.path(), &arguments);
+    let deadline = Instant::now() + LONG;
+    while !place.kafka.topics().contains(&format!("millstream.{}.alerts", place.customer))
+        || place.results("alerts").len() < 10
+    {
+        assert!(!running.ended() && Instant::now() < deadline, "{}", running.stderr());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let since = Instant::now();
+    running.signal("TERM");
+    let finished = running.wait(Duration::from_secs(30)).ok();
+    assert!(
+        since.elapsed() < Duration::from_secs(5),
+        "it took {:?}\n{}",
+        since.elapsed(),
+        finished.stderr
+    );
+    place.events(30..60);
+    place.run(&["--drain"]).ok();
+    assert_eq!(place.results("alerts").len(), 20);
+    let rows = place.results("hourly");
+    assert_eq!(rows.iter().map(|r| r["events"].as_i64().unwrap()).sum::<i64>(), 60);
+}
+
+#[test]
+fn replay_says_what_the_stream_said() {
+    let Some(kafka) = Kafka::require("replay") else { return };
+    let place = place(kafka, 1);
+    place.events(0..125);
+    // Half an hour behind: refused by the 10 o'clock window, in history all the same.
+    place.events(10..13);
+    place.run(&["--create-topics", "--drain"]).ok();
+    let file = format!("queries/{}/hourly.sql", place.customer);
+    let range = ["--from", "2024-05-01", "--to", "2024-05-02", "--format", "csv"];
+    let replay = |more: &[&str]| {
+        let arguments = [&["replay", &file], &range[..], more].concat();
+        let mut rows: Vec<String> = run(place.project.path(), &arguments)
+            .ok()
+            .stdout
+            .lines()
+            .skip(1)
+            .map(str::to_owned)
+            .collect();
+        rows.sort();
+        rows
+    };
+    let mut streamed =
+        place.ask("SELECT window_start, window_end, room, events, sensors FROM {c}.hourly");
+    streamed.sort();
+    assert_eq!(replay(&["--as-streamed"]), streamed);
+    assert_eq!(place.ask("SELECT count(*) FROM {c}.events_late WHERE query = 'hourly'"), ["3"]);
+    let sum = |rows: &[String]| {
+        rows.iter().map(|r| r.split(',').nth(3).unwrap().parse::<i64>().unwrap()).sum::<i64>()
+    };
+    assert_eq!((sum(&streamed), sum(&replay(&[]))), (125, 128));
+}
+
+#[test]
+fn query_answers_in_every_format_and_from_every_place() {
+    let Some(kafka) = Kafka::require("formats") else { return };
+    let place = place(kafka, 1);
+    place.events(0..10);
+    place.run(&["--create-topics", "--drain"]).ok();
+    let folder = place.project.path();
+    let sql = format!(
+        "SELECT room, count(*) AS n FROM {}.events GROUP BY room ORDER BY room",
+        place.customer
+    );
+    let csv = run(folder, &["query", "--format", "csv", &sql]).ok().stdout;
+    assert_eq!(csv, "room,n\nhall,4\nkitchen,6\n");
+    let json = run(folder, &["query", "--format", "json", &sql]).ok().stdout;
+    assert_eq!(
+        json.lines().collect::<Vec<_>>(),
+        [r#"{"room":"hall","n":4}"#, r#"{"room":"kitchen","n":6}"#]
+    );
+    let table = run(folder, &["query", &sql]).ok().stdout;
+    assert!(table.contains("| hall") && table.contains("| room"), "{table}");
+    place.project.file("q.sql", &sql);
+    assert_eq!(run(folder, &["query", "--format", "csv", "--file", "q.sql"]).ok().stdout, csv);
+    let piped =
+        process::start_with(folder, &["query", "--format", "csv"], Some(&sql)).wait(LONG).ok();
+    assert_eq!(piped.stdout, csv);
+    run(folder, &["query", "--format", "parquet", "--output", "out.parquet", &sql]).ok();
+    let bytes = std::fs::read(folder.join("out.parquet")).unwrap();
+    assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
+    // A keyed result: its name is the latest row of each key, its _changes every change.
+    assert_eq!(
+        place.ask("SELECT sensor, events FROM {c}.latest ORDER BY sensor"),
+        ["0,2", "1,2", "2,2", "3,2", "4,2"]
+    );
+    let changes = place.ask("SELECT count(*) FROM {c}.latest_changes")[0].parse::<usize>().unwrap();
+    assert!(changes >= 5, "{changes}");
+    let said = run(folder, &["query", "SELECT * FROM nowhere.nothing"]).failed().said();
+    assert!(said.contains("nothing"), "{said}");
+}
+
+#[test]
+fn subscribe_follows_a_results_topic() {
+    let Some(kafka) = Kafka::require("subscribe") else { return };
+    let place = place(kafka, 1);
+    place.events(0..10);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let brokers = place.kafka.brokers.clone();
+    let arguments = [
+        "subscribe",
+        &place.customer,
+        "alerts",
+        "--brokers",
+        &brokers,
+        "--from-beginning",
+        "--format",
+        "json",
+    ];
+    let mut follower = start(place.project.path(), &arguments);
+    let rows = |text: &str| text.lines().filter(|l| l.contains("\"room\":\"hall\"")).count();
+    follower.until("the alerts so far", LONG, |text| rows(text) == 4);
+    place.events(10..16);
+    place.run(&["--until-end"]).ok();
+    follower.until("the new alerts", LONG, |text| rows(text) == 6);
+    follower.signal("INT");
+    follower.wait(Duration::from_secs(10));
+}
+
+#[test]
+fn dead_letters_are_fed_again_once_the_schema_accepts_them() {
+    let Some(kafka) = Kafka::require("retry") else { return };
+    let place = place(kafka, 1);
+    place.events(0..5);
+    let odd = |m: i64| {
+        Write::value(format!(r#"{{"ts":"2024-05-01 10:{m:02}:00","sensor":1,"place":"hall"}}"#))
+    };
+    place.kafka.produce(&place.topic, (5..8).map(odd));
+    place.kafka.produce(&place.topic, [Write::value("rubbish")]);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    assert_eq!(place.ask("SELECT count(*) FROM {c}.events"), ["5"]);
+    let retry = |more: &[&str]| {
+        let arguments =
+            [&["dead-letters", "retry", "--brokers", &place.kafka.brokers][..], more].concat();
+        run(place.project.path(), &arguments).ok().stdout
+    };
+    assert!(retry(&[]).contains("0 dead letters fed again, 4 still"), "nothing fits yet");
+    // The room may be missing from now on.
+    let schema = std::fs::read_to_string(
+        place.project.path().join(format!("schemas/{}.sql", place.customer)),
+    )
+    .unwrap();
+    place.project.schema(&place.customer, &schema.replace("room VARCHAR NOT NULL", "room VARCHAR"));
+    let said = retry(&[]);
+    assert!(said.contains("3 dead letters fed again, 1 still"), "{said}");
+    let said = retry(&[]);
+    assert!(said.contains("0 dead letters fed again, 1 still"), "twice: {said}");
+    let ends = place.kafka.ends(&place.topic);
+    assert!(ends[0].1 >= 12, "{ends:?}");
+}
+
+#[test]
+fn an_edited_reference_table_takes_effect_while_running() {
+    let Some(kafka) = Kafka::require("table") else { return };
+    let place = place(kafka, 1);
+    place.events(0..6);
+    let brokers = place.kafka.brokers.clone();
+    let mut running =
+        start(place.project.path(), &["run", "--brokers", &brokers, "--create-topics"]);
+    let alerts = |count: usize, running: &mut process::Running| {
+        let deadline = Instant::now() + LONG;
+        let topic = format!("millstream.{}.alerts", place.customer);
+        while !place.kafka.topics().contains(&topic) || place.results("alerts").len() < count {
+            assert!(!running.ended() && Instant::now() < deadline, "{}", running.stderr());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(place.results("alerts").len(), count);
+    };
+    alerts(2, &mut running);
+    place.project.file("data/rooms.csv", "room,restricted\nkitchen,true\nhall,true\n");
+    std::thread::sleep(Duration::from_secs(5));
+    place.events(6..12);
+    alerts(8, &mut running);
+    running.signal("TERM");
+    running.wait(Duration::from_secs(30)).ok();
+}
+
+#[test]
+fn a_topic_that_matches_the_pattern_joins_while_running() {
+    let Some(kafka) = Kafka::require("pattern") else { return };
+    let (customer, prefix) = (unique("pattern"), unique("sensor"));
+    kafka.create(&format!("{prefix}_1"), 1);
+    let project = Project::new();
+    project
+        .schema(
+            &customer,
+            &format!(
+                "CREATE STREAM e (ts TIMESTAMP NOT NULL, n BIGINT NOT NULL, topic VARCHAR METADATA FROM 'topic',
+  WATERMARK FOR ts AS ts - INTERVAL '1' MINUTE) WITH (topic_pattern = '{prefix}_[0-9]+');"
+            ),
+        )
+        .query(&customer, "copy", "SELECT topic, n FROM e");
+    let event = |n: i64| Write::value(format!(r#"{{"ts":"2024-05-01T10:00:0{n}Z","n":{n}}}"#));
+    kafka.produce(&format!("{prefix}_1"), (0..3).map(event));
+    let mut running =
+        start(project.path(), &["run", "--brokers", &kafka.brokers, "--create-topics"]);
+    let topic = format!("millstream.{customer}.copy");
+    let rows = |count: usize, running: &mut process::Running| {
+        let deadline = Instant::now() + LONG;
+        while !kafka.topics().contains(&topic) || kafka.read(&topic).len() < count {
+            assert!(!running.ended() && Instant::now() < deadline, "{}", running.stderr());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    rows(3, &mut running);
+    kafka.create(&format!("{prefix}_2"), 1);
+    kafka.produce(&format!("{prefix}_2"), (3..7).map(event));
+    rows(7, &mut running);
+    let new =
+        kafka.read(&topic).iter().filter(|r| r.json()["topic"] == format!("{prefix}_2")).count();
+    assert_eq!(new, 4);
+    running.signal("TERM");
+    running.wait(Duration::from_secs(30)).ok();
+}
+
+#[test]
+fn the_demo_runs_without_kafka_and_its_history_can_be_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let data = folder.path().join("state");
+    let data = data.to_str().unwrap();
+    let mut demo = start(root, &["demo", "--for", "20s", "--speed", "600", "--data-dir", data]);
+    // It says which query to try.
+    demo.until("the query to try", LONG, |text| text.contains("millstream query"));
+    std::thread::sleep(Duration::from_secs(14));
+    assert!(!demo.ended(), "{}{}", demo.stdout(), demo.stderr());
+    let lines = demo.stdout();
+    let data = demo_data(&lines).unwrap_or_else(|| data.to_owned());
+    let count = |what: &str| {
+        let sql = format!("SELECT count(*) AS n FROM {what}");
+        let answer =
+            run(root, &["query", "--data-dir", &data, "--format", "csv", &sql]).ok().stdout;
+        answer.lines().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let during = count("customer_a.positions");
+    let finished = demo.wait(LONG).ok();
+    let after = count("customer_a.positions");
+    assert!(during > 0 && after >= during, "{during} then {after}\n{}", finished.said());
+    assert!(count("customer_a.daily_visits") > 0, "a day window closed\n{}", finished.said());
+    assert!(count("customer_a.dead_letters") > 0, "one sensor is broken\n{}", finished.said());
+}
+
+/// The data folder that the demo names in the query to try.
+fn demo_data(text: &str) -> Option<String> {
+    let line = text.lines().find(|l| l.contains("millstream query") && l.contains("--data-dir"))?;
+    let rest = line.split("--data-dir").nth(1)?.trim_start_matches(['=', ' ']);
+    Some(rest.split_whitespace().next()?.trim_matches(['"', '\'']).to_owned())
+}

@@ -1,0 +1,12 @@
+//! Everything that is tested from outside of the crate, in one binary: linking is what costs.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cli;
+mod garbage;
+mod kill;
+mod properties;
+mod rig;
+mod sql;

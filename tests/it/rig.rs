@@ -1,0 +1,458 @@
+//! The engine without Kafka: records in, records out, with epochs, partitions and restarts as a
+//! test wants them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::concat_batches;
+use arrow::datatypes::Int64Type;
+use bytes::{Bytes, BytesMut};
+use millstream::catalog::{Customer, Emit, Topics};
+use millstream::log::{OutRecord, Snapshot, snapshot};
+use millstream::pipeline::tables::ReferenceTables;
+use millstream::pipeline::{Engine, plan};
+use millstream::sink::{self, Publication};
+use millstream::source::TopicPartition;
+use millstream::source::chunk::{Chunk, Record};
+use millstream::time::{Micros, SECOND};
+use millstream::watermark::ClockDecision;
+use millstream::{Error, Result};
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+
+/// The clock of all runs: later than every event in the tests.
+const NOW: Micros = 1_795_000_000 * SECOND;
+
+/// How the records are dealt out and where the epochs end.
+#[derive(Debug, Clone, Copy)]
+pub enum Way {
+    /// One partition, one epoch.
+    Whole,
+    /// Three partitions, small epochs.
+    Spread,
+    /// One partition, an epoch every one to three records; all state is written out and read back
+    /// in between.
+    Cut,
+    /// One to `partitions` partitions and epochs of any size; now and then it is killed: an older
+    /// snapshot is loaded, recorded epochs run again, and the state must be what it was.
+    Random { seed: u64, partitions: i32 },
+}
+
+/// One stream's record values, in order.
+pub struct Input {
+    pub stream: String,
+    pub values: Vec<Bytes>,
+}
+
+/// What came out.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Per query its rows: all of them, or for keyed results those that stand at the end.
+    pub results: BTreeMap<String, Vec<Vec<String>>>,
+    /// Per stream its rows in the order read, with `_topic`, `_partition`, `_offset`, `_position`.
+    pub rows: BTreeMap<String, RecordBatch>,
+    /// Refused rows: query, offset, first refused start, last refused end, watermark.
+    pub late: Vec<(String, [String; 4])>,
+    /// Rows that an expression of a query refused: query, offset.
+    pub failed: Vec<(String, i64)>,
+    /// Rows that decoding or a rule of the stream refused: offset, column, reason.
+    pub rejected: Vec<(i64, Option<String>, String)>,
+    /// Windows whose closing plan failed: query, reason.
+    pub broken: Vec<(String, String)>,
+}
+
+/// Runs a customer over the inputs to the end of all windows.
+pub async fn run(
+    root: &Path,
+    customer: &Arc<Customer>,
+    inputs: &[Input],
+    way: Way,
+) -> Result<Outcome> {
+    let mut rig = Rig::new(root, customer).await?;
+    let schedule = schedule(inputs, way);
+    let mut random =
+        StdRng::seed_from_u64(if let Way::Random { seed, .. } = way { seed } else { 0 });
+    for partition in 0..partitions(way) {
+        for input in inputs {
+            rig.engine.join(&input.stream, &rig.partition(&input.stream, partition), 0)?;
+        }
+    }
+    rig.join = rig.engine.snapshot()?;
+    for (number, chunks) in schedule.into_iter().enumerate() {
+        let emits = if number % 2 == 1 { rig.early() } else { Vec::new() };
+        rig.epoch(chunks, BTreeMap::new(), emits).await?;
+        match way {
+            Way::Cut => rig.restore_newest(root).await?,
+            Way::Random { .. } if random.random_bool(0.3) => rig.keep_snapshot().await?,
+            Way::Random { .. } if random.random_bool(0.2) => rig.kill(root).await?,
+            _ => {}
+        }
+    }
+    let mut decisions = BTreeMap::new();
+    for (name, stage) in &mut rig.engine.streams {
+        decisions.insert(name.clone(), stage.watermarks.drain());
+    }
+    rig.epoch(Vec::new(), decisions, Vec::new()).await?;
+    rig.outcome()
+}
+
+fn partitions(way: Way) -> i32 {
+    match way {
+        Way::Whole | Way::Cut => 1,
+        Way::Spread => 3,
+        Way::Random { partitions, .. } => partitions,
+    }
+}
+
+/// Per epoch, per input: (stream, partition, records with their offsets).
+type Epoch = Vec<(String, i32, Vec<(i64, Bytes)>)>;
+
+fn schedule(inputs: &[Input], way: Way) -> Vec<Epoch> {
+    let mut random =
+        StdRng::seed_from_u64(if let Way::Random { seed, .. } = way { seed ^ 1 } else { 0 });
+    let count = partitions(way);
+    let mut epochs: Vec<Epoch> = Vec::new();
+    for input in inputs {
+        let mut offsets = vec![0_i64; usize::try_from(count).unwrap()];
+        let mut rest = input.values.iter().enumerate().peekable();
+        let mut number = 0;
+        while rest.peek().is_some() {
+            let size = match way {
+                Way::Whole => usize::MAX,
+                Way::Spread => 4,
+                Way::Cut => number % 3 + 1,
+                Way::Random { .. } => random.random_range(1..20),
+            };
+            let mut parts: BTreeMap<i32, Vec<(i64, Bytes)>> = BTreeMap::new();
+            for (index, value) in rest.by_ref().take(size) {
+                let partition = match way {
+                    Way::Random { .. } => random.random_range(0..count),
+                    _ => i32::try_from(index).unwrap() % count,
+                };
+                let next = &mut offsets[usize::try_from(partition).unwrap()];
+                parts.entry(partition).or_default().push((*next, value.clone()));
+                *next += 1;
+            }
+            if epochs.len() <= number {
+                epochs.push(Vec::new());
+            }
+            epochs[number]
+                .extend(parts.into_iter().map(|(p, records)| (input.stream.clone(), p, records)));
+            number += 1;
+        }
+    }
+    epochs
+}
+
+/// A chunk as a reader would fill it.
+pub fn chunk(topic: &Arc<str>, partition: i32, records: &[(i64, Bytes)]) -> Chunk {
+    let mut bytes = BytesMut::new();
+    let mut ranges = Vec::new();
+    for (offset, value) in records {
+        let start = u32::try_from(bytes.len()).unwrap();
+        bytes.extend_from_slice(value);
+        let end = u32::try_from(bytes.len()).unwrap();
+        ranges.push(Record {
+            offset: *offset,
+            timestamp_ms: -1,
+            key: None,
+            value: Some(start..end),
+            headers: Vec::new(),
+        });
+    }
+    Chunk {
+        topic: topic.clone(),
+        partition,
+        first_offset: records[0].0,
+        next_offset: records[records.len() - 1].0 + 1,
+        bytes: bytes.freeze(),
+        records: ranges,
+        append_time: false,
+    }
+}
+
+/// An epoch as the log would record it.
+struct Recorded {
+    chunks: Vec<Chunk>,
+    decisions: BTreeMap<String, Vec<ClockDecision>>,
+    emits: Vec<String>,
+}
+
+struct Rig {
+    customer: Arc<Customer>,
+    tables: ReferenceTables,
+    versions: tempfile::TempDir,
+    engine: Engine,
+    /// The state before the first epoch.
+    join: Snapshot,
+    store: Arc<dyn ObjectStore>,
+    /// Epochs so far, and how many of them the kept snapshot holds.
+    log: Vec<Recorded>,
+    kept: Option<usize>,
+    records: Vec<OutRecord>,
+    history: BTreeMap<String, Vec<RecordBatch>>,
+}
+
+impl Rig {
+    async fn new(root: &Path, customer: &Arc<Customer>) -> Result<Self> {
+        let versions = tempfile::tempdir()?;
+        let mut tables =
+            ReferenceTables::new(root, versions.path().into(), customer.tables.clone());
+        let engine = fresh(root, customer, &mut tables).await?;
+        let join = engine.snapshot()?;
+        let (log, records, history) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        Ok(Self {
+            customer: customer.clone(),
+            tables,
+            versions,
+            engine,
+            join,
+            store,
+            log,
+            kept: None,
+            records,
+            history,
+        })
+    }
+
+    fn topic(&self, stream: &str) -> Arc<str> {
+        let found = self.customer.streams.iter().find(|s| s.name == stream).unwrap();
+        match &found.topics {
+            Topics::List(list) => list[0].as_str().into(),
+            Topics::Pattern(_) => stream.into(),
+        }
+    }
+
+    fn partition(&self, stream: &str, partition: i32) -> TopicPartition {
+        TopicPartition { topic: self.topic(stream), partition }
+    }
+
+    /// Queries that may speak early.
+    fn early(&self) -> Vec<String> {
+        let early = self.customer.queries.iter().filter(|q| matches!(q.emit, Emit::Every(_)));
+        early.map(|q| q.name.clone()).collect()
+    }
+
+    async fn epoch(
+        &mut self,
+        epoch: Epoch,
+        decisions: BTreeMap<String, Vec<ClockDecision>>,
+        emits: Vec<String>,
+    ) -> Result<()> {
+        let chunks = epoch
+            .iter()
+            .map(|(stream, p, records)| chunk(&self.topic(stream), *p, records))
+            .collect();
+        self.log.push(Recorded { chunks, decisions, emits });
+        let number = self.log.len();
+        let output = again(&mut self.engine, number, &self.log[number - 1]).await?;
+        self.records.extend(output.records);
+        for rows in output.history {
+            self.history.entry(rows.stream).or_default().push(rows.rows);
+        }
+        Ok(())
+    }
+
+    /// Writes all state out and goes on with a new engine that read it back.
+    async fn restore_newest(&mut self, root: &Path) -> Result<()> {
+        self.keep_snapshot().await?;
+        self.engine = self.recovered(root).await?;
+        Ok(())
+    }
+
+    async fn keep_snapshot(&mut self) -> Result<()> {
+        let number = self.log.len();
+        snapshot::write(&self.store, &format!("s{number}").into(), &self.engine.snapshot()?)
+            .await?;
+        self.kept = Some(number);
+        Ok(())
+    }
+
+    /// Loses the engine, recovers another one, and insists that it is the same.
+    async fn kill(&mut self, root: &Path) -> Result<()> {
+        let before = self.engine.snapshot()?;
+        let mut engine = self.recovered(root).await?;
+        for number in self.kept.unwrap_or(0)..self.log.len() {
+            again(&mut engine, number + 1, &self.log[number]).await?;
+        }
+        let after = engine.snapshot()?;
+        if describe(&before) != describe(&after) {
+            return Err(Error::internal("recovery gave another state").detail(format!(
+                "before {}\nafter {}",
+                describe(&before),
+                describe(&after)
+            )));
+        }
+        self.engine = engine;
+        Ok(())
+    }
+
+    async fn recovered(&mut self, root: &Path) -> Result<Engine> {
+        self.tables =
+            ReferenceTables::new(root, self.versions.path().into(), self.customer.tables.clone());
+        let mut engine = fresh(root, &self.customer, &mut self.tables).await?;
+        let saved = match self.kept {
+            Some(number) => snapshot::read(&self.store, &format!("s{number}").into()).await?,
+            None => Snapshot {
+                manifest: self.join.manifest.clone(),
+                batches: self.join.batches.clone(),
+            },
+        };
+        engine.restore(saved, &BTreeSet::new())?;
+        Ok(engine)
+    }
+
+    fn outcome(self) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        for (stream, batches) in self.history {
+            let rows = concat_batches(&batches[0].schema(), &batches)?;
+            outcome.rows.insert(stream, rows);
+        }
+        let dead = sink::dead_letter_topic(&self.customer.name);
+        for query in &self.engine.queries {
+            let records = self.records.iter().filter(|r| *r.topic == *query.plan.query.topic);
+            outcome
+                .results
+                .insert(query.plan.name.clone(), standing(records, query.sink.publication)?);
+        }
+        for record in &self.records {
+            if record.topic == dead {
+                dead_letter(record, &mut outcome);
+            } else if record.topic.ends_with("_late") {
+                let row = json(record.value.as_deref())?;
+                let cell = |name: &str| cell(&row[name]);
+                let place =
+                    [cell("_offset"), cell("refused_from"), cell("refused_to"), cell("watermark")];
+                outcome.late.push((cell("query"), place));
+            }
+        }
+        outcome.late.sort();
+        outcome.failed.sort();
+        outcome.rejected.sort();
+        Ok(outcome)
+    }
+}
+
+async fn fresh(
+    root: &Path,
+    customer: &Arc<Customer>,
+    tables: &mut ReferenceTables,
+) -> Result<Engine> {
+    let plan = plan(root, customer).await.map_err(|mut errors| errors.swap_remove(0))?;
+    let mut engine = Engine::new(customer.clone(), plan)?;
+    for version in tables.changed().await? {
+        engine.set_table(&version.name, version.rows);
+    }
+    Ok(engine)
+}
+
+async fn again(
+    engine: &mut Engine,
+    number: usize,
+    recorded: &Recorded,
+) -> Result<millstream::pipeline::Output> {
+    let number = u64::try_from(number).unwrap();
+    engine.begin(NOW + i64::try_from(number).unwrap() * SECOND);
+    for chunk in &recorded.chunks {
+        engine.absorb(chunk).await?;
+    }
+    engine.end(number, &recorded.decisions, &recorded.emits).await
+}
+
+/// All of a state as text. Batches are compared by their rows, in order.
+fn describe(snapshot: &Snapshot) -> String {
+    let mut batches: Vec<String> = Vec::new();
+    for (name, rows) in &snapshot.batches {
+        let rows = arrow::util::pretty::pretty_format_batches(std::slice::from_ref(rows)).unwrap();
+        batches.push(format!("{name}\n{rows}"));
+    }
+    batches.sort();
+    format!("{}\n{}", snapshot.manifest, batches.join("\n"))
+}
+
+fn json(value: Option<&[u8]>) -> Result<Value> {
+    serde_json::from_slice(value.unwrap_or(b"null"))
+        .map_err(|e| Error::internal("a record is no JSON").because(e))
+}
+
+/// The rows that stand at the end of a results topic.
+fn standing<'a>(
+    records: impl Iterator<Item = &'a OutRecord>,
+    publication: Publication,
+) -> Result<Vec<Vec<String>>> {
+    let mut appended = Vec::new();
+    let mut keyed: BTreeMap<Bytes, Option<Value>> = BTreeMap::new();
+    for record in records {
+        let row = match &record.value {
+            Some(value) => Some(json(Some(value))?),
+            None => None,
+        };
+        match publication {
+            Publication::Append => appended.extend(row),
+            _ => {
+                keyed.insert(record.key.clone().unwrap_or_default(), row);
+            }
+        }
+    }
+    let rows = appended.into_iter().chain(keyed.into_values().flatten());
+    Ok(rows
+        .map(|mut row| {
+            if publication == Publication::Revised {
+                let object = row.as_object_mut().unwrap();
+                assert_eq!(
+                    object.remove("is_final"),
+                    Some(Value::Bool(true)),
+                    "an early result was the last"
+                );
+                object.remove("revision");
+            }
+            cells(&row)
+        })
+        .collect())
+}
+
+fn dead_letter(record: &OutRecord, outcome: &mut Outcome) {
+    let header = |name: &str| {
+        let value = record.headers.iter().find(|(n, _)| n == name)?.1.as_ref()?;
+        Some(String::from_utf8_lossy(value).into_owned())
+    };
+    let offset = || header(sink::headers::OFFSET).unwrap().parse().unwrap();
+    let reason = header(sink::headers::REASON).unwrap();
+    match header(sink::headers::STAGE).unwrap().as_str() {
+        "query" => outcome.failed.push((header(sink::headers::QUERY).unwrap(), offset())),
+        "window" => outcome.broken.push((header(sink::headers::QUERY).unwrap(), reason)),
+        _ => outcome.rejected.push((offset(), header(sink::headers::COLUMN), reason)),
+    }
+}
+
+/// The rows of a batch as cells, by way of the JSON that results are.
+pub fn batch_cells(rows: &RecordBatch) -> Vec<Vec<String>> {
+    let rows = sink::json_rows(rows).unwrap();
+    rows.iter().map(|row| cells(&serde_json::from_slice(row).unwrap())).collect()
+}
+
+/// The offsets of a history batch.
+pub fn offsets(rows: &RecordBatch) -> Vec<i64> {
+    rows.column_by_name("_offset").unwrap().as_primitive::<Int64Type>().values().to_vec()
+}
+
+pub fn cells(row: &Value) -> Vec<String> {
+    row.as_object().unwrap().values().map(cell).collect()
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "NULL".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(cell).collect::<Vec<_>>().join(", "))
+        }
+        other => other.to_string(),
+    }
+}

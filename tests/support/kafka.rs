@@ -1,0 +1,234 @@
+//! A real Kafka, if `MILLSTREAM_TEST_KAFKA` names one (.ci/run and .ci/kafka do).
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The broker that the environment names.
+#[derive(Clone)]
+pub struct Kafka {
+    pub brokers: String,
+}
+
+/// One record as read back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Read {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Read {
+    /// The value as JSON; panics when it is none.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(self.value.as_deref().unwrap()).unwrap()
+    }
+
+    /// A header's text.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let value = self.headers.iter().find(|(n, _)| n == name)?.1.as_deref()?;
+        Some(String::from_utf8_lossy(value).into_owned())
+    }
+}
+
+/// One record to be produced.
+#[derive(Debug, Clone, Default)]
+pub struct Write {
+    pub partition: Option<i32>,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Write {
+    pub fn value(value: impl Into<Vec<u8>>) -> Self {
+        Self { value: Some(value.into()), ..Self::default() }
+    }
+
+    pub fn to(mut self, partition: i32) -> Self {
+        self.partition = Some(partition);
+        self
+    }
+}
+
+impl Kafka {
+    /// The broker, or `None` with a line that says so. Where MILLSTREAM_REQUIRE_KAFKA is set, a
+    /// missing broker is a failure: a green run must have been a real one.
+    pub fn require(test: &str) -> Option<Self> {
+        match std::env::var("MILLSTREAM_TEST_KAFKA") {
+            Ok(brokers) if !brokers.is_empty() => Some(Self { brokers }),
+            _ if std::env::var_os("MILLSTREAM_REQUIRE_KAFKA").is_some() => {
+                panic!("{test}: MILLSTREAM_TEST_KAFKA is not set")
+            }
+            _ => {
+                eprintln!(
+                    "{test}: needs Kafka (set MILLSTREAM_TEST_KAFKA, see .ci/kafka); skipped"
+                );
+                None
+            }
+        }
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+
+    pub fn create(&self, topic: &str, partitions: i32) {
+        self.create_with(topic, partitions, &[]);
+    }
+
+    pub fn create_with(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let mut wanted = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        for (key, value) in settings {
+            wanted = wanted.set(key, value);
+        }
+        let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+        let made = futures::executor::block_on(admin.create_topics([&wanted], &options)).unwrap();
+        for result in made {
+            result.unwrap();
+        }
+    }
+
+    /// Produces in order and waits until the broker has everything.
+    pub fn produce(&self, topic: &str, records: impl IntoIterator<Item = Write>) {
+        let producer: ThreadedProducer<_> = self
+            .client()
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "5")
+            .set("queue.buffering.max.messages", "200000")
+            .create()
+            .unwrap();
+        for record in records {
+            send(&producer, topic, &record);
+        }
+        producer.flush(Duration::from_secs(120)).unwrap();
+    }
+
+    pub fn topics(&self) -> HashSet<String> {
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        let metadata = consumer.fetch_metadata(None, TIMEOUT).unwrap();
+        metadata.topics().iter().map(|topic| topic.name().to_owned()).collect()
+    }
+
+    /// The partitions of a topic; none when it does not exist.
+    pub fn partitions(&self, topic: &str) -> Vec<i32> {
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
+        metadata.topics()[0].partitions().iter().map(|p| p.id()).collect()
+    }
+
+    /// Everything committed in a topic, in offset order per partition. Waits until no transaction
+    /// is open below the end, so that nothing which a dead producer left behind is overlooked.
+    pub fn read(&self, topic: &str) -> Vec<Read> {
+        let consumer: BaseConsumer = self
+            .client()
+            .set("group.id", "millstream-tests")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "true")
+            .create()
+            .unwrap();
+        let partitions = self.partitions(topic);
+        self.await_decided(&consumer, topic, &partitions);
+        let mut list = TopicPartitionList::new();
+        for partition in &partitions {
+            list.add_partition_offset(topic, *partition, Offset::Beginning).unwrap();
+        }
+        consumer.assign(&list).unwrap();
+        let mut open: HashSet<i32> = partitions.into_iter().collect();
+        let mut records = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !open.is_empty() {
+            assert!(Instant::now() < deadline, "{topic} could not be read to its end");
+            match consumer.poll(Duration::from_millis(200)) {
+                None => {}
+                Some(Ok(message)) => records.push(read(&message)),
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    open.remove(&partition);
+                }
+                Some(Err(error)) => panic!("{topic}: {error}"),
+            }
+        }
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    fn await_decided(&self, committed: &BaseConsumer, topic: &str, partitions: &[i32]) {
+        let all: BaseConsumer =
+            self.client().set("isolation.level", "read_uncommitted").create().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(90);
+        for partition in partitions {
+            let (_, end) = all.fetch_watermarks(topic, *partition, TIMEOUT).unwrap();
+            while committed.fetch_watermarks(topic, *partition, TIMEOUT).unwrap().1 < end {
+                assert!(Instant::now() < deadline, "{topic}/{partition}: a transaction stays open");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+
+    /// The offset after the last record of each partition, decided or not.
+    pub fn ends(&self, topic: &str) -> Vec<(i32, i64)> {
+        let all: BaseConsumer =
+            self.client().set("isolation.level", "read_uncommitted").create().unwrap();
+        let end = |p: i32| all.fetch_watermarks(topic, p, TIMEOUT).unwrap().1;
+        self.partitions(topic).into_iter().map(|p| (p, end(p))).collect()
+    }
+}
+
+fn send(
+    producer: &ThreadedProducer<rdkafka::producer::DefaultProducerContext>,
+    topic: &str,
+    record: &Write,
+) {
+    loop {
+        let mut outgoing: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
+        outgoing.partition = record.partition;
+        outgoing.key = record.key.as_deref();
+        outgoing.payload = record.value.as_deref();
+        if !record.headers.is_empty() {
+            let mut headers = OwnedHeaders::new();
+            for (key, value) in &record.headers {
+                headers = headers.insert(Header { key, value: Some(value) });
+            }
+            outgoing.headers = Some(headers);
+        }
+        match producer.send(outgoing) {
+            Ok(()) => return,
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err((error, _)) => panic!("{topic}: {error}"),
+        }
+    }
+}
+
+fn read(message: &rdkafka::message::BorrowedMessage<'_>) -> Read {
+    let headers = match message.headers() {
+        None => Vec::new(),
+        Some(headers) => {
+            headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect()
+        }
+    };
+    Read {
+        partition: message.partition(),
+        offset: message.offset(),
+        key: message.key().map(<[u8]>::to_vec),
+        value: message.payload().map(<[u8]>::to_vec),
+        headers,
+    }
+}

@@ -1,0 +1,177 @@
+//! The real binary, always under a time limit: a test that hangs must fail and say what it saw.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// A finished run.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Finished {
+    /// Panics with everything that was printed unless the process succeeded.
+    pub fn ok(self) -> Self {
+        assert!(
+            self.status.success(),
+            "{}\n--- stdout\n{}\n--- stderr\n{}",
+            self.status,
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    /// Panics unless the process failed.
+    pub fn failed(self) -> Self {
+        assert!(
+            !self.status.success(),
+            "it succeeded\n--- stdout\n{}\n--- stderr\n{}",
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    /// Both streams of output, for looking for a phrase.
+    pub fn said(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+}
+
+/// A running millstream.
+pub struct Running {
+    child: Child,
+    output: TempDir,
+    since: Instant,
+}
+
+/// Starts the binary in `folder` with `arguments`.
+pub fn start(folder: &Path, arguments: &[&str]) -> Running {
+    start_with(folder, arguments, None)
+}
+
+/// Starts the binary with `input` on its standard input.
+pub fn start_with(folder: &Path, arguments: &[&str], input: Option<&str>) -> Running {
+    let output = tempfile::tempdir().unwrap();
+    let file = |name: &str| File::create(output.path().join(name)).unwrap();
+    let stdin = match input {
+        None => Stdio::null(),
+        Some(text) => {
+            std::fs::write(output.path().join("in"), text).unwrap();
+            File::open(output.path().join("in")).unwrap().into()
+        }
+    };
+    let child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+        .args(arguments)
+        .current_dir(folder)
+        .env_remove("RUST_LOG")
+        .env("NO_COLOR", "1")
+        .stdin(stdin)
+        .stdout(file("out"))
+        .stderr(file("err"))
+        .spawn()
+        .unwrap();
+    Running { child, output, since: Instant::now() }
+}
+
+/// Runs the binary to its end, at most `limit`.
+pub fn run_for(folder: &Path, arguments: &[&str], limit: Duration) -> Finished {
+    start(folder, arguments).wait(limit)
+}
+
+/// Runs the binary to its end, at most two minutes.
+pub fn run(folder: &Path, arguments: &[&str]) -> Finished {
+    run_for(folder, arguments, Duration::from_secs(120))
+}
+
+impl Running {
+    fn printed(&self, name: &str) -> String {
+        let path: PathBuf = self.output.path().join(name);
+        String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+    }
+
+    pub fn stdout(&self) -> String {
+        self.printed("out")
+    }
+
+    pub fn stderr(&self) -> String {
+        self.printed("err")
+    }
+
+    /// Whether the process has ended already.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// SIGKILL: the process has no say in it.
+    pub fn kill(mut self) -> Finished {
+        self.child.kill().unwrap();
+        self.wait(Duration::from_secs(30))
+    }
+
+    /// SIGTERM or SIGINT, by the process's id.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let status = Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap();
+        assert!(status.success(), "no signal could be sent");
+    }
+
+    /// Waits until `seen` answers for the text printed so far (both streams).
+    pub fn until(&mut self, what: &str, limit: Duration, seen: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + limit;
+        loop {
+            let printed = format!("{}{}", self.stdout(), self.stderr());
+            if seen(&printed) {
+                return;
+            }
+            let ended = self.ended();
+            assert!(
+                !ended && Instant::now() < deadline,
+                "{what}: {}\n{printed}",
+                if ended { "it ended" } else { "too late" }
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits for its end; kills it and panics after `limit`.
+    pub fn wait(mut self, limit: Duration) -> Finished {
+        let deadline = Instant::now() + limit;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() >= deadline {
+                self.child.kill().unwrap();
+                self.child.wait().unwrap();
+                panic!(
+                    "still running after {limit:?}\n--- stdout\n{}\n--- stderr\n{}",
+                    self.stdout(),
+                    self.stderr()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        Finished {
+            status,
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+            took: self.since.elapsed(),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,48 @@
+//! A project folder (schemas, queries, data) that vanishes with its test.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// A folder that Millstream can be pointed at with `--project`.
+pub struct Project {
+    folder: TempDir,
+}
+
+impl Project {
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("millstream-").tempdir().unwrap();
+        Self { folder }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where `run` keeps history and snapshots when `--data-dir` says so.
+    pub fn data_dir(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    /// Writes any file, making its folders.
+    pub fn file(&self, name: &str, text: &str) -> &Self {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+        self
+    }
+
+    pub fn schema(&self, customer: &str, text: &str) -> &Self {
+        self.file(&format!("schemas/{customer}.sql"), text)
+    }
+
+    pub fn query(&self, customer: &str, name: &str, text: &str) -> &Self {
+        self.file(&format!("queries/{customer}/{name}.sql"), text)
+    }
+}
+
+/// A name that no other test, and no earlier run against the same broker, has used.
+pub fn unique(prefix: &str) -> String {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    format!("{prefix}_{}", &id[..10])
+}
