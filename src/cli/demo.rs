@@ -85,6 +85,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let (stop_all, stop) = watch::channel(false);
     let mut signal = super::stop_signal();
     let board = StatusBoard::new(Some(data_dir.join("status")));
+    board.expect(catalog.customers.iter().map(|c| c.name.as_str()));
     let mut options = run::following(kafka.clone(), &data_dir, Arc::new(Metrics::new()?), board.clone());
     // The embedded broker keeps 5 MiB a partition, the log's too: commit once a second at most.
     options.commit_interval = Some(Duration::from_millis(250));

@@ -86,20 +86,26 @@ pub async fn write_to<W: Write + Send>(
     format: Format,
     out: W,
 ) -> Result<usize> {
-    let mut sink = Sink::new(format, &rows.schema(), out)?;
     let mut count = 0;
-    while let Some(batch) = rows.try_next().await.map_err(|e| history::sql_error(None, "", e))? {
-        count += batch.num_rows();
-        match sink.write(&batch) {
-            Ok(()) => {}
-            Err(Stop::Closed) => return Ok(count),
-            Err(Stop::Failed(error)) => return Err(error),
-        }
-    }
-    match sink.finish() {
+    match copy(&mut rows, format, out, &mut count).await {
         Ok(()) | Err(Stop::Closed) => Ok(count),
         Err(Stop::Failed(error)) => Err(error),
     }
+}
+
+async fn copy<W: Write + Send>(
+    rows: &mut SendableRecordBatchStream,
+    format: Format,
+    out: W,
+    count: &mut usize,
+) -> Result<(), Stop> {
+    let mut sink = Sink::new(format, &rows.schema(), out)?;
+    let failed = |error| Stop::Failed(history::sql_error(None, "", error));
+    while let Some(batch) = rows.try_next().await.map_err(failed)? {
+        *count += batch.num_rows();
+        sink.write(&batch)?;
+    }
+    sink.finish()
 }
 
 /// Why writing stopped.
@@ -113,7 +119,9 @@ impl From<std::io::Error> for Stop {
     fn from(error: std::io::Error) -> Self {
         match error.kind() {
             ErrorKind::BrokenPipe => Self::Closed,
-            _ => Self::Failed(Error::new(Kind::Storage, "the answer cannot be written").because(error)),
+            _ => Self::Failed(
+                Error::new(Kind::Storage, "the answer cannot be written").because(error),
+            ),
         }
     }
 }
@@ -123,7 +131,9 @@ impl From<ArrowError> for Stop {
         match error {
             ArrowError::IoError(_, error) => error.into(),
             // The CSV writer wraps what its file says in text.
-            ArrowError::CsvError(text) if text.contains("Broken pipe") => Self::Closed,
+            ArrowError::CsvError(text) if text.to_lowercase().contains("broken pipe") => {
+                Self::Closed
+            }
             other => Self::Failed(
                 Error::config("this format cannot hold the answer")
                     .because(other)
@@ -140,6 +150,10 @@ impl From<ParquetError> for Stop {
                 Ok(error) => (*error).into(),
                 Err(other) => Self::Failed(unwritable().because(other)),
             },
+            // What its buffer could not write at the end arrives as text.
+            ParquetError::General(text) if text.to_lowercase().contains("broken pipe") => {
+                Self::Closed
+            }
             other => Self::Failed(unwritable().because(other)),
         }
     }
@@ -157,25 +171,22 @@ enum Sink<W: Write + Send> {
 }
 
 impl<W: Write + Send> Sink<W> {
-    fn new(format: Format, schema: &SchemaRef, out: W) -> Result<Self> {
+    fn new(format: Format, schema: &SchemaRef, out: W) -> Result<Self, Stop> {
         let schema = schema.clone();
         Ok(match format {
             Format::Table => Self::Table { out, schema, held: Vec::new(), rows: 0, shown: false },
             Format::Csv => {
                 let mut csv = Self::Csv { out, header: true };
                 // The header of an answer without rows.
-                match csv.write(&RecordBatch::new_empty(schema)) {
-                    Err(Stop::Failed(error)) => return Err(error),
-                    _ => csv,
-                }
+                csv.write(&RecordBatch::new_empty(schema))?;
+                csv
             }
             Format::Json => Self::Json(JsonBuilder::new().with_explicit_nulls(true).build(out)),
             Format::Parquet => {
                 let properties = WriterProperties::builder()
                     .set_compression(Compression::ZSTD(ZstdLevel::default()))
                     .build();
-                let writer = ArrowWriter::try_new(out, schema, Some(properties));
-                Self::Parquet(Box::new(writer.map_err(|error| unwritable().because(error))?))
+                Self::Parquet(Box::new(ArrowWriter::try_new(out, schema, Some(properties))?))
             }
         })
     }
@@ -294,7 +305,8 @@ mod tests {
         }
         for format in [Format::Table, Format::Csv, Format::Json, Format::Parquet] {
             let many = rows(vec![batch(vec![Some(1); 20_000])]);
-            assert!(write_to(many, format, Closed).await.is_ok(), "{format:?}");
+            let written = write_to(many, format, Closed).await;
+            assert!(written.is_ok(), "{format:?}: {written:?}");
         }
     }
 }

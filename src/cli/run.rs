@@ -86,6 +86,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         metrics: Arc::new(Metrics::new()?),
         board: StatusBoard::new(Some(args.project.data_dir.join("status"))),
     };
+    options.board.expect(catalog.customers.iter().map(|c| c.name.as_str()));
     let stop = super::stop_signal();
     let server = match args.http {
         Some(address) => Some(serve::http::start(address, options.metrics.clone(), options.board.clone()).await?),

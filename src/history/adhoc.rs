@@ -7,6 +7,8 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast;
 
 use super::read::known_tables;
 use crate::catalog::suggestion;
@@ -22,19 +24,43 @@ const SOURCE: &str = "query";
 /// are made readable by [`sql_error`].
 pub async fn run_sql(context: &SessionContext, text: &str) -> Result<SendableRecordBatchStream> {
     let explain = |error| sql_error(Some(context), text, error);
-    let plan = context.state().create_logical_plan(text).await.map_err(explain)?;
+    let state = context.state();
+    let dialect = state.config().options().sql_parser.dialect;
+    let statement = state.sql_to_statement(text, &dialect).map_err(explain)?;
+    if !is_question(&statement) {
+        return Err(read_only(text));
+    }
+    let plan = state.statement_to_plan(statement).await.map_err(explain)?;
+    // What EXPLAIN explains is no question by its own word.
     let only_questions =
         SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    if let Err(refused) = only_questions.verify_plan(&plan) {
-        let word = text.trim_start();
-        let end = word.find(char::is_whitespace).unwrap_or(word.len());
-        return Err(Error::sql("history is read only: only queries are run here")
-            .at(place_of_byte(text, text.len() - word.len(), end))
-            .detail(refused.strip_backtrace())
-            .hint("write SELECT ...; save an answer with --output"));
-    }
+    only_questions.verify_plan(&plan).map_err(|_| read_only(text))?;
     let rows = context.execute_logical_plan(plan).await.map_err(explain)?;
     rows.execute_stream().await.map_err(explain)
+}
+
+fn is_question(statement: &Statement) -> bool {
+    match statement {
+        Statement::Statement(statement) => matches!(
+            statement.as_ref(),
+            ast::Statement::Query(_)
+                | ast::Statement::ExplainTable { .. }
+                | ast::Statement::ShowTables { .. }
+                | ast::Statement::ShowColumns { .. }
+                | ast::Statement::ShowFunctions { .. }
+                | ast::Statement::ShowVariable { .. }
+        ),
+        Statement::Explain(_) => true,
+        _ => false,
+    }
+}
+
+fn read_only(text: &str) -> Error {
+    let statement = text.trim_start();
+    let word = statement.find(char::is_whitespace).unwrap_or(statement.len());
+    Error::sql("history is read only: only queries are run here")
+        .at(place_of_byte(text, text.len() - statement.len(), word))
+        .hint("write SELECT ...; save an answer with --output")
 }
 
 /// Turns an error of a query's planning or running into one that says where and what to do.
@@ -58,7 +84,9 @@ pub fn sql_error(context: Option<&SessionContext>, text: &str, error: DataFusion
             let (message, at) = parser_place(&message);
             let error = Error::sql(message);
             match at {
-                Some((line, column)) => error.at(Place::new(Path::new(SOURCE), text, line, column, 1)),
+                Some((line, column)) => {
+                    error.at(Place::new(Path::new(SOURCE), text, line, column, 1))
+                }
                 None => error,
             }
         }
@@ -72,6 +100,16 @@ pub fn sql_error(context: Option<&SessionContext>, text: &str, error: DataFusion
         | DataFusionError::IoError(_)
         | DataFusionError::ParquetError(_)) => {
             Error::new(Kind::Storage, "history could not be read").because(other)
+        }
+        DataFusionError::ArrowError(cause, _) => {
+            let message = cause.to_string();
+            let error = at_span(Error::sql(message.clone()), text, span);
+            match message.contains("timezone offset") {
+                true => error.hint(
+                    "this local time comes twice or never: say which, as in '2019-10-27T03:30:00+03:00'",
+                ),
+                false => error,
+            }
         }
         other => at_span(Error::sql(other.strip_backtrace()), text, span),
     }
@@ -91,7 +129,12 @@ fn schema_error(text: &str, span: Option<Span>, error: SchemaError) -> Error {
     }
 }
 
-fn plan_error(context: Option<&SessionContext>, text: &str, span: Option<Span>, message: &str) -> Error {
+fn plan_error(
+    context: Option<&SessionContext>,
+    text: &str,
+    span: Option<Span>,
+    message: &str,
+) -> Error {
     let quoted = |what: &str| {
         let rest = message.strip_prefix(what)?.strip_prefix(" '")?;
         rest.split_once("' not found").map(|(name, _)| name)
@@ -99,15 +142,15 @@ fn plan_error(context: Option<&SessionContext>, text: &str, span: Option<Span>, 
     let Some(table) = quoted("table") else {
         return at_span(Error::sql(message), text, span);
     };
-    // The session's catalog is of no interest to anybody.
-    let table = table.strip_prefix("history.").unwrap_or(table);
     let known = context.map(known_tables).unwrap_or_default();
-    let own = table.split_once('.').filter(|_| !known.iter().any(|name| name.contains('.')));
-    let short = own.map_or(table, |(_, name)| name);
+    // The session's own catalog and schema are of no interest.
+    let table = table.strip_prefix("history.").unwrap_or(table);
+    let default =
+        context.map(|c| format!("{}.", c.copied_config().options().catalog.default_schema));
+    let short = default.and_then(|default| table.strip_prefix(&default)).unwrap_or(table);
     let word = table.rsplit('.').next().unwrap_or(table);
     let names = known.iter().map(String::as_str);
-    let near = suggestion::nearest(short, names.clone()).or_else(|| suggestion::nearest(table, names.clone()));
-    let hint = match near {
+    let hint = match suggestion::nearest(short, names) {
         Some(near) => format!("did you mean '{near}'?"),
         None if known.is_empty() => "there is no history here yet".to_owned(),
         None => format!("there are: {}", known.join(", ")),

@@ -176,10 +176,13 @@ impl Compactor {
         let file = File::options().create(true).append(true).open(&self.lock)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => {
-                Err(Error::config(format!("{} is being rewritten", self.path.display()))
-                    .hint("another compaction is at work (a running pipeline does it too); try again later"))
-            }
+            Err(TryLockError::WouldBlock) => Err(Error::config(format!(
+                "{} is being rewritten",
+                self.path.display()
+            ))
+            .hint(
+                "another compaction is at work (a running pipeline does it too); try again later",
+            )),
             Err(TryLockError::Error(error)) => {
                 Err(Error::new(Kind::Storage, "a lock file cannot be locked").because(error))
             }
@@ -242,6 +245,11 @@ pub async fn compact_all(root: &Path, customers: &[String], vacuum: bool) -> Res
     };
     let mut reports = Vec::new();
     for customer in all {
+        if !root.join(&customer).is_dir() {
+            return Err(Error::config(format!("there is no history of '{customer}'"))
+                .detail(format!("looked in {}", root.display()))
+                .hint("name the --data-dir that `millstream run` uses"));
+        }
         for table in tables(root, &customer) {
             let compactor = Compactor::new(root, &customer, &table);
             let mut compacted = compactor.run_all().await?;

@@ -115,7 +115,8 @@ fn statistics(schema: &SchemaRef, dated: bool, batches: &[RecordBatch]) -> Value
         nulls.insert(field.name().clone(), json!(count));
         let (least, greatest) = match index {
             0 if dated => {
-                let values = || columns.iter().map(|c| c.as_primitive::<TimestampMicrosecondType>());
+                let values =
+                    || columns.iter().map(|c| c.as_primitive::<TimestampMicrosecondType>());
                 (
                     values().filter_map(min).min().and_then(instant_text),
                     values().filter_map(max).max().and_then(instant_text),

@@ -20,11 +20,12 @@
 //! `<data-dir>/history`.
 
 pub mod adhoc;
+mod buffer;
 pub mod compact;
 mod file;
 mod positions;
-mod prune;
 mod provider;
+mod prune;
 pub mod read;
 pub mod replay;
 mod status;

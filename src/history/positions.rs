@@ -32,7 +32,9 @@ pub(super) async fn app_ids(
     let newest = u64::from(state.version());
     let of = |suffix: &str| {
         let mut found: Vec<(u64, StorePath)> = (files.iter())
-            .filter_map(|file| Some((version(file.location.filename()?, suffix)?, file.location.clone())))
+            .filter_map(|file| {
+                Some((version(file.location.filename()?, suffix)?, file.location.clone()))
+            })
             .filter(|&(version, _)| version <= newest)
             .collect();
         found.sort();
@@ -47,7 +49,8 @@ pub(super) async fn app_ids(
     let after = checkpoint.map_or(0, |(version, _)| version);
     for (_, path) in of(".json").into_iter().filter(|&(version, _)| version >= after) {
         let bytes = objects.get(&path).await.map_err(fail)?.bytes().await.map_err(fail)?;
-        for line in bytes.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"{\"txn\"")) {
+        for line in bytes.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"{\"txn\""))
+        {
             if let Ok(Action::Txn(transaction)) = serde_json::from_slice(line) {
                 ids.insert(transaction.app_id);
             }
@@ -63,7 +66,8 @@ fn version(name: &str, suffix: &str) -> Option<u64> {
 }
 
 fn from_checkpoint(bytes: Bytes, ids: &mut BTreeSet<String>) -> Result<()> {
-    let fail = |error| Error::new(Kind::Storage, "a Delta checkpoint cannot be read").because(error);
+    let fail =
+        |error| Error::new(Kind::Storage, "a Delta checkpoint cannot be read").because(error);
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(fail)?;
     let columns = ProjectionMask::columns(builder.parquet_schema(), ["txn.appId"]);
     for batch in builder.with_projection(columns).build().map_err(fail)? {
@@ -74,7 +78,8 @@ fn from_checkpoint(bytes: Bytes, ids: &mut BTreeSet<String>) -> Result<()> {
         let Some(names) = transactions.column_by_name("appId") else { continue };
         let names = arrow::compute::cast(names, &arrow::datatypes::DataType::Utf8)?;
         let names = names.as_string::<i32>();
-        let valid = (0..names.len()).filter(|&row| transactions.is_valid(row) && names.is_valid(row));
+        let valid =
+            (0..names.len()).filter(|&row| transactions.is_valid(row) && names.is_valid(row));
         ids.extend(valid.map(|row| names.value(row).to_owned()));
     }
     Ok(())

@@ -186,7 +186,9 @@ fn in_utc(value: &ScalarValue) -> ScalarValue {
         ScalarValue::TimestampMicrosecond(time, Some(_)) => {
             ScalarValue::TimestampMicrosecond(*time, Some("UTC".into()))
         }
-        ScalarValue::Utf8View(text) | ScalarValue::LargeUtf8(text) => ScalarValue::Utf8(text.clone()),
+        ScalarValue::Utf8View(text) | ScalarValue::LargeUtf8(text) => {
+            ScalarValue::Utf8(text.clone())
+        }
         other => other.clone(),
     }
 }
@@ -205,7 +207,10 @@ mod tests {
         let day = |n: i64| instant(n * DAY);
         let bounds = |filter: Expr| implied(&filter, "ts");
         let both = |low, high| Some(Bounds { low, high });
-        assert_eq!(bounds(col("ts").gt_eq(day(3)).and(col("ts").lt(day(5)))), both(Some(3), Some(5)));
+        assert_eq!(
+            bounds(col("ts").gt_eq(day(3)).and(col("ts").lt(day(5)))),
+            both(Some(3), Some(5))
+        );
         assert_eq!(bounds(day(3).lt(col("ts"))), both(Some(3), None));
         assert_eq!(bounds(col("ts").eq(day(3)).or(col("ts").eq(day(7)))), both(Some(3), Some(7)));
         assert_eq!(bounds(col("ts").gt(day(3)).and(col("x").eq(lit(1)))), both(Some(3), None));

@@ -22,7 +22,7 @@ use datafusion::datasource::listing_table_factory::ListingTableFactory;
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::functions_window::expr_fn::row_number;
-use datafusion::logical_expr::{CreateExternalTable, Expr, ExprFunctionExt, TableType, ident};
+use datafusion::logical_expr::{CreateExternalTable, Expr, ExprFunctionExt, TableType, ident, lit};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::provider::{self, HistoryTable};
@@ -164,11 +164,15 @@ fn latest(changes: HistoryTable, key: &[String]) -> Result<Arc<dyn TableProvider
         .order_by(newest_first.to_vec())
         .build()?
         .alias(RANK);
-    let there = ident(DELETED).is_not_true();
+    // Results without tombstones have no such column.
+    let there = match changes.schema().index_of(DELETED) {
+        Ok(_) => ident(DELETED).is_not_true(),
+        Err(_) => lit(true),
+    };
     let rows = SessionContext::new()
         .read_table(Arc::new(changes))?
         .window(vec![rank])?
-        .filter(ident(RANK).eq(datafusion::logical_expr::lit(1_u64)))?
+        .filter(ident(RANK).eq(lit(1_u64)))?
         .filter(there)?
         .select(shown)?;
     Ok(rows.into_view())

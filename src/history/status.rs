@@ -88,7 +88,8 @@ impl StatusSchema {
         let text = |f: &dyn Fn(usize) -> String| -> ArrayRef {
             Arc::new(StringArray::from_iter_values((0..rows.len()).map(f)))
         };
-        let held_by: StringArray = rows.iter().map(|(_, _, open)| open.held_by.as_deref()).collect();
+        let held_by: StringArray =
+            rows.iter().map(|(_, _, open)| open.held_by.as_deref()).collect();
         Ok(RecordBatch::try_from_iter([
             ("customer", text(&|i| rows[i].0.customer.clone())),
             ("query", text(&|i| rows[i].1.name.clone())),

@@ -135,9 +135,12 @@ impl TableSpec {
                 Error::internal(format!("the history table '{}' has no column '{name}'", self.name))
             })?;
             stored_field(field).map_err(|why| {
-                Error::config(format!("column '{name}' of '{}' cannot be kept in history", self.name))
-                    .detail(why)
-                    .hint("cast it in the query, or switch history off for this stream")
+                Error::config(format!(
+                    "column '{name}' of '{}' cannot be kept in history",
+                    self.name
+                ))
+                .detail(why)
+                .hint("cast it in the query, or switch history off for this stream")
             })
         };
         let mut fields = first.iter().map(|name| field(name)).collect::<Result<Vec<_>>>()?;
@@ -214,7 +217,8 @@ impl Description {
         let mut fields = Vec::with_capacity(stored.fields().len());
         for (name, engine) in &columns {
             let Ok(field) = stored.field_with_name(name) else { continue };
-            let data_type = DataType::from_str(engine).unwrap_or_else(|_| field.data_type().clone());
+            let data_type =
+                DataType::from_str(engine).unwrap_or_else(|_| field.data_type().clone());
             fields.push(Field::new(name, data_type, true));
         }
         // Columns of an earlier schema stay readable.
@@ -245,7 +249,11 @@ pub(super) fn log_store(path: &Path) -> Result<LogStoreRef> {
 ///
 /// # Errors
 /// A column whose type changed, another time column, or another Kafka cluster.
-pub(super) async fn open(root: &Path, spec: &TableSpec, cluster: &str) -> Result<(LogStoreRef, DeltaTableState)> {
+pub(super) async fn open(
+    root: &Path,
+    spec: &TableSpec,
+    cluster: &str,
+) -> Result<(LogStoreRef, DeltaTableState)> {
     let path = spec.path(root);
     std::fs::create_dir_all(&path)?;
     let fail = |error| delta_error(&path, "opening", error);
@@ -344,9 +352,12 @@ fn check(path: &Path, state: &DeltaTableState, spec: &TableSpec, cluster: &str) 
     }
     let time = spec.time_column();
     if let Some(old) = properties.get(TIME).filter(|old| *old != time) {
-        return Err(Error::config(format!("'{}' is dated by another column than its history", spec.name))
-            .detail(format!("history: '{old}', now: '{time}'"))
-            .hint(format!("give it a new name, or move {} away", path.display())));
+        return Err(Error::config(format!(
+            "'{}' is dated by another column than its history",
+            spec.name
+        ))
+        .detail(format!("history: '{old}', now: '{time}'"))
+        .hint(format!("give it a new name, or move {} away", path.display())));
     }
     if metadata.partition_columns().iter().ne([DATE]) {
         return Err(Error::config(format!("{} is no history table of ours", path.display()))
@@ -360,7 +371,8 @@ fn struct_fields<'a>(fields: impl Iterator<Item = &'a Arc<Field>>) -> Result<Vec
         .map(|field| {
             let converted: Result<StructField, _> = field.as_ref().try_into_kernel();
             converted.map_err(|error| {
-                Error::internal(format!("Delta cannot hold column '{}'", field.name())).because(error)
+                Error::internal(format!("Delta cannot hold column '{}'", field.name()))
+                    .because(error)
             })
         })
         .collect()
@@ -393,9 +405,11 @@ fn stored_type(engine: &DataType) -> Result<DataType, String> {
         Timestamp(_, None) => Timestamp(TimeUnit::Microsecond, None),
         Dictionary(_, values) => stored_type(values)?,
         RunEndEncoded(_, values) => stored_type(values.data_type())?,
-        List(item) | LargeList(item) | ListView(item) | LargeListView(item) | FixedSizeList(item, _) => {
-            List(Arc::new(stored_field(item)?))
-        }
+        List(item)
+        | LargeList(item)
+        | ListView(item)
+        | LargeListView(item)
+        | FixedSizeList(item, _) => List(Arc::new(stored_field(item)?)),
         Struct(inner) => Struct(fields(inner)?),
         other => return Err(format!("Delta has no type for {other}")),
     })

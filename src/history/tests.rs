@@ -45,7 +45,10 @@ fn events(rows: impl IntoIterator<Item = (i64, Micros)>) -> RecordBatch {
     let (offsets, times): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     let rooms: Vec<&str> = offsets.iter().map(|o| ["hall", "kitchen"][(o % 2) as usize]).collect();
     RecordBatch::try_from_iter([
-        ("part_id", Arc::new(Int64Array::from_iter_values(offsets.iter().map(|o| o % 7))) as ArrayRef),
+        (
+            "part_id",
+            Arc::new(Int64Array::from_iter_values(offsets.iter().map(|o| o % 7))) as ArrayRef,
+        ),
         ("room", Arc::new(StringArray::from(rooms))),
         ("event_time", Arc::new(TimestampMicrosecondArray::from(times).with_timezone(ZONE))),
         ("_offset", Arc::new(Int64Array::from(offsets))),
@@ -120,13 +123,18 @@ async fn a_reopened_table_goes_on_where_it_ended() {
     assert_eq!(second.position("1084", 1), Some(17));
     let again = second.append("1084", 0, &events([(99, START)]), 101).await;
     assert_eq!(again.unwrap_err().kind, Kind::Internal);
-    second.append("1084", 0, &events((100..150).map(|o| (o, START + o * SECOND))), 150).await.unwrap();
+    second
+        .append("1084", 0, &events((100..150).map(|o| (o, START + o * SECOND))), 150)
+        .await
+        .unwrap();
     assert!(second.due(START + 20 * SECOND));
     second.commit(START + 20 * SECOND).await.unwrap();
     assert_eq!(second.position("1084", 0), Some(150));
     assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 150);
     assert_eq!(number(&root, &catalog, EXACTLY_ONCE).await, 0);
-    assert!(Writer::open(&root, spec(&[]), "another").await.is_err_and(|e| e.kind == Kind::Recovery));
+    assert!(
+        Writer::open(&root, spec(&[]), "another").await.is_err_and(|e| e.kind == Kind::Recovery)
+    );
 }
 
 #[tokio::test]
@@ -160,7 +168,9 @@ async fn columns_may_be_added_but_not_changed() {
     columns.push(("serial".into(), Arc::new(arrow::array::UInt64Array::from(vec![u64::MAX]))));
     new.append("1084", 0, &RecordBatch::try_from_iter(columns).unwrap(), 2).await.unwrap();
     new.commit(START).await.unwrap();
-    let seen = table(&root, &catalog, "SELECT _offset, battery, seen, serial FROM positions ORDER BY 1").await;
+    let seen =
+        table(&root, &catalog, "SELECT _offset, battery, seen, serial FROM positions ORDER BY 1")
+            .await;
     let expected = "\
 +---------+---------+------+----------------------+
 | _offset | battery | seen | serial               |
@@ -177,7 +187,10 @@ async fn columns_may_be_added_but_not_changed() {
     let mut old = writer(&root, spec(&[])).await;
     old.append("1084", 0, &events([(2, START)]), 3).await.unwrap();
     old.commit(START).await.unwrap();
-    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions WHERE battery IS NULL").await, 2);
+    assert_eq!(
+        number(&root, &catalog, "SELECT count(*) FROM positions WHERE battery IS NULL").await,
+        2
+    );
 }
 
 #[tokio::test]
@@ -185,6 +198,8 @@ async fn compaction_keeps_every_row_and_position() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let mut writer = writer(&root, spec(&[])).await;
+    // Known from the checkpoint alone, in the end.
+    writer.append("1084", 7, &events([]), 3).await.unwrap();
     // Past a checkpoint (every 50 commits); out of order, with fractions of a millisecond.
     for commit in 0..60 {
         let rows = (0..20).map(|i| {
@@ -197,15 +212,21 @@ async fn compaction_keeps_every_row_and_position() {
     writer.append("1084", 1, &events([]), 5).await.unwrap();
     writer.commit(START).await.unwrap();
     let all = "SELECT count(*), sum(_offset), min(event_time), max(event_time) FROM positions";
-    let before = table(&root, &catalog, all).await;
-    let now = crate::time::Clock::system().now();
-    assert_eq!(compact_now(&writer, now).await.dates, 0, "dates are not quiet yet");
-    let compacted = writer.compact(now + HOUR).await.unwrap();
+    // Answered from statistics, which hold milliseconds only.
+    let newest = "SELECT max(event_time), min(event_time), count(*) FROM positions";
+    let before = (table(&root, &catalog, all).await, table(&root, &catalog, newest).await);
+    assert!(before.0.contains(".") && before.1.contains("."), "{before:?}");
+    assert_eq!(writer.compact(START).await.unwrap().dates, 0, "dates are not quiet yet");
+    let files = files_read(&root, &catalog, "SELECT room FROM positions").await;
+    let compacted = writer.compact(START + HOUR).await.unwrap();
     assert_eq!(compacted.dates, 3, "{compacted:?}");
-    assert_eq!((compacted.files_removed, compacted.files_added), (180, 3));
-    assert_eq!(table(&root, &catalog, all).await, before);
+    assert_eq!((compacted.files_removed as usize, compacted.files_added), (files, 3));
+    assert!(files > 150, "{files}");
+    let after = (table(&root, &catalog, all).await, table(&root, &catalog, newest).await);
+    assert_eq!(after, before);
     assert_eq!(number(&root, &catalog, EXACTLY_ONCE).await, 0);
-    let order = "SELECT count(*) FROM (SELECT event_time < lag(event_time) OVER () AS back FROM positions
+    let order =
+        "SELECT count(*) FROM (SELECT event_time < lag(event_time) OVER () AS back FROM positions
         WHERE event_time < TIMESTAMP '2019-10-27T00:00:00Z') WHERE back";
     assert_eq!(number(&root, &catalog, order).await, 0, "sorted inside the file");
 
@@ -214,14 +235,48 @@ async fn compaction_keeps_every_row_and_position() {
     writer.commit(START).await.unwrap();
     drop(writer);
     let writer = self::writer(&root, spec(&[])).await;
-    assert_eq!(writer.positions(), [("1084".into(), 0, 1201), ("1084".into(), 1, 5)]);
+    assert_eq!(
+        writer.positions(),
+        [("1084".into(), 0, 1201), ("1084".into(), 1, 5), ("1084".into(), 7, 3)]
+    );
     let reports = compact_all(&root, &[], true).await.unwrap();
     assert_eq!(reports[0].compacted.dates, 1);
     assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 1201);
 }
 
-async fn compact_now(writer: &Writer, now: Micros) -> Compacted {
-    writer.compactor().run(now).await.unwrap()
+#[tokio::test]
+async fn vacuum_deletes_what_a_killed_process_left_behind_a_day_ago() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut writer = writer(&root, spec(&[])).await;
+    writer.append("1084", 0, &events([(0, START)]), 1).await.unwrap();
+    writer.commit(START).await.unwrap();
+    let date = root.join("customer_a/positions/event_date=2019-10-26");
+    let days_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 86_400);
+    for (name, old) in [("part-old.zstd.parquet", true), ("part-new.zstd.parquet", false)] {
+        let file = std::fs::File::create(date.join(name)).unwrap();
+        if old {
+            file.set_modified(days_ago).unwrap();
+        }
+    }
+    for file in std::fs::read_dir(&date).unwrap() {
+        let path = file.unwrap().path();
+        if !path.ends_with("part-new.zstd.parquet") {
+            std::fs::File::options()
+                .append(true)
+                .open(path)
+                .unwrap()
+                .set_modified(days_ago)
+                .unwrap();
+        }
+    }
+    let reports = compact_all(&root, &[], true).await.unwrap();
+    assert_eq!(reports[0].compacted.files_deleted, 1);
+    assert!(
+        !date.join("part-old.zstd.parquet").exists() && date.join("part-new.zstd.parquet").exists()
+    );
+    assert_eq!(number(&root, &catalog, "SELECT count(room) FROM positions").await, 1);
+    assert!(compact_all(&root, &["nobody".into()], false).await.is_err());
 }
 
 #[tokio::test]
@@ -235,7 +290,10 @@ async fn a_compaction_beside_appends_costs_nothing_but_another_look() {
     }
     writer.append("1084", 0, &events([(3, START)]), 4).await.unwrap();
     // As `millstream compact` does it in another process.
-    assert_eq!(compact_all(&root, &["customer_a".into()], false).await.unwrap()[0].compacted.dates, 1);
+    assert_eq!(
+        compact_all(&root, &["customer_a".into()], false).await.unwrap()[0].compacted.dates,
+        1
+    );
     writer.commit(START).await.unwrap();
     assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 4);
     assert_eq!(number(&root, &catalog, EXACTLY_ONCE).await, 0);
@@ -249,15 +307,26 @@ async fn a_compaction_beside_appends_costs_nothing_but_another_look() {
 async fn the_plain_name_of_a_keyed_result_is_the_latest_row_of_each_key() {
     let (folder, catalog) = project();
     let root = root(&folder);
-    let fields = vec![Field::new("room", DataType::Utf8, false), Field::new("persons", DataType::Int64, false)];
+    let fields = vec![
+        Field::new("room", DataType::Utf8, false),
+        Field::new("persons", DataType::Int64, false),
+    ];
     let result: SchemaRef = Arc::new(Schema::new(fields));
-    let spec = TableSpec::new("customer_a", "occupancy", &result, None, Some(vec!["room".into()]), ZONE);
+    let spec =
+        TableSpec::new("customer_a", "occupancy", &result, None, Some(vec!["room".into()]), ZONE);
     let mut writer = writer(&root, spec).await;
     let rows = RecordBatch::try_from_iter([
-        ("room", Arc::new(StringArray::from(vec!["hall", "kitchen", "hall", "kitchen", "bath"])) as ArrayRef),
+        (
+            "room",
+            Arc::new(StringArray::from(vec!["hall", "kitchen", "hall", "kitchen", "bath"]))
+                as ArrayRef,
+        ),
         ("persons", Arc::new(Int64Array::from(vec![Some(1), Some(2), Some(3), None, Some(4)]))),
         ("_deleted", Arc::new(BooleanArray::from(vec![false, false, false, true, false]))),
-        ("_timestamp", Arc::new(TimestampMicrosecondArray::from(vec![START; 5]).with_timezone(ZONE))),
+        (
+            "_timestamp",
+            Arc::new(TimestampMicrosecondArray::from(vec![START; 5]).with_timezone(ZONE)),
+        ),
         ("_offset", Arc::new(Int64Array::from(vec![0, 1, 2, 3, 4]))),
     ])
     .unwrap();
@@ -275,7 +344,10 @@ async fn the_plain_name_of_a_keyed_result_is_the_latest_row_of_each_key() {
 +------+---------+";
     assert_eq!(latest, expected);
     assert_eq!(number(&root, &catalog, "SELECT count(*) FROM occupancy_changes").await, 5);
-    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM occupancy WHERE room = 'kitchen'").await, 0);
+    assert_eq!(
+        number(&root, &catalog, "SELECT count(*) FROM occupancy WHERE room = 'kitchen'").await,
+        0
+    );
 }
 
 #[tokio::test]
@@ -288,7 +360,7 @@ async fn local_time_survives_the_hour_that_comes_twice() {
     writer.append("1084", 0, &events(rows), 3).await.unwrap();
     writer.commit(START).await.unwrap();
     let local = "SELECT event_time, date_trunc('hour', event_time) AS hour FROM positions
-        WHERE event_time >= '2019-10-27T03:00:00' ORDER BY event_time";
+        WHERE event_time >= '2019-10-27T02:45:00' ORDER BY event_time";
     let expected = "\
 +---------------------------+---------------------------+
 | event_time                | hour                      |
@@ -297,7 +369,19 @@ async fn local_time_survives_the_hour_that_comes_twice() {
 | 2019-10-27T03:30:00+02:00 | 2019-10-27T03:00:00+02:00 |
 +---------------------------+---------------------------+";
     assert_eq!(table(&root, &catalog, local).await, expected);
-    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions WHERE CAST(event_time AS DATE) = DATE '2019-10-27'").await, 3);
+    let context = context(&root, &catalog).await.unwrap();
+    let twice =
+        run_sql(&context, "SELECT 1 FROM positions WHERE event_time > '2019-10-27T03:30:00'").await;
+    assert!(twice.err().unwrap().to_string().contains("comes twice"));
+    assert_eq!(
+        number(
+            &root,
+            &catalog,
+            "SELECT count(*) FROM positions WHERE CAST(event_time AS DATE) = DATE '2019-10-27'"
+        )
+        .await,
+        3
+    );
 }
 
 #[tokio::test]
@@ -311,15 +395,24 @@ async fn queries_on_event_time_skip_files() {
         writer.commit(START).await.unwrap();
     }
     let count = async |filter: &str| {
-        let sql = format!("SELECT count(*) FROM positions WHERE {filter}");
+        let sql = format!("SELECT count(room) FROM positions WHERE {filter}");
         (files_read(&root, &catalog, &sql).await, number(&root, &catalog, &sql).await)
     };
     assert_eq!(count("true").await, (10, 240));
-    assert_eq!(count("event_time >= '2019-10-28T00:00:00Z' AND event_time < '2019-10-28T12:00:00Z'").await, (1, 12));
-    assert_eq!(count("event_time BETWEEN '2019-10-27T23:00:00Z' AND '2019-10-28T00:00:00Z'").await, (2, 2));
+    assert_eq!(
+        count("event_time >= '2019-10-28T00:00:00Z' AND event_time < '2019-10-28T12:00:00Z'").await,
+        (1, 12)
+    );
+    assert_eq!(
+        count("event_time BETWEEN '2019-10-27T23:00:00Z' AND '2019-10-28T00:00:00Z'").await,
+        (2, 2)
+    );
     // A local day lies in two UTC dates; one more on each side cannot be excluded.
     assert_eq!(count("CAST(event_time AS DATE) = DATE '2019-10-30'").await, (3, 24));
-    assert_eq!(count("event_time > '2019-10-28T00:00:00Z' AND room = 'hall' AND _offset < 60").await, (1, 5));
+    assert_eq!(
+        count("event_time > '2019-10-28T00:00:00Z' AND room = 'hall' AND _offset < 60").await,
+        (1, 5)
+    );
     assert_eq!(count("_offset = 100").await, (1, 1));
     let groups = "SELECT date_trunc('day', event_time) AS d, count(*) FROM positions
         WHERE event_time >= TIMESTAMP '2019-11-03T10:00:00Z' GROUP BY 1 ORDER BY 1";
@@ -339,20 +432,32 @@ async fn absurd_times_stop_nothing() {
     writer.commit(START).await.unwrap();
     compact_all(&root, &[], false).await.unwrap();
     assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 5);
-    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions WHERE event_time > '2020-01-01T00:00:00Z'").await, 3);
+    assert_eq!(
+        number(
+            &root,
+            &catalog,
+            "SELECT count(*) FROM positions WHERE event_time > '2020-01-01T00:00:00Z'"
+        )
+        .await,
+        3
+    );
 }
 
 #[tokio::test]
 async fn questions_may_be_asked_before_during_and_after() {
     let (folder, catalog) = project();
     let root = root(&folder);
-    assert_eq!(number(&root, &catalog, "SELECT count(event_time) FROM customer_a.positions").await, 0);
+    assert_eq!(
+        number(&root, &catalog, "SELECT count(event_time) FROM customer_a.positions").await,
+        0
+    );
     let mut writer = writer(&root, spec(&[])).await;
     let context = context(&root, &catalog).await.unwrap();
     for offset in 0..3 {
         writer.append("1084", 0, &events([(offset, START)]), offset + 1).await.unwrap();
         writer.commit(START).await.unwrap();
-        let rows = run_sql(&context, "SELECT * FROM positions JOIN rooms ON room = name").await.unwrap();
+        let rows =
+            run_sql(&context, "SELECT * FROM positions JOIN rooms ON room = name").await.unwrap();
         let rows: Vec<RecordBatch> = rows.try_collect().await.unwrap();
         let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
         assert_eq!(count, offset as usize + 1, "one session sees every commit");
@@ -374,7 +479,12 @@ async fn errors_point_at_the_word() {
         "there is no column 'rom'\n --> query:1:8\n  |\n1 | SELECT rom FROM positions\n  |        ^^^\n  hint: did you mean 'room'?"
     );
     assert!(fail("SELECT FROM WHERE").await.contains("--> query:1:"));
-    for refused in ["DROP TABLE positions", "INSERT INTO positions VALUES (1)", "COPY positions TO 'x.csv'", "SET a.b = 1"] {
+    for refused in [
+        "DROP TABLE positions",
+        "INSERT INTO positions VALUES (1)",
+        "COPY positions TO 'x.csv'",
+        "SET a.b = 1",
+    ] {
         let error = fail(refused).await;
         assert!(error.contains("only queries"), "{refused}: {error}");
     }
@@ -406,9 +516,15 @@ async fn events_come_back_as_the_stream_had_them() {
     assert_eq!(rows.schema(), spec.schema);
     let rows: Vec<RecordBatch> = rows.try_collect().await.unwrap();
     let rows = arrow::compute::concat_batches(&spec.schema, &rows).unwrap();
-    assert_eq!(rows.column_by_name("_offset").unwrap().as_ref(), &Int64Array::from(vec![45, 46, 45, 46]));
+    assert_eq!(
+        rows.column_by_name("_offset").unwrap().as_ref(),
+        &Int64Array::from(vec![45, 46, 45, 46])
+    );
     let none = EventScan { stream: "never_ran", ..scan };
-    assert_eq!(scan_events(&root, none).await.unwrap().try_collect::<Vec<_>>().await.unwrap().len(), 0);
+    assert_eq!(
+        scan_events(&root, none).await.unwrap().try_collect::<Vec<_>>().await.unwrap().len(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -420,13 +536,20 @@ async fn late_rows_say_where_they_came_from() {
     for name in ["refused_from", "refused_to", "watermark"] {
         fields.push(Field::new(name, instant(), false));
     }
-    for (name, kind) in [("_topic", DataType::Utf8), ("_partition", DataType::Int32), ("_offset", DataType::Int64), ("_position", DataType::Int32)] {
+    for (name, kind) in [
+        ("_topic", DataType::Utf8),
+        ("_partition", DataType::Int32),
+        ("_offset", DataType::Int64),
+        ("_position", DataType::Int32),
+    ] {
         fields.push(Field::new(name, kind, false));
     }
     let late = table::late_schema(&Arc::new(Schema::new(fields)));
     let spec = TableSpec::new("customer_a", "positions_late", &late, None, None, ZONE);
     let mut writer = writer(&root, spec).await;
-    let times = |values: Vec<i64>| Arc::new(TimestampMicrosecondArray::from(values).with_timezone(ZONE)) as ArrayRef;
+    let times = |values: Vec<i64>| {
+        Arc::new(TimestampMicrosecondArray::from(values).with_timezone(ZONE)) as ArrayRef
+    };
     let rows = RecordBatch::try_from_iter([
         ("query", Arc::new(StringArray::from(vec!["daily", "hourly"])) as ArrayRef),
         ("refused_from", times(vec![10, 20])),
@@ -452,7 +575,13 @@ async fn running_pipelines_say_why_there_is_no_result_yet() {
     let root = root(&folder);
     let empty = "SELECT count(*) FROM millstream.watermarks";
     assert_eq!(number(&root, &catalog, empty).await, 0);
-    let partition = PartitionStatus { topic: "1084".into(), watermark: Some(START), end: 5, position: 2, ..Default::default() };
+    let partition = PartitionStatus {
+        topic: "1084".into(),
+        watermark: Some(START),
+        end: 5,
+        position: 2,
+        ..Default::default()
+    };
     let open = OpenWindow {
         window: Window { start: START, end: START + DAY },
         held_by: Some("1084/0".into()),
@@ -461,17 +590,30 @@ async fn running_pipelines_say_why_there_is_no_result_yet() {
     };
     let status = Status {
         customer: "customer_a".into(),
-        streams: vec![StreamStatus { name: "positions".into(), partitions: vec![partition], ..Default::default() }],
+        streams: vec![StreamStatus {
+            name: "positions".into(),
+            partitions: vec![partition],
+            ..Default::default()
+        }],
         queries: vec![QueryStatus { name: "daily".into(), open: vec![open], ..Default::default() }],
         ..Default::default()
     };
     let file = root.parent().unwrap().join("status/customer_a.json");
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::write(file, serde_json::to_vec(&status).unwrap()).unwrap();
-    let watermarks = table(&root, &catalog, "SELECT stream, topic, watermark, lag FROM millstream.watermarks").await;
-    assert!(watermarks.contains("| positions | 1084  | 2019-10-26T03:00:00+03:00 | 3   |"), "{watermarks}");
-    let windows = table(&root, &catalog, "SELECT window_end, held_by, because FROM millstream.windows").await;
-    assert!(windows.contains("| 2019-10-27T03:00:00+03:00 | 1084/0  | waits for 1084/0 |"), "{windows}");
+    let watermarks =
+        table(&root, &catalog, "SELECT stream, topic, watermark, lag FROM millstream.watermarks")
+            .await;
+    assert!(
+        watermarks.contains("| positions | 1084  | 2019-10-26T03:00:00+03:00 | 3   |"),
+        "{watermarks}"
+    );
+    let windows =
+        table(&root, &catalog, "SELECT window_end, held_by, because FROM millstream.windows").await;
+    assert!(
+        windows.contains("| 2019-10-27T03:00:00+03:00 | 1084/0  | waits for 1084/0 |"),
+        "{windows}"
+    );
 }
 
 /// Run with `--ignored --nocapture`: how fast rows get into history.
@@ -482,7 +624,11 @@ async fn measure_append_and_commit() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let batches: Vec<RecordBatch> = (0..ROWS / 8_000)
-        .map(|b| events((0..8_000).map(|i| (b * 8_000 + i, START + (b * 8_000 + i) * 10_000 + (i * 7919 % 1000) * 500))))
+        .map(|b| {
+            events((0..8_000).map(|i| {
+                (b * 8_000 + i, START + (b * 8_000 + i) * 10_000 + (i * 7919 % 1000) * 500)
+            }))
+        })
         .collect();
     let mut writer = writer(&root, spec(&[])).await;
     let started = std::time::Instant::now();
@@ -496,10 +642,16 @@ async fn measure_append_and_commit() {
     }
     writer.commit(START).await.unwrap();
     let took = started.elapsed().as_secs_f64();
-    println!("append and commit: {ROWS} rows, {files} files, {took:.2} s, {:.0} rows/s", ROWS as f64 / took);
+    println!(
+        "append and commit: {ROWS} rows, {files} files, {took:.2} s, {:.0} rows/s",
+        ROWS as f64 / took
+    );
     let started = std::time::Instant::now();
     for offset in 0..20 {
-        writer.append("1084", 0, &events([(ROWS + offset, START)]), ROWS + offset + 1).await.unwrap();
+        writer
+            .append("1084", 0, &events([(ROWS + offset, START)]), ROWS + offset + 1)
+            .await
+            .unwrap();
         writer.commit(START).await.unwrap();
     }
     println!("a commit of one row: {:.1} ms", started.elapsed().as_secs_f64() * 50.0);

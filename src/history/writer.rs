@@ -14,17 +14,13 @@
 //!   commit is never moved on to a newer one (`max_retries` 0): it fails, and we look again.
 //! - Files are written once and named by later attempts of the same commit.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Int32Array, RecordBatch, RecordBatchOptions,
-    StringArray, UInt32Array, new_null_array,
-};
-use arrow::compute::{CastOptions, cast_with_options, max, min, take_record_batch};
-use arrow::datatypes::{Int64Type, SchemaRef};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::{max, min};
+use arrow::datatypes::Int64Type;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake::kernel::{Action, Add, Transaction};
 use deltalake::logstore::LogStoreRef;
@@ -33,8 +29,9 @@ use deltalake::table::state::DeltaTableState;
 use futures::StreamExt;
 use object_store::ObjectStoreExt;
 
+use super::buffer::Buffer;
 use super::compact::{Compacted, Compactor};
-use super::table::{self, DELETED, OFFSET, PARTITION, POSITION, TOPIC, TableSpec};
+use super::table::{self, TableSpec};
 use super::{compact, delta_error, file, positions};
 use crate::time::{Micros, SECOND};
 use crate::{Error, Kind, Result};
@@ -92,12 +89,10 @@ pub struct Writer {
     path: PathBuf,
     root: PathBuf,
     cluster: String,
-    stored: SchemaRef,
     store: LogStoreRef,
     state: DeltaTableState,
     positions: HashMap<Partition, Position>,
-    dates: BTreeMap<Option<i32>, Vec<RecordBatch>>,
-    buffered: usize,
+    buffer: Buffer,
     /// Something was appended since the last commit began, be it only a position.
     pending: bool,
     /// A commit that began and is not known to have ended.
@@ -118,7 +113,9 @@ impl Writer {
         let prefix = app_prefix(cluster);
         let mut positions = HashMap::new();
         for app in positions::app_ids(&path, &store, &state).await? {
-            let Some(partition) = app.strip_prefix(&prefix).and_then(partition_of) else { continue };
+            let Some(partition) = app.strip_prefix(&prefix).and_then(partition_of) else {
+                continue;
+            };
             let read = state.transaction_version(store.as_ref(), &app).await;
             let committed = read.map_err(|error| delta_error(&path, "reading positions", error))?;
             let next = committed.map_or(0, |last| last + 1);
@@ -128,13 +125,11 @@ impl Writer {
             path,
             root: root.to_owned(),
             cluster: cluster.to_owned(),
-            stored: spec.stored_schema()?,
+            buffer: Buffer::new(spec.stored_schema()?),
             spec,
             store,
             state,
             positions,
-            dates: BTreeMap::new(),
-            buffered: 0,
             pending: false,
             begun: None,
             interval_us: INTERVAL_US,
@@ -171,8 +166,8 @@ impl Writer {
     }
 
     /// Takes rows of one partition, in the order of their offsets, and moves its position to
-    /// `next_offset`, rows or not. Columns are found by name: [`TOPIC`], [`PARTITION`],
-    /// [`POSITION`] and [`DELETED`] may be left out (the arguments, 0 and false), as may any other
+    /// `next_offset`, rows or not. Columns are found by name: `_topic`, `_partition`,
+    /// `_position` and `_deleted` may be left out (the arguments, 0 and false), as may any other
     /// that is null throughout.
     ///
     /// Commits by itself, before it takes the rows, when the buffer is full.
@@ -187,7 +182,7 @@ impl Writer {
         batch: &RecordBatch,
         next_offset: i64,
     ) -> Result<()> {
-        if self.buffered >= BUFFER_BYTES {
+        if self.buffer.bytes() >= BUFFER_BYTES {
             self.commit(self.last_commit.unwrap_or(0)).await?;
         }
         let known = self.known(topic, partition);
@@ -195,7 +190,7 @@ impl Writer {
             return Err(self.out_of_order(topic, partition, next_offset, known.next));
         }
         if batch.num_rows() > 0 {
-            let rows = self.stored_rows(topic, partition, batch)?;
+            let rows = self.buffer.stored(topic, partition, batch)?;
             let offsets = rows.column(3).as_primitive::<Int64Type>();
             let first = min(offsets).unwrap_or(known.next);
             let last = max(offsets).unwrap_or(first);
@@ -203,7 +198,7 @@ impl Writer {
                 let offset = if first < known.next { first } else { last };
                 return Err(self.out_of_order(topic, partition, offset, known.next));
             }
-            self.buffer(rows)?;
+            self.buffer.add(rows)?;
         }
         if next_offset > known.next {
             self.pending = true;
@@ -216,7 +211,7 @@ impl Writer {
     /// Whether rows (or positions) wait for a commit that is due: after ten seconds or 128 MB.
     pub fn due(&self, now: Micros) -> bool {
         let waited = self.last_commit.is_none_or(|last| now - last >= self.interval_us);
-        self.has_pending() && (waited || self.buffered >= BUFFER_BYTES)
+        self.has_pending() && (waited || self.buffer.bytes() >= BUFFER_BYTES)
     }
 
     /// Whether anything waits for a commit.
@@ -226,7 +221,7 @@ impl Writer {
 
     /// Bytes of rows that wait for a commit.
     pub fn buffered_bytes(&self) -> usize {
-        self.buffered
+        self.buffer.bytes()
     }
 
     /// Makes everything that was appended durable, in one Delta commit (two after an error, whose
@@ -249,14 +244,13 @@ impl Writer {
     /// Stores the buffer's files: from here on it is a commit that must end.
     async fn begin(&mut self, now: Micros) -> Result<()> {
         let adds = self.write_files(now).await?;
-        let rows = self.dates.values().flatten().map(RecordBatch::num_rows).sum();
+        let rows = self.buffer.rows();
         let moved = (self.positions.iter())
             .filter(|(_, position)| position.next > position.committed.map_or(0, |last| last + 1))
             .map(|(partition, position)| (partition.clone(), *position))
             .collect();
         self.begun = Some(Begun { adds, rows, moved, tried: false });
-        self.dates.clear();
-        self.buffered = 0;
+        self.buffer.clear();
         self.pending = false;
         Ok(())
     }
@@ -320,79 +314,25 @@ impl Writer {
 
     fn out_of_order(&self, topic: &str, partition: i32, offset: i64, next: i64) -> Error {
         Error::internal(format!("history of '{}' was given rows that it has", self.spec.name))
-            .detail(format!("{topic}/{partition}: offset {offset}, expected from {next} up to the next offset"))
-    }
-
-    /// The batch in the columns of the files.
-    fn stored_rows(&self, topic: &str, partition: i32, batch: &RecordBatch) -> Result<RecordBatch> {
-        let rows = batch.num_rows();
-        // Only absurd values do not fit (seconds that overflow microseconds); they become null
-        // rather than stop the rows around them.
-        let options = CastOptions { safe: true, ..CastOptions::default() };
-        let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.stored.fields().len());
-        for field in self.stored.fields() {
-            let column = match (batch.column_by_name(field.name()), field.name().as_str()) {
-                (Some(column), _) if column.data_type() == field.data_type() => column.clone(),
-                (Some(column), _) => cast_with_options(column, field.data_type(), &options)?,
-                (None, TOPIC) => Arc::new(StringArray::from(vec![topic; rows])),
-                (None, PARTITION) => Arc::new(Int32Array::from(vec![partition; rows])),
-                (None, POSITION) => Arc::new(Int32Array::from(vec![0; rows])),
-                (None, DELETED) => Arc::new(BooleanArray::from(vec![false; rows])),
-                (None, OFFSET) => {
-                    return Err(Error::internal("rows for history have no column '_offset'"));
-                }
-                (None, _) => new_null_array(field.data_type(), rows),
-            };
-            columns.push(column);
-        }
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(RecordBatch::try_new_with_options(self.stored.clone(), columns, &options)?)
-    }
-
-    /// Puts rows to their dates; without a copy where all have the same one.
-    fn buffer(&mut self, rows: RecordBatch) -> Result<()> {
-        let column = rows.column(0);
-        let date = |row: usize| match column.is_null(row) {
-            true => None,
-            false => file::date_of(file::times(column)[row]),
-        };
-        let mut by_date: BTreeMap<Option<i32>, Vec<u32>> = BTreeMap::new();
-        let first = date(0);
-        if (1..rows.num_rows()).all(|row| date(row) == first) {
-            self.hold(first, rows);
-            return Ok(());
-        }
-        for row in 0..rows.num_rows() {
-            let index = u32::try_from(row).map_err(|_| Error::internal("a batch is too long"))?;
-            by_date.entry(date(row)).or_default().push(index);
-        }
-        for (date, indices) in by_date {
-            let taken = take_record_batch(&rows, &UInt32Array::from(indices))?;
-            self.hold(date, taken);
-        }
-        Ok(())
-    }
-
-    fn hold(&mut self, date: Option<i32>, rows: RecordBatch) {
-        self.buffered += (rows.columns().iter())
-            .map(|c| c.to_data().get_slice_memory_size().unwrap_or_else(|_| c.get_array_memory_size()))
-            .sum::<usize>();
-        self.dates.entry(date).or_default().push(rows);
+            .detail(format!(
+                "{topic}/{partition}: offset {offset}, expected from {next} up to the next offset"
+            ))
     }
 
     async fn write_files(&self, now: Micros) -> Result<Vec<Add>> {
         let store = self.store.object_store(None);
-        let schema = &self.stored;
+        let schema = self.buffer.schema();
         // Owned parts: a future that borrows in a closure cannot move between threads.
-        let parts: Vec<_> = self.dates.iter().map(|(date, rows)| (*date, rows.clone())).collect();
+        let parts = self.buffer.dates();
         let mut files = futures::stream::iter(parts)
             .map(|(date, batches)| {
                 let (schema, store) = (schema.clone(), store.clone());
                 async move {
                     let encode = move || file::encode(&schema, date, &batches, now / 1_000);
-                    let encoded = tokio::task::spawn_blocking(encode)
-                        .await
-                        .map_err(|error| Error::internal("an encoder ended early").because(error))??;
+                    let encoded =
+                        tokio::task::spawn_blocking(encode).await.map_err(|error| {
+                            Error::internal("an encoder ended early").because(error)
+                        })??;
                     let path = object_store::path::Path::from(encoded.path.as_str());
                     store.put(&path, encoded.bytes.into()).await.map_err(|error| {
                         Error::new(Kind::Storage, "a history file cannot be stored").because(error)
@@ -401,7 +341,7 @@ impl Writer {
                 }
             })
             .buffered(ENCODERS);
-        let mut adds = Vec::with_capacity(self.dates.len());
+        let mut adds = Vec::new();
         while let Some(add) = files.next().await {
             adds.push(add?);
         }
@@ -417,7 +357,9 @@ impl Writer {
                 match self.look(&begun.moved).await {
                     Ok(true) => return Ok(()),
                     Ok(false) => {}
-                    Err(error) if error.kind == Kind::Fenced || attempt == ATTEMPTS => return Err(error),
+                    Err(error) if error.kind == Kind::Fenced || attempt == ATTEMPTS => {
+                        return Err(error);
+                    }
                     Err(error) => {
                         tracing::warn!(table = %self.path.display(), %error, "history cannot be read; trying again");
                         tokio::time::sleep(wait).await;
@@ -449,10 +391,15 @@ impl Writer {
     }
 
     /// One attempt, on the present snapshot.
-    async fn try_commit(&self, begun: &Begun) -> Result<DeltaTableState, deltalake::DeltaTableError> {
+    async fn try_commit(
+        &self,
+        begun: &Begun,
+    ) -> Result<DeltaTableState, deltalake::DeltaTableError> {
         let version = i64::try_from(self.state.version()).unwrap_or(0) + 1;
         let transactions = (begun.moved.iter())
-            .map(|(partition, position)| Transaction::new(self.app_id(partition), position.next - 1))
+            .map(|(partition, position)| {
+                Transaction::new(self.app_id(partition), position.next - 1)
+            })
             .collect();
         let properties = CommitProperties::default()
             .with_application_transactions(transactions)
@@ -501,7 +448,8 @@ impl Writer {
 
     fn taken_over(&self, partition: &Partition, ours: &Position, theirs: Option<i64>) -> Error {
         let (topic, number) = partition;
-        let text = |offset: Option<i64>| offset.map_or("nothing".to_owned(), |last| last.to_string());
+        let text =
+            |offset: Option<i64>| offset.map_or("nothing".to_owned(), |last| last.to_string());
         Error::new(Kind::Fenced, format!("another process writes {}", self.path.display()))
             .detail(format!(
                 "{topic}/{number}: we wrote up to offset {}, the table has {}",
@@ -525,7 +473,9 @@ fn partition_of(text: &str) -> Option<Partition> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{Int64Array, TimestampMicrosecondArray};
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int64Array, TimestampMicrosecondArray};
     use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 
     async fn with_rows(root: &Path, offsets: Vec<i64>) -> Writer {
@@ -572,7 +522,10 @@ mod tests {
         let begun = writer.begun.take().unwrap();
         writer.try_commit(&begun).await.unwrap();
         writer.begun = Some(Begun { tried: true, ..begun });
-        writer.append("topic", 0, &RecordBatch::new_empty(Arc::new(Schema::empty())), 9).await.unwrap();
+        writer
+            .append("topic", 0, &RecordBatch::new_empty(Arc::new(Schema::empty())), 9)
+            .await
+            .unwrap();
         writer.commit(1).await.unwrap();
         assert_eq!(writer.position("topic", 0), Some(9));
         assert_eq!(rows(&writer), 2);

@@ -136,6 +136,8 @@ pub struct Recovered {
     pub replay: Vec<Progress>,
     /// The newest record.
     pub last: Option<Progress>,
+    /// Where every partition stands after the newest record.
+    pub positions: BTreeMap<TopicPartition, Position>,
 }
 
 impl Recovered {
@@ -165,8 +167,10 @@ impl Recovered {
             return Err(Error::new(Kind::Recovery, message)
                 .hint("records of the log topic are missing; start over with --reset"));
         }
+        let moves = records.iter().flat_map(|r| r.positions.clone());
+        let positions = moves.collect();
         records.retain(|r| r.epoch > from);
-        Ok(Self { snapshot, base, replay: records, last })
+        Ok(Self { snapshot, base, replay: records, last, positions })
     }
 }
 

@@ -163,6 +163,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Goes on with a partition where it was left, with its account; nothing is known of its time.
+    pub fn resume_at(&mut self, partition: &TopicPartition, at: Position) -> Result<()> {
+        let streams = self.streams.values();
+        let mut reading = streams.filter(|s| s.plan.stream.topics.matches(&partition.topic));
+        let Some(stream) = reading.next().map(|s| s.plan.stream.name.clone()) else {
+            tracing::warn!(%partition, "no stream reads this partition any more");
+            return Ok(());
+        };
+        self.join(&stream, partition, at.offset)?;
+        let stage = self.streams.get_mut(&stream);
+        stage.and_then(|s| s.positions.get_mut(partition)).into_iter().for_each(|p| *p = at);
+        Ok(())
+    }
+
     /// The stream that reads `topic`.
     pub fn stream_of(&self, topic: &str) -> Option<&str> {
         self.topics.get(topic).map(String::as_str)
@@ -514,19 +528,6 @@ impl Engine {
                 batches: batches.remove(&query.plan.name).unwrap_or_default(),
             };
             query.operator = Operator::restore(query.plan.clone(), self.zone, state).await?;
-        }
-        self.refresh_views();
-        Ok(())
-    }
-
-    /// Drops all kept state and every watermark; positions stay.
-    pub fn forget(&mut self) -> Result<()> {
-        for stage in self.streams.values_mut() {
-            stage.forget();
-        }
-        for query in &mut self.queries {
-            query.operator = Operator::new(query.plan.clone(), self.zone)?;
-            query.forwarded = BEGINNING;
         }
         self.refresh_views();
         Ok(())

@@ -391,6 +391,7 @@ impl Pipeline {
     /// Makes a record full: it stands for itself.
     fn fill(&mut self, record: &mut Progress, snapshot: Option<SnapshotRef>) {
         record.full = true;
+        record.positions = positions(&self.begun.engine);
         record.cluster = Some(self.begun.cluster.clone());
         record.plans = self.begun.engine.fingerprints();
         record.snapshot = snapshot.or_else(|| self.begun.snapshot.clone());

@@ -89,8 +89,19 @@ pub async fn begin(catalog: &Catalog, customer: &Arc<Customer>, options: &Option
     let mut tables = ReferenceTables::new(&catalog.root, versions, customer.tables.clone());
 
     let fresh = fresh_queries(&recovered, &engine, options);
-    if let Some(reference) = recovered.snapshot.as_ref() {
-        let saved = snapshot::read(&store, &reference.path.as_str().into()).await?;
+    if reset {
+        for (partition, at) in &recovered.positions {
+            engine.resume_at(partition, *at)?;
+        }
+    } else if let Some(reference) = recovered.snapshot.as_ref() {
+        let saved = snapshot::read(&store, &reference.path.as_str().into()).await.map_err(|error| {
+            let name = &customer.name;
+            error.hint(format!(
+                "is --data-dir {} the folder of the last run? Without it: --reset {name} drops the state \
+                 and goes on from the recorded offsets",
+                options.data_dir.display()
+            ))
+        })?;
         for (name, hash) in saved.manifest["tables"].as_object().into_iter().flatten() {
             if customer.tables.iter().any(|t| t.name == *name) {
                 let rows = tables.version(name, hash.as_str().unwrap_or_default()).await?;
@@ -101,7 +112,9 @@ pub async fn begin(catalog: &Catalog, customer: &Arc<Customer>, options: &Option
     }
     let reader = Reader::start(&options.kafka, &format!("millstream.{}", customer.name), Isolation::Committed)?;
     let writers = open_history(&engine, options, &cluster_id).await?;
-    check_history(&engine, &writers)?;
+    if !reset {
+        check_history(&engine, &writers)?;
+    }
     let epoch = recovered.last.as_ref().map_or(0, |l| l.epoch);
     let from = recovered.snapshot.as_ref().map_or(0, |s| s.epoch);
     let mut begun = Begun {
@@ -121,7 +134,9 @@ pub async fn begin(catalog: &Catalog, customer: &Arc<Customer>, options: &Option
         tables,
     };
     begun.assign_positions()?;
-    begun.run_again(&recovered.replay, reset).await?;
+    if !reset {
+        begun.run_again(&recovered.replay).await?;
+    }
     begun.take_table_changes().await?;
     Ok(begun)
 }
@@ -136,7 +151,7 @@ impl Begun {
     }
 
     /// Runs recorded epochs again: same ranges, same decisions, no records.
-    async fn run_again(&mut self, epochs: &[Progress], reset: bool) -> Result<()> {
+    async fn run_again(&mut self, epochs: &[Progress]) -> Result<()> {
         if !epochs.is_empty() {
             tracing::info!(
                 customer = self.engine.customer.name,
@@ -156,9 +171,6 @@ impl Begun {
                 self.engine.end(&record.decisions, &record.emitted, record.drained).await?;
             let rows: Vec<HistoryRows> = std::mem::take(&mut output.history);
             self.history.epoch(record.epoch, rows).await?;
-        }
-        if reset {
-            self.engine.forget()?;
         }
         Ok(())
     }

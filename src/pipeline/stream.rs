@@ -137,14 +137,6 @@ impl StreamStage {
         Ok(Self { plan, watermarks, positions, rows_read, bytes_read, unknown_fields, decoder, event_time })
     }
 
-    /// Begins the watermarks anew; positions stay.
-    pub fn forget(&mut self) {
-        self.watermarks = Watermarks::new(settings(&self.plan.stream));
-        for partition in self.positions.keys() {
-            self.watermarks.join(partition);
-        }
-    }
-
     /// Adds a partition that is read from `offset`.
     pub fn join(&mut self, partition: &TopicPartition, offset: i64) {
         self.positions

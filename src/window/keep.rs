@@ -79,6 +79,11 @@ impl Buffer {
         self.buckets.is_empty()
     }
 
+    /// The buckets that have something.
+    pub fn buckets(&self) -> impl Iterator<Item = &Bucket> {
+        self.buckets.keys()
+    }
+
     /// Adds what was kept of a partition's next rows. A bucket of which nothing is kept is none.
     pub async fn add(
         &mut self,
@@ -125,11 +130,6 @@ impl Buffer {
             drained.push((bucket, kept));
         }
         Ok(drained)
-    }
-
-    /// The earliest end of a window that rows of this epoch fell into.
-    pub fn earliest_end(&self) -> Option<Micros> {
-        self.buckets.keys().map(|bucket| bucket.window.end).min()
     }
 
     pub fn all(&self) -> impl Iterator<Item = &RecordBatch> {

@@ -373,18 +373,15 @@ impl Operator {
         Ok(said.map(|result| Emission { window: Some(window), result }))
     }
 
-    /// Whether ending the epoch at `watermark` would say something.
+    /// Whether ending the epoch at `watermark` would probably say something: a window closes or is
+    /// corrected, or rows came for a view.
     pub fn due(&self, watermark: Micros) -> bool {
-        match self.plan.kind {
-            PlanKind::Stateless | PlanKind::Derived => false,
-            PlanKind::View => self.view.changed || !self.buffer.is_empty(),
-            PlanKind::Windowed => {
-                let open = self.windows.iter().find(|(_, w)| !w.closed || w.changed);
-                let kept = open.map(|((end, _), _)| *end);
-                let reached = |end: Option<Micros>| end.is_some_and(|end| end <= watermark);
-                reached(kept) || reached(self.buffer.earliest_end())
-            }
+        if self.plan.kind != PlanKind::Windowed {
+            return self.is_amid_epoch();
         }
+        let mut reached = self.windows.range(..=(watermark, Micros::MAX));
+        reached.any(|(_, state)| !state.closed || state.changed)
+            || self.buffer.buckets().any(|bucket| bucket.window.end <= watermark)
     }
 
     /// The windows that have not closed, in the order in which they will.

@@ -5,15 +5,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use proptest::prelude::*;
 
 use super::test_plan::{Shape, TestQuery, plan};
 use super::*;
+use crate::source::TopicPartition;
 use crate::sql::Relations;
 use crate::time::{BEGINNING, END, MINUTE, Micros, Window};
-use crate::watermark::{PartitionKey, WatermarkSettings, Watermarks};
+use crate::watermark::{WatermarkSettings, Watermarks};
 
 const UTC: chrono_tz::Tz = chrono_tz::UTC;
 
@@ -216,7 +217,7 @@ async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (T
     let mut watermarks = Watermarks::new(settings);
     let (mut query, mut twin) = (operator(test), operator(test));
     let mut assigner = Assigner::new(plan(test).window.unwrap(), UTC).unwrap();
-    let keys: Vec<_> = (0..2).map(|p| PartitionKey::new("t", p)).collect();
+    let keys: Vec<_> = (0..2).map(|p| TopicPartition::new("t", p)).collect();
     keys.iter().for_each(|key| watermarks.join(key));
     let (mut said, mut expected) = (Tables::new(), Tables::new());
     for (epoch, rows) in epochs.iter().enumerate() {
