@@ -113,7 +113,8 @@ impl Cutter {
         if is_front(plan, &classes) {
             return Ok((plan.clone(), Class::Streaming));
         }
-        if let (LogicalPlan::Aggregate(aggregate), [Class::Streaming]) = (plan, classes.as_slice()) {
+        if let (LogicalPlan::Aggregate(aggregate), [Class::Streaming]) = (plan, classes.as_slice())
+        {
             return Ok((self.cut_aggregate(aggregate)?, Class::Closing));
         }
         for (input, class) in inputs.iter_mut().zip(&classes) {
@@ -136,9 +137,8 @@ impl Cutter {
             ));
         }
         let front_number = self.fronts;
-        let kept = keep_groupings(aggregate, |grouping| {
-            Ok(self.keep_partials(grouping, front_number)?)
-        })?;
+        let kept =
+            keep_groupings(aggregate, |grouping| Ok(self.keep_partials(grouping, front_number)?))?;
         if let Some(plan) = kept {
             self.fronts += 1;
             return Ok(plan);
@@ -147,7 +147,9 @@ impl Cutter {
             let names = partial_aggregates().join(", ");
             return Err(through_datafusion(
                 &format!("a view cannot keep all rows, which {} needs", describe(aggregate)),
-                &format!("a view may use, with and without DISTINCT: {names} (first_value and last_value with ORDER BY)"),
+                &format!(
+                    "a view may use, with and without DISTINCT: {names} (first_value and last_value with ORDER BY)"
+                ),
             ));
         }
         let input = self.keep_rows(&aggregate.input)?;
@@ -161,11 +163,25 @@ impl Cutter {
             return Ok(());
         }
         let (what, hint) = match plan {
-            LogicalPlan::Sort(_) => ("ORDER BY over a stream never ends", "order within windows: FROM TUMBLE(..), or drop it"),
-            LogicalPlan::Limit(_) => ("LIMIT over a stream needs a window", "limit within windows: FROM TUMBLE(..), or drop it"),
-            LogicalPlan::Window(_) => ("OVER needs a window of the stream", "write FROM TUMBLE(..): OVER then sees the rows of one window"),
-            LogicalPlan::Join(_) => ("joins of streams are not there yet", "join windows of one stream, or a stream with a reference table or view"),
-            LogicalPlan::Union(_) => ("a stream can be united with itself only", "write one query each"),
+            LogicalPlan::Sort(_) => (
+                "ORDER BY over a stream never ends",
+                "order within windows: FROM TUMBLE(..), or drop it",
+            ),
+            LogicalPlan::Limit(_) => (
+                "LIMIT over a stream needs a window",
+                "limit within windows: FROM TUMBLE(..), or drop it",
+            ),
+            LogicalPlan::Window(_) => (
+                "OVER needs a window of the stream",
+                "write FROM TUMBLE(..): OVER then sees the rows of one window",
+            ),
+            LogicalPlan::Join(_) => (
+                "joins of streams are not there yet",
+                "join windows of one stream, or a stream with a reference table or view",
+            ),
+            LogicalPlan::Union(_) => {
+                ("a stream can be united with itself only", "write one query each")
+            }
             _ => ("this needs all rows of the stream", "write FROM TUMBLE(..)"),
         };
         Err(through_datafusion(what, hint))
@@ -203,11 +219,8 @@ impl Cutter {
                 }
             }
         }
-        let aggregate = Aggregate::try_new(
-            Arc::clone(&grouping.input),
-            groups,
-            grouping.aggr_expr.clone(),
-        )?;
+        let aggregate =
+            Aggregate::try_new(Arc::clone(&grouping.input), groups, grouping.aggr_expr.clone())?;
         Ok(self.slot(Kept {
             front_number,
             front: Arc::clone(&grouping.input),
@@ -217,7 +230,8 @@ impl Cutter {
     }
 
     fn slot(&mut self, kept: Kept) -> LogicalPlan {
-        let slot = Slot { filling: SlotFilling::Kept(self.slots.len()), schema: Arc::clone(&kept.schema) };
+        let slot =
+            Slot { filling: SlotFilling::Kept(self.slots.len()), schema: Arc::clone(&kept.schema) };
         self.slots.push(kept);
         slot.plan()
     }
@@ -289,7 +303,8 @@ fn front_looks_at_window(plan: &LogicalPlan) -> DfResult<bool> {
 
 /// Whether an expression of this node does more with a column of the window than pass it on.
 fn looks_at_window(plan: &LogicalPlan) -> DfResult<bool> {
-    let inputs: Vec<_> = plan.inputs().into_iter().map(|input| (input.schema(), origins(input))).collect();
+    let inputs: Vec<_> =
+        plan.inputs().into_iter().map(|input| (input.schema(), origins(input))).collect();
     let may_pass_on = matches!(plan, LogicalPlan::Projection(_) | LogicalPlan::Aggregate(_));
     for expr in plan.expressions() {
         let passes_on = inputs.iter().any(|(schema, _)| column_of(&expr, schema).is_some());

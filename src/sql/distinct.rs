@@ -50,7 +50,8 @@ const PARTIALS: &[&str] = &[
 ];
 
 /// Aggregates for which DISTINCT changes nothing.
-const INDIFFERENT_TO_DISTINCT: &[&str] = &["bit_and", "bit_or", "bool_and", "bool_or", "max", "min"];
+const INDIFFERENT_TO_DISTINCT: &[&str] =
+    &["bit_and", "bit_or", "bool_and", "bool_or", "max", "min"];
 
 /// The names of the aggregates that can be kept as partials.
 pub(crate) fn partial_aggregates() -> &'static [&'static str] {
@@ -138,7 +139,8 @@ fn keeping(expr: &Expr, name: &str, aggregate: &Aggregate) -> DfResult<Keeping> 
         }
         kept.params.order_by.extend(tie_breakers(&params.order_by, aggregate)?);
     }
-    let expr = if kept == *function { expr.clone() } else { Expr::AggregateFunction(kept).alias(name) };
+    let expr =
+        if kept == *function { expr.clone() } else { Expr::AggregateFunction(kept).alias(name) };
     Ok(Keeping::Partial(expr))
 }
 
@@ -148,7 +150,8 @@ fn keeping(expr: &Expr, name: &str, aggregate: &Aggregate) -> DfResult<Keeping> 
 fn tie_breakers(order_by: &[Sort], aggregate: &Aggregate) -> DfResult<Vec<Sort>> {
     let mut breakers: Vec<Sort> = Vec::new();
     for expr in &aggregate.aggr_expr {
-        let Expr::AggregateFunction(AggregateFunction { func, params }) = expr.clone().unalias() else {
+        let Expr::AggregateFunction(AggregateFunction { func, params }) = expr.clone().unalias()
+        else {
             continue;
         };
         let is_ordered = matches!(func.name(), "first_value" | "last_value");
@@ -186,7 +189,9 @@ fn distinct_keeping(function: &AggregateFunction) -> Keeping {
         params: AggregateFunctionParams {
             args: args.iter().map(on_value).collect(),
             distinct: false,
-            filter: filter.as_ref().map(|_| Box::new(Expr::Column(Column::new_unqualified(FILTER)))),
+            filter: filter
+                .as_ref()
+                .map(|_| Box::new(Expr::Column(Column::new_unqualified(FILTER)))),
             order_by: (order_by.iter())
                 .map(|sort| Sort::new(value(), sort.asc, sort.nulls_first))
                 .collect(),
@@ -295,7 +300,5 @@ fn join_on_keys(
         return builder.cross_join(other)?.build();
     }
     let on = (left, right);
-    builder
-        .join_detailed(other, JoinType::Inner, on, None, NullEquality::NullEqualsNull)?
-        .build()
+    builder.join_detailed(other, JoinType::Inner, on, None, NullEquality::NullEqualsNull)?.build()
 }

@@ -92,7 +92,11 @@ fn valid(fields: &[Column]) -> Option<String> {
 }
 
 fn span_width(span: Span) -> u64 {
-    if span.end.line == span.start.line { span.end.column.saturating_sub(span.start.column) } else { 1 }
+    if span.end.line == span.start.line {
+        span.end.column.saturating_sub(span.start.column)
+    } else {
+        1
+    }
 }
 
 /// The place in the file of `query`.

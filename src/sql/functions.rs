@@ -157,7 +157,8 @@ impl Now {
                 ScalarValue::TimestampMicrosecond(Some(micros), Some(self.zone.name().into()))
             }
             Reading::Date => {
-                let days = local.date().num_days_from_ce() - NaiveDate::default().num_days_from_ce();
+                let days =
+                    local.date().num_days_from_ce() - NaiveDate::default().num_days_from_ce();
                 ScalarValue::Date32(Some(days))
             }
             Reading::Time => {
@@ -172,8 +173,6 @@ impl Now {
         })
     }
 }
-
-
 
 impl PartialEq for Now {
     fn eq(&self, other: &Self) -> bool {
@@ -279,11 +278,7 @@ impl ScalarUDFImpl for ToTimestamp {
         }
     }
 
-    fn simplify(
-        &self,
-        args: Vec<Expr>,
-        context: &SimplifyContext,
-    ) -> DfResult<ExprSimplifyResult> {
+    fn simplify(&self, args: Vec<Expr>, context: &SimplifyContext) -> DfResult<ExprSimplifyResult> {
         let Some((text, formats)) = args.split_first() else {
             return Ok(ExprSimplifyResult::Original(args));
         };

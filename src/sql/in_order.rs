@@ -89,11 +89,7 @@ impl ExecutionPlan for InOrderExec {
         )
     }
 
-    fn execute(
-        &self,
-        _: usize,
-        context: Arc<TaskContext>,
-    ) -> DfResult<SendableRecordBatchStream> {
+    fn execute(&self, _: usize, context: Arc<TaskContext>) -> DfResult<SendableRecordBatchStream> {
         let partitions = (0..self.input.output_partitioning().partition_count())
             .map(|partition| self.input.execute(partition, Arc::clone(&context)))
             .collect::<Vec<_>>();

@@ -72,7 +72,10 @@ pub fn plan_customer(
     for (name, schema) in tables {
         let kind = RelationKind::Table;
         let schema = Arc::clone(schema);
-        add(&mut leaves, Relation { name: name.clone(), kind, schema, event_time: None, key: Vec::new() });
+        add(
+            &mut leaves,
+            Relation { name: name.clone(), kind, schema, event_time: None, key: Vec::new() },
+        );
     }
     let mut streams = Vec::new();
     for stream in &customer.streams {

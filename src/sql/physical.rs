@@ -18,8 +18,8 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
-use crate::sql::in_order::in_order;
 use crate::sql::cut::{Cut, Kept, Partials, Slot, SlotFilling};
+use crate::sql::in_order::in_order;
 use crate::sql::scope::Session;
 use crate::sql::slots::{LeafColumn, SlotExec, Source, StampExec, WindowColumn};
 use crate::sql::trace;
@@ -194,7 +194,9 @@ impl ExtensionPlanner for SlotPlanner {
         };
         Ok(Some(match slot.filling {
             SlotFilling::Kept(number) => Arc::clone(
-                self.slots.get(number).ok_or_else(|| internal_datafusion_err!("no slot {number}"))?,
+                self.slots
+                    .get(number)
+                    .ok_or_else(|| internal_datafusion_err!("no slot {number}"))?,
             ),
             SlotFilling::Front => {
                 let schema = Arc::new(slot.schema.as_arrow().clone());

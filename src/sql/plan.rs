@@ -15,6 +15,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::row::{RowConverter, SortField};
+use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
 
 use crate::catalog::Query;
@@ -64,7 +65,7 @@ pub struct QueryPlan {
     /// The columns of its results; instants are `Timestamp(us, zone)`.
     pub output: SchemaRef,
     /// Output columns that tell its rows apart (with `window_start`, if it has windows and selects
-    /// it). Empty if none are known.
+    /// it). Empty if none are known; but of views, of early and of corrected results then all.
     pub key: Vec<usize>,
     /// The output column that is event time to those who read the results.
     pub event_time: Option<usize>,
@@ -157,7 +158,12 @@ impl QueryPlan {
     }
 
     /// A slot's batch of one bucket as one of the window `window`.
-    pub fn rewindow(&self, slot: usize, batch: &RecordBatch, window: Window) -> Result<RecordBatch> {
+    pub fn rewindow(
+        &self,
+        slot: usize,
+        batch: &RecordBatch,
+        window: Window,
+    ) -> Result<RecordBatch> {
         let SlotPlan { window_keys, schema, .. } = self.slot(slot)?;
         if window_keys.is_empty() {
             return Ok(batch.clone());
@@ -208,8 +214,19 @@ impl QueryPlan {
         self.executable.slots.get(slot).ok_or_else(missing)
     }
 
-    fn failed(&self, error: &datafusion::error::DataFusionError) -> Error {
-        Error::new(Kind::Data, describe(error).0).detail(format!("in query '{}'", self.name))
+    /// A row's fault is [`Kind::Data`]; what another row would have met too is not.
+    fn failed(&self, error: &DataFusionError) -> Error {
+        let kind = match error.find_root() {
+            DataFusionError::ResourcesExhausted(_) => Kind::Config,
+            DataFusionError::IoError(_) | DataFusionError::ObjectStore(_) => Kind::Storage,
+            DataFusionError::Internal(_) => Kind::Internal,
+            _ => Kind::Data,
+        };
+        let ours = Error::new(kind, describe(error).0).detail(format!("in query '{}'", self.name));
+        match kind {
+            Kind::Config => ours.hint("SET millstream.memory_limit to more in the schema file"),
+            _ => ours,
+        }
     }
 
     /// The key of a join with a reference table holds only if the table has one row per value.
@@ -241,7 +258,9 @@ impl std::fmt::Debug for QueryPlan {
 /// Whether results can have a column of this type.
 pub(crate) fn can_be_output(data_type: &DataType) -> bool {
     match data_type {
-        DataType::Null | DataType::Interval(_) | DataType::Duration(_) | DataType::Union(..) => false,
+        DataType::Null | DataType::Interval(_) | DataType::Duration(_) | DataType::Union(..) => {
+            false
+        }
         DataType::List(field) | DataType::LargeList(field) | DataType::FixedSizeList(field, _) => {
             can_be_output(field.data_type())
         }

@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
 use datafusion::error::DataFusionError;
-use datafusion::logical_expr::{
-    Distinct, Expr, LogicalPlan, LogicalPlanBuilder, cast,
-};
+use datafusion::logical_expr::{Distinct, Expr, LogicalPlan, LogicalPlanBuilder, cast};
 use datafusion::sql::sqlparser::ast::{
     GroupByExpr, Ident, Select as SelectBody, Spanned, Visit, Visitor,
 };
 
-use crate::catalog::{Query, QueryKind};
+use crate::catalog::{Emit, Query, QueryKind};
 use crate::error::{Error, Place};
 use crate::sql::cut::{self, Windowing};
 use crate::sql::errors::{in_query, place_of_span};
@@ -103,6 +101,9 @@ impl Planner<'_> {
         let event_time = leaf.relation.event_time.map(|column| schema.field(column).name().clone());
         match event_time {
             Some(event_time) if event_time == time => {
+                let place = place_of_span(self.query, window.input.span);
+                let place = place.unwrap_or_else(|| self.query.place.clone());
+                window.spec.validate().map_err(|error| error.at(place))?;
                 Ok(Leaf::new(Arc::clone(&leaf.relation), Some(window.spec)))
             }
             Some(event_time) => {
@@ -117,9 +118,12 @@ impl Planner<'_> {
     fn plan(&self, contexts: &Contexts, plan: LogicalPlan) -> Result<QueryPlan, Error> {
         let df = |error: DataFusionError| in_query(&error, self.query).at(self.select_place());
         if let Some(function) = functions::volatile(&plan).map_err(df)? {
-            let hint = "an epoch that runs again must give the same result; use a column of the stream";
+            let hint =
+                "an epoch that runs again must give the same result; use a column of the stream";
             return Err(in_query_at_name(self.query, &function)
-                .unwrap_or_else(|| self.error(format!("{function}() has another value each time it runs")))
+                .unwrap_or_else(|| {
+                    self.error(format!("{function}() has another value each time it runs"))
+                })
                 .hint(hint));
         }
         let reading = self.reading(&plan)?;
@@ -135,12 +139,13 @@ impl Planner<'_> {
         let mut assumed_unique = Vec::new();
         let key = match reading.kind {
             PlanKind::Stateless => Vec::new(),
-            _ => self.key(&optimised, &mut assumed_unique),
+            _ => self.key(&optimised, reading.kind, &mut assumed_unique),
         };
         let panes = matches!(reading.windowing, Windowing::Leaf(WindowSpec::Hop { .. }))
             && cut::can_use_panes(&cut).map_err(df)?;
         let leaf_schema = leaf_schema(&reading, &executable.input_columns);
-        let fingerprint = explain::fingerprint(&optimised, &reading.windowing, &output, &leaf_schema);
+        let fingerprint =
+            explain::fingerprint(&optimised, &reading.windowing, &output, &leaf_schema);
         Ok(QueryPlan {
             name: self.query.name.clone(),
             query: Arc::clone(self.query),
@@ -190,7 +195,9 @@ impl Planner<'_> {
         if streamed.iter().any(|(_, other)| *other != window) {
             return Err(self
                 .error("the stream is read with different windows, or with and without one")
-                .hint("use the same window function everywhere in one query, or write two queries"));
+                .hint(
+                    "use the same window function everywhere in one query, or write two queries",
+                ));
         }
         let windowing = match window {
             Some(spec) => Windowing::Leaf(spec),
@@ -238,9 +245,11 @@ impl Planner<'_> {
             (Windowing::None, QueryKind::Stream, true) => Err(self
                 .error("an aggregate over a stream needs a window")
                 .hint(format!("{to_window}; or write CREATE MATERIALIZED VIEW"))),
-            (Windowing::None, QueryKind::View, false) => Err(self
-                .error("a materialized view over a stream needs a GROUP BY")
-                .hint("write CREATE STREAM .. AS, or a bare SELECT, for results that are only added")),
+            (Windowing::None, QueryKind::View, false) => {
+                Err(self.error("a materialized view over a stream needs a GROUP BY").hint(
+                    "write CREATE STREAM .. AS, or a bare SELECT, for results that are only added",
+                ))
+            }
             (Windowing::None, _, false) => Ok(PlanKind::Stateless),
             (_, QueryKind::View, _) => Err(self
                 .error("a materialized view has no windows")
@@ -259,10 +268,11 @@ impl Planner<'_> {
             for origin in trace::group_origins(aggregate).into_iter().flatten() {
                 let Origin::Bucket(spec) = origin else { continue };
                 if found.is_some_and(|other| other != spec) {
-                    return Err(self
-                        .error("the query groups by two different windows")
-                        .hint("use one date_bin or date_trunc, and derive others from its result"));
+                    return Err(self.error("the query groups by two different windows").hint(
+                        "use one date_bin or date_trunc, and derive others from its result",
+                    ));
                 }
+                spec.validate().map_err(|error| error.at(self.select_place()))?;
                 found = Some(spec);
             }
         }
@@ -309,12 +319,17 @@ impl Planner<'_> {
             let data_type = field.data_type();
             if !can_be_output(data_type) {
                 return Err(self
-                    .error(format!("the column '{}' is {data_type}, which results cannot hold", field.name()))
+                    .error(format!(
+                        "the column '{}' is {data_type}, which results cannot hold",
+                        field.name()
+                    ))
                     .hint("CAST it; of a length of time take date_part('epoch', ..)"));
             }
             let column = Expr::Column((qualifier, field).into());
             let wanted = match data_type {
-                DataType::Timestamp(_, zone) => DataType::Timestamp(TimeUnit::Microsecond, zone.clone()),
+                DataType::Timestamp(_, zone) => {
+                    DataType::Timestamp(TimeUnit::Microsecond, zone.clone())
+                }
                 DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
                 DataType::BinaryView | DataType::LargeBinary => DataType::Binary,
                 other => other.clone(),
@@ -334,22 +349,17 @@ impl Planner<'_> {
         projected.map_err(|error| in_query(&error, self.query))
     }
 
-    /// The key of the results: the window first, then what else tells rows apart.
-    fn key(&self, plan: &LogicalPlan, assumed: &mut Vec<String>) -> Vec<usize> {
-        let Some(mut key) = trace::key(plan, assumed) else {
-            assumed.clear();
-            return Vec::new();
-        };
-        key.sort_unstable();
-        key.dedup();
-        let origins = trace::origins(plan);
-        let is_window = |column: &usize| origins[*column].is_some_and(Origin::is_window);
-        let start = (0..origins.len()).find(|column| {
-            matches!(origins[*column], Some(Origin::Window(WindowColumn::Start) | Origin::Bucket(_)))
-        });
-        let other = (0..origins.len()).find(is_window);
-        let window = start.or(other);
-        window.into_iter().chain(key.into_iter().filter(|column| !is_window(column))).collect()
+    /// The key of the results: the window first, then what else tells rows apart. Results that
+    /// take rows back must have one; where none is known it is the whole row.
+    fn key(&self, plan: &LogicalPlan, kind: PlanKind, assumed: &mut Vec<String>) -> Vec<usize> {
+        let key = known_key(plan, assumed);
+        let is_early = matches!(self.query.emit, Emit::Every(_));
+        let takes_back =
+            kind != PlanKind::Windowed || is_early || self.query.allowed_lateness_us > 0;
+        if key.is_empty() && takes_back {
+            return (0..plan.schema().fields().len()).collect();
+        }
+        key
     }
 
     fn select_place(&self) -> Place {
@@ -359,6 +369,24 @@ impl Planner<'_> {
         span.and_then(|span| place_of_span(self.query, span))
             .unwrap_or_else(|| self.query.place.clone())
     }
+}
+
+/// The key that the plan itself tells; empty if it tells none.
+fn known_key(plan: &LogicalPlan, assumed: &mut Vec<String>) -> Vec<usize> {
+    let Some(mut key) = trace::key(plan, assumed) else {
+        assumed.clear();
+        return Vec::new();
+    };
+    key.sort_unstable();
+    key.dedup();
+    let origins = trace::origins(plan);
+    let is_window = |column: &usize| origins[*column].is_some_and(Origin::is_window);
+    let start = (0..origins.len()).find(|column| {
+        matches!(origins[*column], Some(Origin::Window(WindowColumn::Start) | Origin::Bucket(_)))
+    });
+    let other = (0..origins.len()).find(is_window);
+    let window = start.or(other);
+    window.into_iter().chain(key.into_iter().filter(|column| !is_window(column))).collect()
 }
 
 fn in_query_at_name(query: &Query, function: &str) -> Option<Error> {
@@ -383,7 +411,9 @@ fn has_streamed_aggregate(plan: &LogicalPlan) -> bool {
 fn has_streamed_distinct(plan: &LogicalPlan) -> bool {
     match plan {
         LogicalPlan::Aggregate(_) => false,
-        LogicalPlan::Distinct(_) if trace::is_streamed(plan) && !has_streamed_aggregate(plan) => true,
+        LogicalPlan::Distinct(_) if trace::is_streamed(plan) && !has_streamed_aggregate(plan) => {
+            true
+        }
         other => other.inputs().into_iter().any(has_streamed_distinct),
     }
 }

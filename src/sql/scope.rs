@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::common::{DFSchema, TableReference};
 use datafusion::common::config::ConfigOptions;
+use datafusion::common::{DFSchema, TableReference};
 use datafusion::error::Result as DfResult;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner};
@@ -109,7 +109,9 @@ impl Leaf {
 
 /// The fields of a window's columns.
 pub(crate) fn window_fields(data_type: &DataType) -> impl Iterator<Item = Arc<Field>> {
-    WindowColumn::ALL.map(|column| Arc::new(Field::new(column.name(), data_type.clone(), false))).into_iter()
+    WindowColumn::ALL
+        .map(|column| Arc::new(Field::new(column.name(), data_type.clone(), false)))
+        .into_iter()
 }
 
 impl TableSource for Leaf {

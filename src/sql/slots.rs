@@ -147,11 +147,7 @@ impl SlotExec {
                 None => return internal_err!("the content of '{name}' was not handed over"),
             },
         };
-        Ok(Self {
-            source: self.source.clone(),
-            batches,
-            properties: Arc::clone(&self.properties),
-        })
+        Ok(Self { source: self.source.clone(), batches, properties: Arc::clone(&self.properties) })
     }
 
     /// A guess that makes a reference table the build side of a join, never the stream.
@@ -374,9 +370,8 @@ pub(crate) fn fill(
     if children.is_empty() {
         return Ok(Arc::clone(plan));
     }
-    let mut fresh = (children.into_iter())
-        .map(|child| fill(child, filling))
-        .collect::<DfResult<Vec<_>>>()?;
+    let mut fresh =
+        (children.into_iter()).map(|child| fill(child, filling)).collect::<DfResult<Vec<_>>>()?;
     if let (Some(stamp), 1) = (plan.downcast_ref::<StampExec>(), fresh.len()) {
         let input = fresh.swap_remove(0);
         return Ok(Arc::new(StampExec { input, window: filling.window, ..stamp.clone() }));

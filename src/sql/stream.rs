@@ -126,8 +126,10 @@ fn plan_column(
         .and_then(|schema| plan_expr(session, &schema, expr, field.data_type()));
     let error = match planned {
         Ok((expr, None)) => return Ok(expr),
-        Ok((_, Some(volatile))) => Error::sql(format!("{volatile}() has another value each time it runs"))
-            .hint("a stream's rows must be the same whenever they are read again"),
+        Ok((_, Some(volatile))) => {
+            Error::sql(format!("{volatile}() has another value each time it runs"))
+                .hint("a stream's rows must be the same whenever they are read again")
+        }
         Err(error) => {
             let (message, hint) = describe(&error);
             let ours = match error.diagnostic().and_then(|diagnostic| diagnostic.span) {

@@ -290,20 +290,42 @@ async fn check_windowed(sql: &str) -> Arc<QueryPlan> {
 #[tokio::test]
 async fn every_aggregate_of_the_list_merges_as_it_counts_alone() {
     let calls = [
-        "count(*)", "count(room)", "sum(steps)", "sum(speed)", "min(room)", "max(room)",
-        "min(steps)", "max(speed)", "avg(steps)", "avg(speed)", "bool_and(ok)", "bool_or(ok)",
-        "bit_and(steps)", "bit_or(steps)", "bit_xor(steps)",
+        "count(*)",
+        "count(room)",
+        "sum(steps)",
+        "sum(speed)",
+        "min(room)",
+        "max(room)",
+        "min(steps)",
+        "max(speed)",
+        "avg(steps)",
+        "avg(speed)",
+        "bool_and(ok)",
+        "bool_or(ok)",
+        "bit_and(steps)",
+        "bit_or(steps)",
+        "bit_xor(steps)",
         "first_value(room ORDER BY event_time, room)",
         "last_value(steps ORDER BY event_time, steps)",
         "last_value(room ORDER BY event_time DESC, room)",
-        "round(stddev(speed), 6)", "round(stddev_pop(speed), 6)", "round(var(speed), 6)",
-        "round(var_pop(speed), 6)", "round(covar_samp(speed, steps), 6)",
-        "round(covar_pop(speed, steps), 6)", "round(corr(speed, steps), 6)",
-        "approx_distinct(room)", "approx_distinct(steps)",
-        "approx_percentile_cont(0.5) WITHIN GROUP (ORDER BY speed)", "approx_median(steps)",
-        "sum(steps) FILTER (WHERE ok)", "count(*) FILTER (WHERE speed > 3)",
-        "max(event_time)", "count(DISTINCT room)", "sum(DISTINCT steps) FILTER (WHERE ok)",
-        "avg(DISTINCT speed)", "max(DISTINCT room)",
+        "round(stddev(speed), 6)",
+        "round(stddev_pop(speed), 6)",
+        "round(var(speed), 6)",
+        "round(var_pop(speed), 6)",
+        "round(covar_samp(speed, steps), 6)",
+        "round(covar_pop(speed, steps), 6)",
+        "round(corr(speed, steps), 6)",
+        "approx_distinct(room)",
+        "approx_distinct(steps)",
+        "approx_percentile_cont(0.5) WITHIN GROUP (ORDER BY speed)",
+        "approx_median(steps)",
+        "sum(steps) FILTER (WHERE ok)",
+        "count(*) FILTER (WHERE speed > 3)",
+        "max(event_time)",
+        "count(DISTINCT room)",
+        "sum(DISTINCT steps) FILTER (WHERE ok)",
+        "avg(DISTINCT speed)",
+        "max(DISTINCT room)",
         "array_agg(DISTINCT steps ORDER BY steps)",
     ];
     let tested: Vec<&str> = distinct::partial_aggregates().to_vec();
@@ -317,8 +339,13 @@ async fn every_aggregate_of_the_list_merges_as_it_counts_alone() {
             assert!(plan.kept_description().starts_with("partials"), "{call}");
         }
     }
-    for call in ["median(steps)", "string_agg(room, ',' ORDER BY event_time, room)", "percentile_cont(0.5) WITHIN GROUP (ORDER BY speed)"] {
-        let sql = format!("SELECT window_start, {call} AS value FROM {{input}} GROUP BY window_start");
+    for call in [
+        "median(steps)",
+        "string_agg(room, ',' ORDER BY event_time, room)",
+        "percentile_cont(0.5) WITHIN GROUP (ORDER BY speed)",
+    ] {
+        let sql =
+            format!("SELECT window_start, {call} AS value FROM {{input}} GROUP BY window_start");
         let plan = check_windowed(&sql).await;
         assert!(plan.kept_description().starts_with("rows"), "{call}");
     }
@@ -358,7 +385,13 @@ async fn any_sql_is_allowed_inside_a_window() {
         "SELECT window_start, room, count(*) AS n FROM {input} GROUP BY GROUPING SETS ((window_start, room), (window_start))",
     ] {
         let plan = check_windowed(sql).await;
-        println!("{sql}\n{}key {:?} panes {} fp {}\n", plan.explain(), plan.key, plan.panes, plan.fingerprint);
+        println!(
+            "{sql}\n{}key {:?} panes {} fp {}\n",
+            plan.explain(),
+            plan.key,
+            plan.panes,
+            plan.fingerprint
+        );
     }
 }
 
@@ -452,12 +485,18 @@ async fn views_on_views_are_derived_and_keep_their_keys() {
 #[tokio::test]
 async fn date_bin_and_date_trunc_in_group_by_are_windows() {
     for (sql, spec) in [
-        ("SELECT date_bin(INTERVAL '1 hour', event_time) AS hour, person, count(*) AS n FROM positions GROUP BY 1, person",
-         "DateBin { stride: Fixed(3600000000), origin: 0 }"),
-        ("SELECT hour, count(DISTINCT room) AS n FROM (SELECT date_bin('1 hour', event_time, TIMESTAMP '2000-01-01T00:00:00Z') AS hour, room FROM positions) p GROUP BY hour",
-         "DateBin { stride: Fixed(3600000000), origin: 946684800000000 }"),
-        ("SELECT date_trunc('hour', event_time) AS hour, median(steps) AS m FROM positions WHERE ok GROUP BY date_trunc('hour', event_time) HAVING count(*) > 1",
-         "DateTrunc { unit: Hour }"),
+        (
+            "SELECT date_bin(INTERVAL '1 hour', event_time) AS hour, person, count(*) AS n FROM positions GROUP BY 1, person",
+            "DateBin { stride: Fixed(3600000000), origin: 0 }",
+        ),
+        (
+            "SELECT hour, count(DISTINCT room) AS n FROM (SELECT date_bin('1 hour', event_time, TIMESTAMP '2000-01-01T00:00:00Z') AS hour, room FROM positions) p GROUP BY hour",
+            "DateBin { stride: Fixed(3600000000), origin: 946684800000000 }",
+        ),
+        (
+            "SELECT date_trunc('hour', event_time) AS hour, median(steps) AS m FROM positions WHERE ok GROUP BY date_trunc('hour', event_time) HAVING count(*) > 1",
+            "DateTrunc { unit: Hour }",
+        ),
     ] {
         let plan = plan_one(sql);
         assert_eq!(plan.kind, PlanKind::Windowed, "{sql}");
@@ -511,7 +550,8 @@ async fn stateless_queries_answer_batch_by_batch() {
 
 #[tokio::test]
 async fn a_stream_keeps_the_order_of_its_rows_in_a_join_with_a_table() {
-    let plan = plan_one("SELECT p.steps, p.event_time FROM positions p JOIN rooms r ON p.room = r.room");
+    let plan =
+        plan_one("SELECT p.steps, p.event_time FROM positions p JOIN rooms r ON p.room = r.room");
     let rows = events(200, 5);
     let out = plan.stateless(rows.project(plan.leaf_projection()).unwrap(), &relations()).await;
     let wanted: Vec<i64> = (times(&rows).into_iter().zip(rooms_of(&rows)))
@@ -535,11 +575,20 @@ async fn hops_use_panes_unless_an_expression_looks_at_the_window() {
              INTERVAL '1' HOUR) GROUP BY {keys}"
         ))
     };
-    let plan = hop("window_start, window_end, person, count(*) AS n, count(DISTINCT room) AS r", "window_start, window_end, person");
+    let plan = hop(
+        "window_start, window_end, person, count(*) AS n, count(DISTINCT room) AS r",
+        "window_start, window_end, person",
+    );
     assert!(plan.panes);
     assert_eq!(plan.key, [0, 2]);
     assert!(!hop("window_start, median(steps) AS n", "window_start").panes);
-    assert!(!hop("window_start, max(event_time - window_start) > INTERVAL '1 hour' AS n", "window_start").panes);
+    assert!(
+        !hop(
+            "window_start, max(event_time - window_start) > INTERVAL '1 hour' AS n",
+            "window_start"
+        )
+        .panes
+    );
     let plan = hop("window_start, window_end, count(*) AS n", "window_start, window_end");
     assert!(plan.panes);
     let window = Window { start: 0, end: HOUR };
@@ -558,12 +607,17 @@ async fn hops_use_panes_unless_an_expression_looks_at_the_window() {
         }
     }
     let result = plan.close(vec![kept], Some(window), &relations()).await.unwrap();
-    assert_eq!(lines(&[result]), [format!("| 1970-01-01T02:00:00+02:00 | 1970-01-01T03:00:00+02:00 | {expected} |")]);
+    assert_eq!(
+        lines(&[result]),
+        [format!("| 1970-01-01T02:00:00+02:00 | 1970-01-01T03:00:00+02:00 | {expected} |")]
+    );
 }
 
 #[tokio::test]
 async fn queries_read_the_results_of_other_queries() {
-    let hourly = format!("SELECT window_start, window_time, person, count(*) AS n FROM {TUMBLE} GROUP BY 1, window_end, 2, 3");
+    let hourly = format!(
+        "SELECT window_start, window_time, person, count(*) AS n FROM {TUMBLE} GROUP BY 1, window_end, 2, 3"
+    );
     let daily = "SELECT window_start, max(n) AS most FROM TUMBLE(TABLE hourly, DESCRIPTOR(window_time), INTERVAL '1' DAY) GROUP BY window_start";
     let all = plan_with(vec![
         query("hourly", &hourly, QueryKind::Unstated),
@@ -598,24 +652,57 @@ async fn now_is_the_time_of_the_epoch() {
 #[test]
 fn what_cannot_be_streamed_is_refused_with_a_place_and_a_hint() {
     let cases: &[(&str, &[&str])] = &[
-        ("SELECT nope FROM positions", &["q.sql:1:8", "no column 'nope'", "hint: there are: person"]),
+        (
+            "SELECT nope FROM positions",
+            &["q.sql:1:8", "no column 'nope'", "hint: there are: person"],
+        ),
         ("SELECT person\nFROM nowhere", &["q.sql:2:6", "'nowhere'", "there are: positions, rooms"]),
         ("SELECT person + room FROM positions WHERE steps = nofunc(1)", &["q.sql:1:51", "nofunc"]),
-        ("SELECT person FROM SESSION(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)", &["SESSION windows are not there yet", "q.sql:1:20"]),
-        ("SELECT person FROM CUMULATE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR, INTERVAL '1' DAY)", &["CUMULATE"]),
-        ("SELECT person FROM TUMBLE(TABLE positions, DESCRIPTOR(person), INTERVAL '1' HOUR)", &["DESCRIPTOR(event_time)"]),
-        ("SELECT person FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), 5)", &["must be an INTERVAL"]),
-        ("SELECT person FROM TUMBLE(TABLE rooms, DESCRIPTOR(event_time), INTERVAL '1' HOUR)", &["'rooms' is no stream"]),
-        ("SELECT a.person FROM positions a JOIN positions b ON a.person = b.person", &["joins of streams"]),
-        ("SELECT person, row_number() OVER (ORDER BY event_time) FROM positions", &["OVER needs a window"]),
+        (
+            "SELECT person FROM SESSION(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)",
+            &["SESSION windows are not there yet", "q.sql:1:20"],
+        ),
+        (
+            "SELECT person FROM CUMULATE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR, INTERVAL '1' DAY)",
+            &["CUMULATE"],
+        ),
+        (
+            "SELECT person FROM TUMBLE(TABLE positions, DESCRIPTOR(person), INTERVAL '1' HOUR)",
+            &["DESCRIPTOR(event_time)"],
+        ),
+        (
+            "SELECT person FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), 5)",
+            &["must be an INTERVAL"],
+        ),
+        (
+            "SELECT person FROM TUMBLE(TABLE rooms, DESCRIPTOR(event_time), INTERVAL '1' HOUR)",
+            &["'rooms' is no stream"],
+        ),
+        (
+            "SELECT a.person FROM positions a JOIN positions b ON a.person = b.person",
+            &["joins of streams"],
+        ),
+        (
+            "SELECT person, row_number() OVER (ORDER BY event_time) FROM positions",
+            &["OVER needs a window"],
+        ),
         ("SELECT person FROM positions ORDER BY event_time", &["ORDER BY over a stream"]),
         ("SELECT person FROM positions LIMIT 3", &["LIMIT over a stream"]),
         ("SELECT DISTINCT person FROM positions", &["DISTINCT over a stream"]),
-        ("SELECT person, median(steps) FROM positions GROUP BY person", &["a view cannot keep all rows", "median"]),
+        (
+            "SELECT person, median(steps) FROM positions GROUP BY person",
+            &["a view cannot keep all rows", "median"],
+        ),
         ("SELECT uuid() FROM positions", &["uuid()", "q.sql:1:8"]),
         ("SELECT max(random()) FROM positions", &["random()"]),
-        ("SELECT person, count(*) FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)\nGROUP BY person", &["needs the window in its GROUP BY", "q.sql:2:10", "add window_start, window_end"]),
-        ("SELECT DISTINCT person FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)", &["DISTINCT needs the window"]),
+        (
+            "SELECT person, count(*) FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)\nGROUP BY person",
+            &["needs the window in its GROUP BY", "q.sql:2:10", "add window_start, window_end"],
+        ),
+        (
+            "SELECT DISTINCT person FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)",
+            &["DISTINCT needs the window"],
+        ),
         ("SELECT event_time - event_time AS d FROM positions", &["'d' is"]),
         ("SELECT person FROM positions p WHERE steps > (SELECT avg(steps) FROM positions)", &[""]),
     ];
@@ -625,7 +712,8 @@ fn what_cannot_be_streamed_is_refused_with_a_place_and_a_hint() {
             assert!(text.contains(expected), "{sql}\n{text}\nlacks: {expected}");
         }
     }
-    let text = refusal_of("SELECT person, count(*) FROM positions GROUP BY person", QueryKind::Stream);
+    let text =
+        refusal_of("SELECT person, count(*) FROM positions GROUP BY person", QueryKind::Stream);
     assert!(text.contains("needs a window"), "{text}");
     let text = refusal_of("SELECT person FROM positions", QueryKind::View);
     assert!(text.contains("needs a GROUP BY"), "{text}");
@@ -649,7 +737,8 @@ fn plans_do_not_depend_on_what_was_planned_before() {
     let sql = "SELECT window_start, count(*) AS n FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR) \
         WHERE steps > (SELECT avg(allowed) FROM rooms) GROUP BY window_start";
     let alone = plan_one(sql);
-    let after = plan_with(vec![query("x", sql, QueryKind::Unstated), query("q", sql, QueryKind::Unstated)]);
+    let after =
+        plan_with(vec![query("x", sql, QueryKind::Unstated), query("q", sql, QueryKind::Unstated)]);
     assert_eq!(alone.fingerprint, after.queries[1].fingerprint);
     assert_ne!(alone.fingerprint, plan_one(&sql.replace("'1' HOUR", "'2' HOUR")).fingerprint);
 }
@@ -658,7 +747,12 @@ fn plans_do_not_depend_on_what_was_planned_before() {
 fn computed_columns_read_the_columns_before_them() {
     let declared = stream(vec![
         ("day", DataType::Utf8, false, None),
-        ("event_time", instant(), false, Some("to_timestamp(day || ' ' || clock, '%Y%m%d %H:%M:%S')")),
+        (
+            "event_time",
+            instant(),
+            false,
+            Some("to_timestamp(day || ' ' || clock, '%Y%m%d %H:%M:%S')"),
+        ),
         ("clock", DataType::Utf8, false, None),
         ("doubled", DataType::Int32, true, Some("length(clock) * 2")),
         ("again", DataType::Int64, true, Some("doubled + 1")),
@@ -672,10 +766,13 @@ fn computed_columns_read_the_columns_before_them() {
     };
     let rows = plan.compute(&base(["10:00:00", "07:41:38"])).unwrap();
     assert_eq!(rows.schema(), plan.schema);
-    assert_eq!(lines(&[rows]), [
-        "| 20190715 | 2019-07-15T10:00:00+03:00 | 10:00:00 | 16 | 17 |",
-        "| 20190101 | 2019-01-01T07:41:38+02:00 | 07:41:38 | 16 | 17 |",
-    ]);
+    assert_eq!(
+        lines(&[rows]),
+        [
+            "| 20190715 | 2019-07-15T10:00:00+03:00 | 10:00:00 | 16 | 17 |",
+            "| 20190101 | 2019-01-01T07:41:38+02:00 | 07:41:38 | 16 | 17 |",
+        ]
+    );
     let error = plan.compute(&base(["10:00:00", "soon"])).unwrap_err();
     assert!(error.to_string().contains("'20190101 soon' is no time of the form"), "{error}");
     let wrong = stream(vec![
@@ -692,9 +789,15 @@ fn computed_columns_read_the_columns_before_them() {
 #[tokio::test]
 #[ignore = "measures"]
 async fn cost_of_a_call() {
-    let daily = format!("SELECT window_start, window_end, person, count(*) AS events, count(DISTINCT room) AS rooms FROM {TUMBLE} GROUP BY window_start, window_end, person");
-    let simple = format!("SELECT window_start, person, count(*) AS events FROM {TUMBLE} GROUP BY window_start, window_end, person");
-    let joined = format!("SELECT window_start, r.zone_name, count(*) AS events FROM {TUMBLE} p JOIN rooms r ON p.room = r.room GROUP BY window_start, r.zone_name");
+    let daily = format!(
+        "SELECT window_start, window_end, person, count(*) AS events, count(DISTINCT room) AS rooms FROM {TUMBLE} GROUP BY window_start, window_end, person"
+    );
+    let simple = format!(
+        "SELECT window_start, person, count(*) AS events FROM {TUMBLE} GROUP BY window_start, window_end, person"
+    );
+    let joined = format!(
+        "SELECT window_start, r.zone_name, count(*) AS events FROM {TUMBLE} p JOIN rooms r ON p.room = r.room GROUP BY window_start, r.zone_name"
+    );
     for (name, sql) in [("simple", simple), ("distinct", daily), ("joined", joined)] {
         let plan = plan_one(&sql);
         for rows in [10, 1_000, 20_000] {
@@ -718,13 +821,19 @@ async fn cost_of_a_call() {
         for _ in 0..runs {
             plan.reduce(0, slot(0)).await.unwrap();
         }
-        println!("{name}: reduce of 8 takes {:.1} us", start.elapsed().as_micros() as f64 / f64::from(runs));
+        println!(
+            "{name}: reduce of 8 takes {:.1} us",
+            start.elapsed().as_micros() as f64 / f64::from(runs)
+        );
         let start = std::time::Instant::now();
         for _ in 0..runs {
             let kept = (0..plan.slots()).map(slot).collect();
             plan.close(kept, window, &relations()).await.unwrap();
         }
-        println!("{name}: close takes {:.1} us", start.elapsed().as_micros() as f64 / f64::from(runs));
+        println!(
+            "{name}: close takes {:.1} us",
+            start.elapsed().as_micros() as f64 / f64::from(runs)
+        );
     }
 }
 
@@ -746,13 +855,21 @@ fn the_customers_of_the_repository_plan() {
             .collect();
         let plans = match plan_customer(customer, &tables) {
             Ok(plans) => plans,
-            Err(errors) => panic!("{}", errors.iter().map(|e| format!("{e}\n")).collect::<String>()),
+            Err(errors) => {
+                panic!("{}", errors.iter().map(|e| format!("{e}\n")).collect::<String>())
+            }
         };
         for plan in &plans.queries {
             println!(
                 "{}.{}: {:?} {:?}, key {:?}, time {:?}, {}\n{}",
-                customer.name, plan.name, plan.kind, plan.input, plan.key, plan.event_time,
-                plan.kept_description(), plan.explain()
+                customer.name,
+                plan.name,
+                plan.kind,
+                plan.input,
+                plan.key,
+                plan.event_time,
+                plan.kept_description(),
+                plan.explain()
             );
             let has_key = !plan.key.is_empty();
             assert_eq!(has_key, plan.kind != PlanKind::Stateless, "{}", plan.name);

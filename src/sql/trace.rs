@@ -63,9 +63,7 @@ pub(crate) fn is_streamed(plan: &LogicalPlan) -> bool {
 pub(crate) fn origins(plan: &LogicalPlan) -> Vec<Option<Origin>> {
     match plan {
         LogicalPlan::TableScan(scan) => scan_origins(scan),
-        LogicalPlan::Projection(projection) => {
-            expr_origins(&projection.expr, &projection.input)
-        }
+        LogicalPlan::Projection(projection) => expr_origins(&projection.expr, &projection.input),
         LogicalPlan::Aggregate(aggregate) => {
             let mut all = group_origins(aggregate);
             all.resize(plan.schema().fields().len(), None);
@@ -332,9 +330,7 @@ fn join_key(join: &Join, assumed: &mut Vec<String>) -> Option<Vec<usize>> {
         }
         JoinType::Inner | JoinType::Left | JoinType::Right => {
             let (left_on, right_on): (Vec<_>, Vec<_>) = (join.on.iter())
-                .map(|(l, r)| {
-                    (column_of(l, join.left.schema()), column_of(r, join.right.schema()))
-                })
+                .map(|(l, r)| (column_of(l, join.left.schema()), column_of(r, join.right.schema())))
                 .unzip();
             let left = side_key(&join.left, &left_on, assumed)?;
             let right = side_key(&join.right, &right_on, assumed)?;
@@ -368,7 +364,8 @@ fn side_key(
     let on: Option<Vec<usize>> = on.iter().copied().collect();
     let on = on.filter(|on| !on.is_empty())?;
     let mut tables = Vec::new();
-    for_each_leaf(side, |leaf| tables.push((leaf.relation.kind, leaf.relation.name.clone()))).ok()?;
+    for_each_leaf(side, |leaf| tables.push((leaf.relation.kind, leaf.relation.name.clone())))
+        .ok()?;
     match tables.as_slice() {
         [(RelationKind::Table, name)] => {
             assumed.push(name.clone());

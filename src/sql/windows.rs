@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     DateTimeField, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, Interval,
-    ObjectName, Query as Select, Spanned, TableAlias, TableFactor, TableFunctionArgs, UnaryOperator,
-    Value, VisitMut, VisitorMut,
+    ObjectName, Query as Select, Spanned, TableAlias, TableFactor, TableFunctionArgs,
+    UnaryOperator, Value, VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::tokenizer::Span;
 
@@ -51,9 +51,9 @@ impl VisitorMut for Resolver<'_> {
 
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
         let call = match factor {
-            TableFactor::Table { name, alias, args: Some(TableFunctionArgs { args, .. }), .. } => {
-                Some((name.clone(), args.clone(), alias.clone()))
-            }
+            TableFactor::Table {
+                name, alias, args: Some(TableFunctionArgs { args, .. }), ..
+            } => Some((name.clone(), args.clone(), alias.clone())),
             // `TABLE(TUMBLE(...))`, Flink's longer spelling.
             TableFactor::TableFunction { expr: Expr::Function(function), alias } => {
                 match &function.args {
@@ -91,7 +91,9 @@ impl Resolver<'_> {
     ) -> Result<Option<WindowedRelation>, Error> {
         let usage = match function {
             "tumble" => "TUMBLE(TABLE t, DESCRIPTOR(time), INTERVAL '1' HOUR [, offset])",
-            "hop" => "HOP(TABLE t, DESCRIPTOR(time), INTERVAL '5' MINUTE, INTERVAL '1' HOUR [, offset]): slide, then size",
+            "hop" => {
+                "HOP(TABLE t, DESCRIPTOR(time), INTERVAL '5' MINUTE, INTERVAL '1' HOUR [, offset]): slide, then size"
+            }
             "cumulate" | "session" => {
                 let name = function.to_ascii_uppercase();
                 return Err(self
@@ -104,7 +106,11 @@ impl Resolver<'_> {
         let exprs = positional(args).ok_or_else(|| misused("arguments here have no names"))?;
         let sizes = if function == "hop" { 2 } else { 1 };
         if exprs.len() < 2 + sizes || exprs.len() > 3 + sizes {
-            let message = format!("{} does not take {} arguments", function.to_ascii_uppercase(), exprs.len());
+            let message = format!(
+                "{} does not take {} arguments",
+                function.to_ascii_uppercase(),
+                exprs.len()
+            );
             return Err(misused(&message));
         }
         let Expr::Identifier(input) = exprs[0] else {
@@ -133,7 +139,11 @@ impl Resolver<'_> {
             Length { months: 0, days: 0, micros } if micros > 0 => Ok(Size::Fixed(micros)),
             Length { months: 0, days, micros: 0 } if days > 0 => {
                 let days = u32::try_from(days).map_err(|_| error("this is too long"))?;
-                Ok(if days % 7 == 0 && says_week(expr) { Size::Weeks(days / 7) } else { Size::Days(days) })
+                Ok(if days % 7 == 0 && says_week(expr) {
+                    Size::Weeks(days / 7)
+                } else {
+                    Size::Days(days)
+                })
             }
             Length { months, days: 0, micros: 0 } if months > 0 => {
                 Ok(Size::Months(u32::try_from(months).map_err(|_| error("this is too long"))?))
@@ -166,12 +176,8 @@ impl Resolver<'_> {
 }
 
 fn plain_table(relation: &WindowedRelation, alias: Option<TableAlias>) -> TableFactor {
-    let named_as_input = TableAlias {
-        explicit: true,
-        name: relation.input.clone(),
-        columns: Vec::new(),
-        at: None,
-    };
+    let named_as_input =
+        TableAlias { explicit: true, name: relation.input.clone(), columns: Vec::new(), at: None };
     TableFactor::Table {
         name: ObjectName::from(vec![Ident::new(&relation.name)]),
         alias: Some(alias.unwrap_or(named_as_input)),
@@ -260,8 +266,8 @@ fn unit_name(field: &DateTimeField) -> String {
 
 impl Length {
     fn add(&mut self, number: &str, unit: &str) -> Result<(), String> {
-        let number: i64 = (number.parse())
-            .map_err(|_| format!("'{number}' is no whole number of {unit}"))?;
+        let number: i64 =
+            (number.parse()).map_err(|_| format!("'{number}' is no whole number of {unit}"))?;
         let unit = unit.strip_suffix('s').unwrap_or(unit);
         let (total, factor) = match unit {
             "year" => (&mut self.months, 12),
