@@ -727,3 +727,37 @@ async fn cost_of_a_call() {
         println!("{name}: close takes {:.1} us", start.elapsed().as_micros() as f64 / f64::from(runs));
     }
 }
+
+#[test]
+fn the_customers_of_the_repository_plan() {
+    let catalog = match crate::catalog::load(std::path::Path::new("."), &[]) {
+        Ok(catalog) => catalog,
+        Err(errors) => panic!("{}", errors.iter().map(|e| format!("{e}\n")).collect::<String>()),
+    };
+    let field = |name: &str, data_type| Field::new(name, data_type, true);
+    let rooms = Schema::new(vec![
+        field("room", DataType::Utf8),
+        field("restricted", DataType::Boolean),
+        field("max_persons", DataType::Int64),
+    ]);
+    for customer in &catalog.customers {
+        let tables: Vec<_> = (customer.tables.iter())
+            .map(|table| (table.name.clone(), Arc::new(rooms.clone())))
+            .collect();
+        let plans = match plan_customer(customer, &tables) {
+            Ok(plans) => plans,
+            Err(errors) => panic!("{}", errors.iter().map(|e| format!("{e}\n")).collect::<String>()),
+        };
+        for plan in &plans.queries {
+            println!(
+                "{}.{}: {:?} {:?}, key {:?}, time {:?}, {}\n{}",
+                customer.name, plan.name, plan.kind, plan.input, plan.key, plan.event_time,
+                plan.kept_description(), plan.explain()
+            );
+            let has_key = !plan.key.is_empty();
+            assert_eq!(has_key, plan.kind != PlanKind::Stateless, "{}", plan.name);
+            // Rows are kept only where a function outside the list needs them.
+            assert!(!plan.kept_description().contains("rows:"), "{}", plan.name);
+        }
+    }
+}
