@@ -26,6 +26,16 @@ use crate::error::{Error, Place, Result};
 /// # Errors
 /// Everything that is wrong in any of the files.
 pub fn load(root: &Path, only: &[String]) -> Result<Catalog, Vec<Error>> {
+    let (catalog, errors) = survey(root, only)?;
+    if errors.is_empty() { Ok(catalog) } else { Err(errors) }
+}
+
+/// As [`load`], but what is right in the files is there beside all that is wrong, so that it can be
+/// planned and its own errors be told as well.
+///
+/// # Errors
+/// There is no project to read.
+pub fn survey(root: &Path, only: &[String]) -> Result<(Catalog, Vec<Error>), Vec<Error>> {
     let mut errors = Vec::new();
     let layout = Layout::find(root, &mut errors).map_err(|error| vec![error])?;
     for wanted in only.iter().filter(|wanted| !layout.schemas.contains_key(*wanted)) {
@@ -55,7 +65,7 @@ pub fn load(root: &Path, only: &[String]) -> Result<Catalog, Vec<Error>> {
         errors.append(&mut draft.errors);
         customers.push(Arc::new(draft.finish(&mut errors)));
     }
-    if errors.is_empty() { Ok(Catalog { root: root.to_owned(), customers }) } else { Err(errors) }
+    Ok((Catalog { root: root.to_owned(), customers }, errors))
 }
 
 /// A customer while its files are read: what is right so far, and what is wrong.

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use chrono_tz::Tz;
 use datafusion::sql::sqlparser::ast;
 
-pub use load::load;
+pub use load::{load, survey};
 pub use query::{Emit, Query, QueryKind};
 pub use settings::Settings;
 pub use stream::{

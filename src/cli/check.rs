@@ -26,14 +26,13 @@ pub struct ExplainArgs {
 
 /// Plans everything; prints a paragraph a query, or all errors.
 pub async fn run(args: Args) -> Result<ExitCode> {
-    let catalog = match catalog::load(&args.project.project, &args.project.customers) {
-        Ok(catalog) => catalog,
+    let (catalog, mut errors) = match catalog::survey(&args.project.project, &args.project.customers) {
+        Ok(read) => read,
         Err(errors) => return Ok(failed(&errors)),
     };
-    let mut errors = Vec::new();
     for customer in &catalog.customers {
         match pipeline::plan(&catalog.root, customer).await {
-            Err(more) => errors.extend(more),
+            Err(more) => add_news(&mut errors, more),
             Ok(plan) => {
                 println!("customer {} ({})", customer.name, customer.zone.name());
                 for stream in &plan.streams {
@@ -46,6 +45,19 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         }
     }
     if errors.is_empty() { Ok(ExitCode::SUCCESS) } else { Ok(failed(&errors)) }
+}
+
+/// Adds errors about places of which nothing is said yet.
+fn add_news(errors: &mut Vec<Error>, more: Vec<Error>) {
+    for error in more {
+        let told = |known: &Error| match (&known.place, &error.place) {
+            (Some(a), Some(b)) => (&a.file, a.line) == (&b.file, b.line),
+            _ => known.message == error.message,
+        };
+        if !errors.iter().any(told) {
+            errors.push(error);
+        }
+    }
 }
 
 fn failed(errors: &[Error]) -> ExitCode {

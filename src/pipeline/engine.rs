@@ -131,7 +131,12 @@ impl Engine {
         let queries = plan.queries.iter().map(|plan| Ok(QueryStage {
             operator: Operator::new(plan.clone(), zone)?,
             plan: plan.clone(),
-            sink: ResultSink::new(&plan.query.topic, publication(plan), plan.key.clone()),
+            sink: ResultSink::new(
+                &plan.query.topic,
+                publication(plan),
+                plan.key.clone(),
+                plan.output.fields().len(),
+            ),
             emitted: 0,
             late: 0,
             newest: Vec::new(),
@@ -369,11 +374,16 @@ impl Engine {
     async fn forward(&mut self, index: usize, before: Micros, rows: &RecordBatch) -> Result<()> {
         let plan = self.queries[index].plan.clone();
         let input = Input::Query(plan.name.clone());
-        let Some(event_time) = plan.event_time else { return Ok(()) };
         if rows.num_rows() == 0 || !self.queries.iter().any(|q| q.plan.input == input) {
             return Ok(());
         }
-        let times = rows.column(event_time).as_primitive::<TimestampMicrosecondType>().values().to_vec();
+        // Only queries with windows read the times, and those ask for an event time.
+        let times = match plan.event_time {
+            Some(column) => {
+                rows.column(column).as_primitive::<TimestampMicrosecondType>().values().to_vec()
+            }
+            None => vec![BEGINNING; rows.num_rows()],
+        };
         let before = vec![before; times.len()];
         let feed =
             Feed { batch: rows, event_time: &times, before: &before, partition: 0, source: None };
@@ -382,10 +392,11 @@ impl Engine {
 
     fn publish(&mut self, index: usize, changes: &Changes) -> Result<()> {
         let sink = &self.queries[index].sink;
-        let mut records = sink.upserts(&changes.upserts, changes.is_final, changes.revision)?;
-        if changes.deletes.num_rows() > 0 {
-            records.extend(sink.tombstones(&changes.deletes)?);
-        }
+        let mut records = match changes.deletes.num_rows() {
+            0 => Vec::new(),
+            _ => sink.tombstones(&changes.deletes)?,
+        };
+        records.extend(sink.upserts(&changes.upserts, changes.is_final, changes.revision)?);
         self.published(index, records);
         Ok(())
     }

@@ -220,12 +220,14 @@ async fn close(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
         let Some(step) = rest.first_mut() else { break };
         if let Input::Query(input) = &step.plan.input
             && let Some(upstream) = before.iter().find(|s| s.plan.name == *input)
-            && let Some(event_time) = upstream.plan.event_time
         {
             for batch in &upstream.results {
-                let times = batch.column(event_time).as_primitive::<TimestampMicrosecondType>();
                 let before = vec![BEGINNING; batch.num_rows()];
-                let rows = Rows { batch, event_time: times.values(), before: &before, partition: 0 };
+                let times = upstream.plan.event_time.map(|column| {
+                    batch.column(column).as_primitive::<TimestampMicrosecondType>().values().to_vec()
+                });
+                let times = times.unwrap_or_else(|| before.clone());
+                let rows = Rows { batch, event_time: &times, before: &before, partition: 0 };
                 let pushed = step.operator.push(&rows, relations).await?;
                 step.failed += pushed.failed.len() as u64;
                 step.results.extend(pushed.output.filter(|o| o.num_rows() > 0));

@@ -112,7 +112,7 @@ async fn outputs(engine: &Engine, root: &PathBuf, cluster: &str) -> Result<HashM
     for query in &engine.queries {
         let plan = &query.plan;
         let keyed = publication(plan) != Publication::Append;
-        let key = keyed.then(|| plan.key.iter().map(|&i| plan.output.field(i).name().clone()).collect());
+        let key = keyed.then(|| query.sink.key().iter().map(|&i| plan.output.field(i).name().clone()).collect());
         let schema = nullable(&query.sink.schema(&plan.output));
         let time = (!keyed).then(|| time_column(&plan.output, plan.event_time)).flatten();
         let spec = TableSpec::new(customer, &plan.name, &schema, time.as_deref(), key, zone);

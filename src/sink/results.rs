@@ -33,9 +33,17 @@ pub struct ResultSink {
 }
 
 impl ResultSink {
-    /// A sink for rows whose key is the columns `key` (none: records without a key).
-    pub fn new(topic: &str, publication: Publication, key: Vec<usize>) -> Self {
+    /// A sink for rows of `columns` columns whose key is the columns `key`. Without a key, appended
+    /// rows have none, and of other rows the whole row is the key.
+    pub fn new(topic: &str, publication: Publication, key: Vec<usize>, columns: usize) -> Self {
+        let whole_row = key.is_empty() && publication != Publication::Append;
+        let key = if whole_row { (0..columns).collect() } else { key };
         Self { topic: topic.into(), publication, key }
+    }
+
+    /// The columns of the records' keys.
+    pub fn key(&self) -> &[usize] {
+        &self.key
     }
 
     /// The columns of the topic's values, for rows of `output`.
@@ -108,7 +116,7 @@ mod tests {
             ("n", Arc::new(Int64Array::from(vec![2]))),
         ])
         .unwrap();
-        let sink = ResultSink::new("t", Publication::Revised, vec![0]);
+        let sink = ResultSink::new("t", Publication::Revised, vec![0], 2);
         let records = sink.upserts(&rows, false, 4).unwrap();
         assert_eq!(records[0].key.as_deref(), Some(br#"{"room":"hall"}"#.as_slice()));
         let value = records[0].value.as_deref().unwrap();

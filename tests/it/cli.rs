@@ -126,7 +126,7 @@ fn the_repository_passes_its_own_check_and_explains_the_cut() {
         assert!(said.contains(word), "{word} is not described\n{said}");
     }
     let said = run(root, &["explain", "customer_a/daily_visits"]).ok().stdout.to_lowercase();
-    for word in ["front", "kept", "closing", "aggregateexec"] {
+    for word in ["front", "kept", "closing plan", "aggregate"] {
         assert!(said.contains(word), "{word} is not explained\n{said}");
     }
 }

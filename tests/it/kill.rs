@@ -188,7 +188,7 @@ fn table(sent: &[Vec<Sent>]) -> RecordBatch {
         ("ts", Arc::new(ts) as ArrayRef),
         ("id", numbers(|e| e.id)),
         ("sensor", numbers(|e| e.sensor)),
-        ("room", Arc::new(StringArray::from_iter_values(events().map(|e| e.room)))),
+        ("room", Arc::new(StringArray::from(events().map(|e| e.room).collect::<Vec<_>>()))),
         ("n", numbers(|e| e.n)),
     ])
     .unwrap()

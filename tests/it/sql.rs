@@ -335,10 +335,12 @@ fn running_watermark(stream: &Stream, rows: &RecordBatch) -> Vec<i64> {
     let times = arrow::compute::cast(times, &DataType::Int64).unwrap();
     let times = arrow::array::AsArray::as_primitive::<arrow::datatypes::Int64Type>(&times);
     let mut watermark = i64::MIN;
-    let step = |time: &i64| {
-        std::mem::replace(&mut watermark, watermark.max(time - stream.watermark.delay_us))
-    };
-    times.values().iter().map(step).collect()
+    let mut before = Vec::with_capacity(times.len());
+    for time in times.values() {
+        before.push(watermark);
+        watermark = watermark.max(time - stream.watermark.delay_us);
+    }
+    before
 }
 
 fn without_origins(rows: &RecordBatch) -> RecordBatch {
