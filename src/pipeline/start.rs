@@ -116,9 +116,11 @@ pub async fn begin(catalog: &Catalog, customer: &Arc<Customer>, options: &Option
         check_history(&engine, &writers)?;
     }
     let epoch = recovered.last.as_ref().map_or(0, |l| l.epoch);
+    // Epochs that run again are handed to history again; after a reset none does.
     let from = recovered.snapshot.as_ref().map_or(0, |s| s.epoch);
+    let handed_over = if reset { epoch } else { from };
     let mut begun = Begun {
-        history: EventHistory::start(writers, from, options.clock.clone()),
+        history: EventHistory::start(writers, handed_over, options.clock.clone()),
         reader,
         committer: Arc::new(committer),
         store,

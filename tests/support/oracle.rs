@@ -184,7 +184,7 @@ impl Oracle {
             rows.schema().fields().iter().map(|f| f.as_ref().clone()).collect();
         let mut columns = rows.columns().to_vec();
         for (name, value) in
-            [("window_start", start), ("window_end", end), ("window_time", end - 1)]
+            [("window_start", start), ("window_end", end), ("window_time", end - 1_000)]
         {
             // Over another query's results the new window's columns hide those of the old one.
             if let Some(old) = fields.iter().position(|f| f.name() == name) {
