@@ -17,17 +17,17 @@ pub mod time;
 pub mod catalog;
 pub mod sql;
 
-pub mod source;
 pub mod decode;
+pub mod log;
+pub mod sink;
+pub mod source;
 pub mod watermark;
 pub mod window;
-pub mod sink;
-pub mod log;
 
-pub mod pipeline;
 pub mod history;
-pub mod serve;
+pub mod pipeline;
 pub mod sensors;
+pub mod serve;
 
 pub mod cli;
 

@@ -22,8 +22,9 @@ pub const BEGINNING: Micros = i64::MIN;
 pub const END: Micros = i64::MAX;
 
 /// A half-open window of event time, [start, end).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct Window {
     /// First instant inside.
     pub start: Micros,

@@ -68,17 +68,35 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut holds = true;
     println!(
         "{:<12} {:<10} {:<18} {:>10} {:>10} {:>7} {:>10} {:>9} {:>10}  account",
-        "customer", "stream", "partition", "offsets", "records", "gaps", "decoded", "rejected", "tombstones"
+        "customer",
+        "stream",
+        "partition",
+        "offsets",
+        "records",
+        "gaps",
+        "decoded",
+        "rejected",
+        "tombstones"
     );
     for customer in &catalog.customers {
         for account in audit(&catalog, customer, &kafka, &context).await? {
             holds &= account.faults.is_empty();
-            let verdict =
-                if account.faults.is_empty() { "holds".to_owned() } else { account.faults.join("; ") };
+            let verdict = if account.faults.is_empty() {
+                "holds".to_owned()
+            } else {
+                account.faults.join("; ")
+            };
             println!(
                 "{:<12} {:<10} {:<18} {:>10} {:>10} {:>7} {:>10} {:>9} {:>10}  {verdict}",
-                customer.name, account.stream, account.partition, account.until - account.from,
-                account.records, account.gaps, account.decoded, account.rejected, account.tombstones,
+                customer.name,
+                account.stream,
+                account.partition,
+                account.until - account.from,
+                account.records,
+                account.gaps,
+                account.decoded,
+                account.rejected,
+                account.tombstones,
             );
         }
     }
@@ -106,12 +124,20 @@ async fn audit(
         let low = low_watermark(kafka, &partition).await?;
         // What history has not reached yet is no loss; what is below the broker's retention cannot
         // be counted any more.
-        let until = if kept.is_none() { at.offset } else { until.max(trailing(at.offset, until, &dead, &partition)) };
+        let until = if kept.is_none() {
+            at.offset
+        } else {
+            until.max(trailing(at.offset, until, &dead, &partition))
+        };
         let mut ledger = Ledger::new(low.max(joined), until.max(low));
         ledger.read_kafka(kafka, &partition).await?;
         ledger.read_history(context, customer, &name, &partition).await?;
         ledger.read_dead(&dead, &partition);
-        accounts.push(ledger.account(name, &partition, (until == at.offset && low <= joined).then_some(at)));
+        accounts.push(ledger.account(
+            name,
+            &partition,
+            (until == at.offset && low <= joined).then_some(at),
+        ));
     }
     Ok(accounts)
 }
@@ -164,8 +190,13 @@ async fn dead_letters(kafka: &KafkaConfig, customer: &Customer) -> Result<DeadLe
             if !matches!(stage.as_deref(), Some("decode" | "column" | "event_time")) {
                 continue;
             }
-            let number = |name: &str| header(chunk, record, name).and_then(|v| v.parse::<i64>().ok());
-            let place = (header(chunk, record, headers::TOPIC), number(headers::PARTITION), number(headers::OFFSET));
+            let number =
+                |name: &str| header(chunk, record, name).and_then(|v| v.parse::<i64>().ok());
+            let place = (
+                header(chunk, record, headers::TOPIC),
+                number(headers::PARTITION),
+                number(headers::OFFSET),
+            );
             let (Some(topic), Some(partition), Some(offset)) = place else { continue };
             let partition = TopicPartition {
                 topic: topic.as_str().into(),
@@ -236,7 +267,9 @@ async fn connect(kafka: &KafkaConfig) -> Result<Cluster> {
     blocking(move || Cluster::connect(&kafka)).await
 }
 
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let done = tokio::task::spawn_blocking(call).await;
     done.map_err(|e| Error::internal("a call to Kafka did not return").because(e))?
 }
@@ -305,7 +338,10 @@ impl Ledger {
         partition: &TopicPartition,
     ) -> Result<()> {
         let sql = rows_of(customer, stream, partition, "_offset, _position, count(*) AS times")
-            + &format!(" AND _offset >= {} AND _offset < {} GROUP BY _offset, _position", self.from, self.until);
+            + &format!(
+                " AND _offset >= {} AND _offset < {} GROUP BY _offset, _position",
+                self.from, self.until
+            );
         let mut rows = context.sql(&sql).await?.execute_stream().await?;
         while let Some(batch) = rows.next().await {
             let batch = batch?;
@@ -332,8 +368,14 @@ impl Ledger {
         }
     }
 
-    fn account(self, stream: String, partition: &TopicPartition, recorded: Option<Position>) -> Account {
-        let count = |bits: u8, wanted: u8| self.seen.iter().filter(|s| **s & bits == wanted).count() as u64;
+    fn account(
+        self,
+        stream: String,
+        partition: &TopicPartition,
+        recorded: Option<Position>,
+    ) -> Account {
+        let count =
+            |bits: u8, wanted: u8| self.seen.iter().filter(|s| **s & bits == wanted).count() as u64;
         let records = count(RECORD, RECORD);
         let tombstones = count(TOMBSTONE, TOMBSTONE);
         let mut account = Account {
@@ -360,7 +402,9 @@ impl Ledger {
         fault(strange, "without a record in Kafka");
         fault(twice as u64, "twice");
         if let Some(at) = recorded {
-            let say = |what: &str, here: u64, log: u64| (here != log).then(|| format!("{what}: {here} here, {log} in the log"));
+            let say = |what: &str, here: u64, log: u64| {
+                (here != log).then(|| format!("{what}: {here} here, {log} in the log"))
+            };
             account.faults.extend(say("decoded", account.decoded, at.decoded));
             account.faults.extend(say("rejected", account.rejected, at.rejected));
             account.faults.extend(say("tombstones", account.tombstones, at.tombstones));

@@ -26,17 +26,23 @@ pub struct ExplainArgs {
 
 /// Plans everything; prints a paragraph a query, or all errors.
 pub async fn run(args: Args) -> Result<ExitCode> {
-    let (catalog, mut errors) = match catalog::survey(&args.project.project, &args.project.customers) {
-        Ok(read) => read,
-        Err(errors) => return Ok(failed(&errors)),
-    };
+    let (catalog, mut errors) =
+        match catalog::survey(&args.project.project, &args.project.customers) {
+            Ok(read) => read,
+            Err(errors) => return Ok(failed(&errors)),
+        };
     for customer in &catalog.customers {
         match pipeline::plan(&catalog.root, customer).await {
             Err(more) => add_news(&mut errors, more),
             Ok(plan) => {
                 println!("customer {} ({})", customer.name, customer.zone.name());
                 for stream in &plan.streams {
-                    println!("  stream {}: {} columns, watermark on {}", stream.stream.name, stream.schema.fields().len(), stream.stream.watermark.column);
+                    println!(
+                        "  stream {}: {} columns, watermark on {}",
+                        stream.stream.name,
+                        stream.schema.fields().len(),
+                        stream.stream.watermark.column
+                    );
                 }
                 for query in &plan.queries {
                     describe(query);
@@ -82,16 +88,26 @@ fn describe(query: &QueryPlan) {
     inputs.extend(query.tables.iter().cloned());
     println!("    inputs   {}", inputs.join(", "));
     if let Some(window) = &query.window {
-        println!("    windows  {}{}", described(window), if query.panes { ", kept by panes" } else { "" });
+        println!(
+            "    windows  {}{}",
+            described(window),
+            if query.panes { ", kept by panes" } else { "" }
+        );
     }
     println!("    kept     {}", query.kept_description());
     if let Emit::Every(every) = query.query.emit {
         println!("    emits    every {} s while a window is open", every / 1_000_000);
     }
     println!("    topic    {}", query.query.topic);
-    let names = |indices: &[usize]| indices.iter().map(|&i| query.output.field(i).name().clone()).collect::<Vec<_>>().join(", ");
-    println!("    key      {}", if query.key.is_empty() { "none".to_owned() } else { names(&query.key) });
-    let columns: Vec<_> = query.output.fields().iter().map(|f| format!("{} {}", f.name(), f.data_type())).collect();
+    let names = |indices: &[usize]| {
+        indices.iter().map(|&i| query.output.field(i).name().clone()).collect::<Vec<_>>().join(", ")
+    };
+    println!(
+        "    key      {}",
+        if query.key.is_empty() { "none".to_owned() } else { names(&query.key) }
+    );
+    let columns: Vec<_> =
+        query.output.fields().iter().map(|f| format!("{} {}", f.name(), f.data_type())).collect();
     println!("    columns  {}", columns.join(", "));
 }
 
@@ -103,20 +119,32 @@ fn described(window: &WindowSpec) -> String {
         Size::Weeks(n) => format!("{n} calendar weeks"),
         Size::Months(n) => format!("{n} calendar months"),
     };
-    let shifted = |offset_us: i64| if offset_us == 0 { String::new() } else { format!(", shifted by {}", span(offset_us)) };
+    let shifted = |offset_us: i64| {
+        if offset_us == 0 { String::new() } else { format!(", shifted by {}", span(offset_us)) }
+    };
     match window {
-        WindowSpec::Tumble { size: of, offset_us } => format!("tumble by {}{}", size(of), shifted(*offset_us)),
+        WindowSpec::Tumble { size: of, offset_us } => {
+            format!("tumble by {}{}", size(of), shifted(*offset_us))
+        }
         WindowSpec::Hop { slide, size: of, offset_us } => {
             format!("hop by {}, each of {}{}", size(slide), size(of), shifted(*offset_us))
         }
         WindowSpec::DateBin { stride, .. } => format!("date_bin by {}", size(stride)),
-        WindowSpec::DateTrunc { unit } => format!("date_trunc to the {}", format!("{unit:?}").to_lowercase()),
+        WindowSpec::DateTrunc { unit } => {
+            format!("date_trunc to the {}", format!("{unit:?}").to_lowercase())
+        }
     }
 }
 
 /// A length of time in its largest whole unit.
 fn span(us: i64) -> String {
-    let units = [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "min"), (1_000_000, "s"), (1_000, "ms")];
+    let units = [
+        (86_400_000_000, "d"),
+        (3_600_000_000, "h"),
+        (60_000_000, "min"),
+        (1_000_000, "s"),
+        (1_000, "ms"),
+    ];
     let unit = units.iter().find(|(length, _)| us % length == 0);
     unit.map_or_else(|| format!("{us} us"), |(length, name)| format!("{} {name}", us / length))
 }
@@ -141,5 +169,6 @@ pub async fn explain(args: ExplainArgs) -> Result<ExitCode> {
             seen.push(full);
         }
     }
-    Err(Error::config(format!("there is no query '{}'", args.query)).hint(format!("there are: {}", seen.join(", "))))
+    Err(Error::config(format!("there is no query '{}'", args.query))
+        .hint(format!("there are: {}", seen.join(", "))))
 }

@@ -68,7 +68,11 @@ pub async fn run(args: Args) -> Result<ExitCode> {
             *by_topic.entry(&letter.topic).or_default() += 1;
         }
         let verb = if args.dry_run { "would be fed" } else { "fed" };
-        println!("{}: {} dead letters {verb} again, {still} still do not fit the schema", customer.name, again.len());
+        println!(
+            "{}: {} dead letters {verb} again, {still} still do not fit the schema",
+            customer.name,
+            again.len()
+        );
         for (topic, count) in by_topic {
             println!("  {topic}: {count}");
         }
@@ -76,7 +80,9 @@ pub async fn run(args: Args) -> Result<ExitCode> {
             let dead = sink::dead_letter_topic(&customer.name);
             let records = again.into_iter().flat_map(|letter| records(letter, &dead)).collect();
             resend(&kafka, &customer.name, records).await?;
-            println!("  rows that are too late for their windows reach history and the late rows only");
+            println!(
+                "  rows that are too late for their windows reach history and the late rows only"
+            );
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -91,8 +97,12 @@ async fn waiting(kafka: &crate::source::KafkaConfig, customer: &Customer) -> Res
             match header(chunk, record, headers::STAGE).as_deref() {
                 Some("decode") => letters.extend(letter(chunk, record)),
                 Some(RETRIED) => {
-                    let number = |name: &str| header(chunk, record, name).and_then(|v| v.parse::<i64>().ok());
-                    if let (Some(partition), Some(offset)) = (number(headers::PARTITION), number(headers::OFFSET)) {
+                    let number = |name: &str| {
+                        header(chunk, record, name).and_then(|v| v.parse::<i64>().ok())
+                    };
+                    if let (Some(partition), Some(offset)) =
+                        (number(headers::PARTITION), number(headers::OFFSET))
+                    {
                         retried.insert((i32::try_from(partition).unwrap_or(-1), offset));
                     }
                 }
@@ -136,14 +146,21 @@ fn accepts(stream: &Stream, customer: &Customer, letter: &Letter) -> Result<bool
         _ => None,
     });
     let mut decoder = Decoder::new(fields.collect(), customer.zone)?;
-    let length = u32::try_from(letter.value.len()).map_err(|_| Error::internal("a record of over 4 GiB"))?;
+    let length =
+        u32::try_from(letter.value.len()).map_err(|_| Error::internal("a record of over 4 GiB"))?;
     let chunk = Chunk {
         topic: letter.topic.as_str().into(),
         partition: 0,
         first_offset: 0,
         next_offset: 1,
         bytes: letter.value.clone(),
-        records: vec![Record { offset: 0, timestamp_ms: -1, key: None, value: Some(0..length), headers: Vec::new() }],
+        records: vec![Record {
+            offset: 0,
+            timestamp_ms: -1,
+            key: None,
+            value: Some(0..length),
+            headers: Vec::new(),
+        }],
         append_time: false,
     };
     let decoded = decoder.decode(&chunk)?;

@@ -37,7 +37,10 @@ pub struct Args {
     #[arg(long, default_value = "40/s")]
     rate: String,
     /// What goes wrong with the sensors, as `millstream sensors` takes it
-    #[arg(long, default_value = "malformed=1%,duplicate=1%,late=2%,future=0.1%,silent=1084@30s..60s")]
+    #[arg(
+        long,
+        default_value = "malformed=1%,duplicate=1%,late=2%,future=0.1%,silent=1084@30s..60s"
+    )]
     faults: String,
     /// Same seed, same sensors
     #[arg(long, default_value_t = 7)]
@@ -71,7 +74,9 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let data_dir = args.data_dir.join(started.format("%Y%m%d-%H%M%S").to_string());
     std::fs::create_dir_all(&data_dir)?;
 
-    let mock = |e: rdkafka::error::KafkaError| Error::new(Kind::Kafka, "the embedded broker failed").because(e);
+    let mock = |e: rdkafka::error::KafkaError| {
+        Error::new(Kind::Kafka, "the embedded broker failed").because(e)
+    };
     let cluster = MockCluster::new(1).map_err(mock)?;
     let brokers = cluster.bootstrap_servers();
     for topic in topics(&catalog)? {
@@ -86,12 +91,18 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut signal = super::stop_signal();
     let board = StatusBoard::new(Some(data_dir.join("status")));
     board.expect(catalog.customers.iter().map(|c| c.name.as_str()));
-    let mut options = run::following(kafka.clone(), &data_dir, Arc::new(Metrics::new()?), board.clone());
+    let mut options =
+        run::following(kafka.clone(), &data_dir, Arc::new(Metrics::new()?), board.clone());
     // The embedded broker keeps 5 MiB a partition, the log's too: commit once a second at most.
     options.commit_interval = Some(Duration::from_millis(250));
     let pipelines = tokio::spawn(run::run_all(catalog.clone(), options, stop.clone()));
     let drivers = sensors(&args, &catalog, &kafka, clock.now(), &stop)?;
-    let view = tokio::spawn(live::run(board, introduction(&args, &brokers, &data_dir), stop.clone(), args.draws()));
+    let view = tokio::spawn(live::run(
+        board,
+        introduction(&args, &brokers, &data_dir),
+        stop.clone(),
+        args.draws(),
+    ));
 
     let limit = async {
         match args.duration {
@@ -179,7 +190,10 @@ fn sensors(
 
 fn introduction(args: &Args, brokers: &str, data_dir: &std::path::Path) -> Vec<String> {
     vec![
-        format!("Millstream demo: two customers, their sensors {} faster than life, one of them broken.", args.speed),
+        format!(
+            "Millstream demo: two customers, their sensors {} faster than life, one of them broken.",
+            args.speed
+        ),
         format!(
             "  broker   {brokers}   (kcat -b {brokers} -t 1084, millstream subscribe customer_a presence_alert --brokers {brokers})"
         ),

@@ -91,7 +91,11 @@ pub struct Kafka {
 impl Kafka {
     /// The settings together; the command line wins over the file.
     pub fn config(&self) -> Result<KafkaConfig> {
-        KafkaConfig::from_flags(self.brokers.as_deref(), self.kafka_config.as_deref(), &self.settings)
+        KafkaConfig::from_flags(
+            self.brokers.as_deref(),
+            self.kafka_config.as_deref(),
+            &self.settings,
+        )
     }
 }
 

@@ -42,7 +42,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let Some(catalog) = args.project.load() else { return Ok(ExitCode::FAILURE) };
     let found = catalog.customers.iter().find_map(|customer| {
         let query = customer.queries.iter().find(|q| {
-            q.file.ends_with(&args.query) || format!("{}/{}", customer.name, q.name) == args.query
+            q.file.ends_with(&args.query)
+                || format!("{}/{}", customer.name, q.name) == args.query
                 || PathBuf::from(&args.query).ends_with(&q.file)
         })?;
         Some((customer.clone(), query.name.clone()))
@@ -51,7 +52,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         Error::config(format!("there is no query '{}'", args.query))
             .hint("say the path of a query file of this project, or CUSTOMER/QUERY")
     })?;
-    let instant = |text: &Option<String>| text.as_deref().map(|t| parse_time(t, customer.zone)).transpose();
+    let instant =
+        |text: &Option<String>| text.as_deref().map(|t| parse_time(t, customer.zone)).transpose();
     let wanted = Replay {
         data_dir: args.project.data_dir.clone(),
         query,

@@ -89,7 +89,9 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     options.board.expect(catalog.customers.iter().map(|c| c.name.as_str()));
     let stop = super::stop_signal();
     let server = match args.http {
-        Some(address) => Some(serve::http::start(address, options.metrics.clone(), options.board.clone()).await?),
+        Some(address) => {
+            Some(serve::http::start(address, options.metrics.clone(), options.board.clone()).await?)
+        }
         None => None,
     };
     if let Some(server) = &server {
@@ -103,11 +105,16 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// Runs every customer's pipeline; the first error stops the others in good order.
-pub async fn run_all(catalog: Arc<Catalog>, options: Options, stop: watch::Receiver<bool>) -> Result<()> {
+pub async fn run_all(
+    catalog: Arc<Catalog>,
+    options: Options,
+    stop: watch::Receiver<bool>,
+) -> Result<()> {
     let (halt, halted) = watch::channel(false);
     let mut pipelines = JoinSet::new();
     for customer in &catalog.customers {
-        let running = pipeline::run(catalog.clone(), customer.clone(), options.clone(), halted.clone());
+        let running =
+            pipeline::run(catalog.clone(), customer.clone(), options.clone(), halted.clone());
         pipelines.spawn(running);
     }
     let mut signal = stop;
@@ -141,7 +148,8 @@ fn check_reset(catalog: &Catalog, reset: &[String]) -> Result<()> {
             None => (name.as_str(), None),
         };
         let customer = super::customer(catalog, customer)?;
-        let known = |q: &str| customer.queries.iter().any(|c| c.name == q) || q.starts_with("stream:");
+        let known =
+            |q: &str| customer.queries.iter().any(|c| c.name == q) || q.starts_with("stream:");
         if query.is_some_and(|q| !known(q)) {
             return Err(Error::config(format!("there is no query '{name}' to reset")));
         }
@@ -150,7 +158,12 @@ fn check_reset(catalog: &Catalog, reset: &[String]) -> Result<()> {
 }
 
 /// Options for a pipeline in this process that follows its topics, as the demo runs it.
-pub fn following(kafka: KafkaConfig, data_dir: &Path, metrics: Arc<Metrics>, board: StatusBoard) -> Options {
+pub fn following(
+    kafka: KafkaConfig,
+    data_dir: &Path,
+    metrics: Arc<Metrics>,
+    board: StatusBoard,
+) -> Options {
     Options {
         kafka,
         data_dir: data_dir.to_owned(),

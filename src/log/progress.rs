@@ -143,10 +143,8 @@ pub struct Recovered {
 impl Recovered {
     /// Reads a log, oldest record first.
     pub fn from_log(records: &[Bytes]) -> Result<Self> {
-        let mut records = records
-            .iter()
-            .map(|bytes| Progress::decode(bytes))
-            .collect::<Result<Vec<_>>>()?;
+        let mut records =
+            records.iter().map(|bytes| Progress::decode(bytes)).collect::<Result<Vec<_>>>()?;
         for pair in records.windows(2) {
             if pair[1].epoch != pair[0].epoch + 1 {
                 let message = format!(
@@ -163,7 +161,9 @@ impl Recovered {
         let from = snapshot.as_ref().map_or(0, |s| s.epoch);
         let oldest = records.first().map_or(1, |r| r.epoch);
         if oldest > from + 1 {
-            let message = format!("the internal log begins at epoch {oldest}, after epoch {from} of the snapshot");
+            let message = format!(
+                "the internal log begins at epoch {oldest}, after epoch {from} of the snapshot"
+            );
             return Err(Error::new(Kind::Recovery, message)
                 .hint("records of the log topic are missing; start over with --reset"));
         }

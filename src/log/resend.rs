@@ -58,7 +58,8 @@ fn send(
         match producer.send(message) {
             Ok(()) => return Ok(()),
             Err((error, back))
-                if error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::QueueFull) =>
+                if error.rdkafka_error_code()
+                    == Some(rdkafka::types::RDKafkaErrorCode::QueueFull) =>
             {
                 message = back;
                 producer.flush(Duration::from_millis(100)).ok();

@@ -128,20 +128,22 @@ impl Engine {
         for stream in &plan.streams {
             streams.insert(stream.stream.name.clone(), StreamStage::new(stream.clone(), zone)?);
         }
-        let queries = plan.queries.iter().map(|plan| Ok(QueryStage {
-            operator: Operator::new(plan.clone(), zone)?,
-            plan: plan.clone(),
-            sink: ResultSink::new(
-                &plan.query.topic,
-                publication(plan),
-                plan.key.clone(),
-                plan.output.fields().len(),
-            ),
-            emitted: 0,
-            late: 0,
-            newest: Vec::new(),
-            forwarded: BEGINNING,
-        }));
+        let queries = plan.queries.iter().map(|plan| {
+            Ok(QueryStage {
+                operator: Operator::new(plan.clone(), zone)?,
+                plan: plan.clone(),
+                sink: ResultSink::new(
+                    &plan.query.topic,
+                    publication(plan),
+                    plan.key.clone(),
+                    plan.output.fields().len(),
+                ),
+                emitted: 0,
+                late: 0,
+                newest: Vec::new(),
+                forwarded: BEGINNING,
+            })
+        });
         let mut engine = Self {
             queries: queries.collect::<Result<_>>()?,
             dead_topic: sink::dead_letter_topic(&customer.name),
@@ -211,7 +213,8 @@ impl Engine {
     /// Runs a chunk through its stream and every query that reads it.
     pub async fn absorb(&mut self, chunk: &Chunk) -> Result<()> {
         let name = self.topics.get(&chunk.topic).cloned();
-        let name = name.ok_or_else(|| Error::internal(format!("no stream reads {}", chunk.topic)))?;
+        let name =
+            name.ok_or_else(|| Error::internal(format!("no stream reads {}", chunk.topic)))?;
         let Some(stage) = self.streams.get_mut(&name) else {
             return Err(Error::internal(format!("no stream '{name}'")));
         };
@@ -302,8 +305,7 @@ impl Engine {
         let query = &mut self.queries[index];
         let early = emits.contains(&query.plan.name);
         let news = query.plan.tables.iter().any(|t| self.changed.contains(t));
-        let emissions =
-            query.operator.end_epoch(watermark, early, news, &self.relations).await?;
+        let emissions = query.operator.end_epoch(watermark, early, news, &self.relations).await?;
         let previous = query.forwarded;
         query.forwarded = watermark;
         let is_view = matches!(query.plan.kind, PlanKind::View | PlanKind::Derived);
@@ -319,7 +321,9 @@ impl Engine {
                         self.changed.insert(name.clone());
                     }
                 }
-                Err(reason) => self.window_failed(&name, &Emission { result: Err(reason), ..emission }),
+                Err(reason) => {
+                    self.window_failed(&name, &Emission { result: Err(reason), ..emission })
+                }
             }
         }
         if is_view && self.changed.contains(&name) {
@@ -332,10 +336,14 @@ impl Engine {
     /// The watermark of a query's input, as of now.
     fn watermark(&self, input: &Input) -> Micros {
         match input {
-            Input::Stream(name) => self.streams.get(name).map_or(BEGINNING, |s| s.watermarks.stream()),
-            Input::Query(name) => {
-                self.queries.iter().find(|q| q.plan.name == *name).map_or(BEGINNING, |q| q.forwarded)
+            Input::Stream(name) => {
+                self.streams.get(name).map_or(BEGINNING, |s| s.watermarks.stream())
             }
+            Input::Query(name) => self
+                .queries
+                .iter()
+                .find(|q| q.plan.name == *name)
+                .map_or(BEGINNING, |q| q.forwarded),
             Input::Views => BEGINNING,
         }
     }
@@ -353,7 +361,8 @@ impl Engine {
                 before: feed.before,
                 partition: feed.partition,
             };
-            let Pushed { output, late, failed } = query.operator.push(&rows, &self.relations).await?;
+            let Pushed { output, late, failed } =
+                query.operator.push(&rows, &self.relations).await?;
             if !late.is_empty() {
                 self.refuse(index, &feed, &late)?;
             }
@@ -446,7 +455,11 @@ impl Engine {
             Some(source) => {
                 let record = &source.chunk.records[source.records[failed.row] as usize];
                 let position = source.positions[failed.row];
-                letter.from_source(&self.dead_topic, Origin { chunk: source.chunk, record, position }, None)
+                letter.from_source(
+                    &self.dead_topic,
+                    Origin { chunk: source.chunk, record, position },
+                    None,
+                )
             }
             None => {
                 let mut row = sink::json_rows(&feed.batch.slice(failed.row, 1))?;
@@ -489,7 +502,8 @@ impl Engine {
         for query in &self.queries {
             let state = query.operator.snapshot()?;
             let name = &query.plan.name;
-            batches.extend(state.batches.into_iter().map(|(b, rows)| (format!("{name}/{b}"), rows)));
+            batches
+                .extend(state.batches.into_iter().map(|(b, rows)| (format!("{name}/{b}"), rows)));
             let entry = json!({
                 "fingerprint": query.plan.fingerprint,
                 "forwarded": query.forwarded,
@@ -501,7 +515,10 @@ impl Engine {
         for (name, stage) in &self.streams {
             let watermarks = serde_json::to_value(stage.watermarks.state())
                 .map_err(|e| Error::internal("watermarks cannot be written").because(e))?;
-            streams.insert(name.clone(), json!({ "positions": stage.positions, "watermarks": watermarks }));
+            streams.insert(
+                name.clone(),
+                json!({ "positions": stage.positions, "watermarks": watermarks }),
+            );
         }
         Ok(Snapshot { manifest: json!({ "streams": streams, "queries": queries }), batches })
     }
@@ -546,8 +563,10 @@ impl Engine {
 
     /// Fingerprints of all plans, by query (and by "stream:<name>").
     pub fn fingerprints(&self) -> BTreeMap<String, String> {
-        let queries = self.queries.iter().map(|q| (q.plan.name.clone(), q.plan.fingerprint.clone()));
-        let streams = self.streams.iter().map(|(n, s)| (format!("stream:{n}"), stream::fingerprint(&s.plan)));
+        let queries =
+            self.queries.iter().map(|q| (q.plan.name.clone(), q.plan.fingerprint.clone()));
+        let streams =
+            self.streams.iter().map(|(n, s)| (format!("stream:{n}"), stream::fingerprint(&s.plan)));
         queries.chain(streams).collect()
     }
 }
@@ -558,7 +577,8 @@ pub fn publication(plan: &QueryPlan) -> Publication {
         PlanKind::View | PlanKind::Derived => Publication::Upsert,
         PlanKind::Stateless => Publication::Append,
         PlanKind::Windowed => {
-            let final_only = matches!(plan.query.emit, Emit::Final) && plan.query.allowed_lateness_us == 0;
+            let final_only =
+                matches!(plan.query.emit, Emit::Final) && plan.query.allowed_lateness_us == 0;
             if final_only { Publication::Append } else { Publication::Revised }
         }
     }

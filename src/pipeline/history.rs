@@ -160,6 +160,7 @@ pub fn behind(stream: &str, partition: &str, next: i64, from: i64) -> Error {
     let message = format!(
         "the history of '{stream}' ends at offset {next} of {partition}, but the state begins at {from}"
     );
-    Error::new(Kind::Recovery, message)
-        .hint("put the history back, or start over with --reset (history then goes on from the present)")
+    Error::new(Kind::Recovery, message).hint(
+        "put the history back, or start over with --reset (history then goes on from the present)",
+    )
 }

@@ -180,7 +180,8 @@ impl Pipeline {
         let recorded = positions(&begun.engine);
         let (known, known_receiver) = watch::channel(known(&begun.engine));
         let (sender, joins) = mpsc::channel(1);
-        let lookout = Lookout { kafka: options.kafka.clone(), known: known_receiver, first: begun.first };
+        let lookout =
+            Lookout { kafka: options.kafka.clone(), known: known_receiver, first: begun.first };
         tokio::spawn(lookout.run(sender));
         let status = status::Reporter::new(&begun.engine, &options);
         Self {
@@ -243,8 +244,11 @@ impl Pipeline {
 
     /// How long to wait for an event before looking at the clock.
     fn patience(&self) -> Duration {
-        let interval = if self.begun.engine.has_news() { self.commit_interval() } else { QUIET_INTERVAL };
-        interval.saturating_sub(self.committed_at.elapsed()).clamp(Duration::from_millis(1), Duration::from_millis(200))
+        let interval =
+            if self.begun.engine.has_news() { self.commit_interval() } else { QUIET_INTERVAL };
+        interval
+            .saturating_sub(self.committed_at.elapsed())
+            .clamp(Duration::from_millis(1), Duration::from_millis(200))
     }
 
     fn commit_interval(&self) -> Duration {
@@ -254,7 +258,8 @@ impl Pipeline {
     fn is_due(&self) -> bool {
         let since = self.committed_at.elapsed();
         let news = self.begun.engine.has_news() || !self.waiting_joins.is_empty();
-        since >= QUIET_INTERVAL.max(self.commit_interval()) || (news && since >= self.commit_interval())
+        since >= QUIET_INTERVAL.max(self.commit_interval())
+            || (news && since >= self.commit_interval())
     }
 
     /// Begins an epoch if none is open.
@@ -285,7 +290,8 @@ impl Pipeline {
             Event::Chunk(chunk) => self.absorb(chunk).await,
             Event::End { partition, position } => {
                 self.begin()?;
-                if let Some(stream) = self.begun.engine.stream_of(&partition.topic).map(str::to_owned)
+                if let Some(stream) =
+                    self.begun.engine.stream_of(&partition.topic).map(str::to_owned)
                     && let Some(stage) = self.begun.engine.streams.get_mut(&stream)
                 {
                     if let Some(at) = stage.positions.get_mut(&partition) {
@@ -353,8 +359,13 @@ impl Pipeline {
         let moved = moved(&self.begun.engine, &self.recorded);
         let open = std::mem::take(&mut self.open);
         let ready = self.snapshot_ready.take();
-        let silent = moved.is_empty() && decisions.is_empty() && emits.is_empty() && open.joined.is_empty()
-            && open.tables.is_empty() && ready.is_none() && !self.begun.engine.has_news();
+        let silent = moved.is_empty()
+            && decisions.is_empty()
+            && emits.is_empty()
+            && open.joined.is_empty()
+            && open.tables.is_empty()
+            && ready.is_none()
+            && !self.begun.engine.has_news();
         self.status.report(&self.begun.engine, &self.ends, self.begun.epoch, &self.paused);
         if silent && !drain {
             self.committed_at = Instant::now();
@@ -398,7 +409,12 @@ impl Pipeline {
         self.begun.first = false;
     }
 
-    fn send(&mut self, record: Progress, output: Output, names_snapshot: Option<SnapshotRef>) -> Result<()> {
+    fn send(
+        &mut self,
+        record: Progress,
+        output: Output,
+        names_snapshot: Option<SnapshotRef>,
+    ) -> Result<()> {
         let offsets = if record.full || record.epoch % 32 == 0 {
             let all = positions(&self.begun.engine);
             all.into_iter().map(|(p, at)| (p, at.offset)).collect()
@@ -406,12 +422,19 @@ impl Pipeline {
             Vec::new()
         };
         let epoch = record.epoch;
-        let sent = EpochOutput { epoch, records: output.records, progress: record.encode()?, offsets };
+        let sent =
+            EpochOutput { epoch, records: output.records, progress: record.encode()?, offsets };
         let committer = self.begun.committer.clone();
         let task = tokio::spawn(async move { committer.commit(sent).await });
         let began = Instant::now();
-        self.commit =
-            Some(Commit { epoch, task, history: output.history, names_snapshot, began, newest_ms: output.newest_ms });
+        self.commit = Some(Commit {
+            epoch,
+            task,
+            history: output.history,
+            names_snapshot,
+            began,
+            newest_ms: output.newest_ms,
+        });
         self.begun.epoch = epoch;
         self.recorded = positions(&self.begun.engine);
         self.committed_at = Instant::now();
@@ -423,7 +446,13 @@ impl Pipeline {
         let done = done?;
         let Some(commit) = self.commit.take() else { return Ok(()) };
         self.commit_time = (self.commit_time * 3 + done.took) / 4;
-        self.status.committed(commit.epoch, done.took, commit.began.elapsed(), commit.newest_ms, self.options.clock.now());
+        self.status.committed(
+            commit.epoch,
+            done.took,
+            commit.began.elapsed(),
+            commit.newest_ms,
+            self.options.clock.now(),
+        );
         self.begun.history.epoch(commit.epoch, commit.history).await?;
         if let Some(named) = commit.names_snapshot {
             self.retire(named).await;
@@ -434,7 +463,9 @@ impl Pipeline {
     /// A newer snapshot is named: the one before the previous may go, and the log below it.
     async fn retire(&mut self, named: SnapshotRef) {
         let previous = self.begun.snapshot.replace(named);
-        let Some(oldest) = std::mem::replace(&mut self.begun.previous_snapshot, previous) else { return };
+        let Some(oldest) = std::mem::replace(&mut self.begun.previous_snapshot, previous) else {
+            return;
+        };
         let path = oldest.path.as_str().into();
         if let Err(error) = snapshot::delete(&self.begun.store, &path).await {
             tracing::warn!(%error, "an old snapshot could not be deleted");
@@ -469,7 +500,10 @@ impl Pipeline {
                 self.waiting_joins.push(join);
             }
         }
-        if self.targets.is_none() && self.options.mode != Mode::Follow && self.waiting_joins.is_empty() {
+        if self.targets.is_none()
+            && self.options.mode != Mode::Follow
+            && self.waiting_joins.is_empty()
+        {
             self.targets = Some(self.ends.clone());
         }
         Ok(())
@@ -508,7 +542,9 @@ impl Pipeline {
         let Some(task) = self.snapshot.take() else { return };
         match task.await {
             Ok(Ok(reference)) => self.snapshot_ready = Some(reference),
-            Ok(Err(error)) => tracing::warn!(%error, "a snapshot could not be written; the next one will be tried"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "a snapshot could not be written; the next one will be tried")
+            }
             Err(error) => tracing::warn!(%error, "a snapshot could not be written"),
         }
     }
@@ -521,7 +557,9 @@ impl Pipeline {
         self.begun.history.flush().await?;
         self.start_snapshot(self.begun.epoch)?;
         if let Some(task) = self.snapshot.take() {
-            let reference = task.await.map_err(|e| Error::internal("the snapshot task failed").because(e))??;
+            let reference = task
+                .await
+                .map_err(|e| Error::internal("the snapshot task failed").because(e))??;
             self.snapshot_ready = Some(reference);
         }
         Ok(())
@@ -576,7 +614,11 @@ async fn finished(commit: &mut Option<Commit>) -> Result<Committed> {
 }
 
 fn positions(engine: &Engine) -> BTreeMap<TopicPartition, Position> {
-    engine.streams.values().flat_map(|s| s.positions.iter().map(|(p, at)| (p.clone(), *at))).collect()
+    engine
+        .streams
+        .values()
+        .flat_map(|s| s.positions.iter().map(|(p, at)| (p.clone(), *at)))
+        .collect()
 }
 
 /// Positions that differ from what was recorded last.
@@ -590,7 +632,11 @@ fn moved(
 }
 
 fn known(engine: &Engine) -> Known {
-    engine.streams.values().map(|s| (s.plan.stream.clone(), s.positions.keys().cloned().collect())).collect()
+    engine
+        .streams
+        .values()
+        .map(|s| (s.plan.stream.clone(), s.positions.keys().cloned().collect()))
+        .collect()
 }
 
 /// Looks at the broker for new partitions and for ends.

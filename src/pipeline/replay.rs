@@ -143,8 +143,10 @@ async fn feed(
             let next = ranks.len();
             let rank = *ranks.entry((part.topic.clone(), part.partition)).or_insert(next);
             let times = part.rows.column(event_time).as_primitive::<TimestampMicrosecondType>();
-            for step in steps.iter_mut().filter(|s| s.plan.input == Input::Stream(name.to_owned())) {
-                let before = part.before(refused.get(&step.plan.name), step.plan.query.allowed_lateness_us);
+            for step in steps.iter_mut().filter(|s| s.plan.input == Input::Stream(name.to_owned()))
+            {
+                let before =
+                    part.before(refused.get(&step.plan.name), step.plan.query.allowed_lateness_us);
                 let input = Rows {
                     batch: &part.rows,
                     event_time: times.values(),
@@ -224,7 +226,11 @@ async fn close(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
             for batch in &upstream.results {
                 let before = vec![BEGINNING; batch.num_rows()];
                 let times = upstream.plan.event_time.map(|column| {
-                    batch.column(column).as_primitive::<TimestampMicrosecondType>().values().to_vec()
+                    batch
+                        .column(column)
+                        .as_primitive::<TimestampMicrosecondType>()
+                        .values()
+                        .to_vec()
                 });
                 let times = times.unwrap_or_else(|| before.clone());
                 let rows = Rows { batch, event_time: &times, before: &before, partition: 0 };
@@ -267,6 +273,7 @@ fn within(rows: &RecordBatch, replay: &Replay) -> Result<RecordBatch> {
             || replay.from.is_none_or(|from| start.value(row) >= from)
                 && replay.to.is_none_or(|to| end.value(row) <= to)
     };
-    let mask: arrow::array::BooleanArray = (0..rows.num_rows()).map(|row| Some(whole(row))).collect();
+    let mask: arrow::array::BooleanArray =
+        (0..rows.num_rows()).map(|row| Some(whole(row))).collect();
     Ok(arrow::compute::filter_record_batch(rows, &mask)?)
 }

@@ -45,7 +45,10 @@ pub struct Begun {
 }
 
 /// Plans a customer, with the columns of its reference tables as they are now.
-pub async fn plan(root: &std::path::Path, customer: &Customer) -> Result<sql::CustomerPlan, Vec<Error>> {
+pub async fn plan(
+    root: &std::path::Path,
+    customer: &Customer,
+) -> Result<sql::CustomerPlan, Vec<Error>> {
     let mut schemas = Vec::new();
     let mut errors = Vec::new();
     for table in &customer.tables {
@@ -61,17 +64,26 @@ pub async fn plan(root: &std::path::Path, customer: &Customer) -> Result<sql::Cu
 }
 
 /// Begins a customer's pipeline.
-pub async fn begin(catalog: &Catalog, customer: &Arc<Customer>, options: &Options) -> Result<Begun> {
+pub async fn begin(
+    catalog: &Catalog,
+    customer: &Arc<Customer>,
+    options: &Options,
+) -> Result<Begun> {
     let planned = plan(&catalog.root, customer).await.map_err(first_error)?;
     let mut engine = Engine::new(customer.clone(), planned)?;
-    let cluster = Arc::new(blocking({
-        let kafka = options.kafka.clone();
-        move || Cluster::connect(&kafka)
-    }).await?);
+    let cluster = Arc::new(
+        blocking({
+            let kafka = options.kafka.clone();
+            move || Cluster::connect(&kafka)
+        })
+        .await?,
+    );
     let cluster_id = blocking({
         let cluster = cluster.clone();
         move || cluster.cluster_id()
-    }).await?.unwrap_or_default();
+    })
+    .await?
+    .unwrap_or_default();
     ensure_topics(&cluster, &engine, options).await?;
 
     let (committer, log) = Committer::open(&options.kafka, &customer.name).await?;
@@ -81,10 +93,10 @@ pub async fn begin(catalog: &Catalog, customer: &Arc<Customer>, options: &Option
 
     let base = options.data_dir.join("snapshots").join(&customer.name);
     std::fs::create_dir_all(&base)?;
-    let store: Arc<dyn ObjectStore> = Arc::new(
-        LocalFileSystem::new_with_prefix(&base)
-            .map_err(|e| Error::new(Kind::Storage, "the snapshot folder cannot be opened").because(e))?,
-    );
+    let store: Arc<dyn ObjectStore> =
+        Arc::new(LocalFileSystem::new_with_prefix(&base).map_err(|e| {
+            Error::new(Kind::Storage, "the snapshot folder cannot be opened").because(e)
+        })?);
     let versions = options.data_dir.join("tables").join(&customer.name);
     let mut tables = ReferenceTables::new(&catalog.root, versions, customer.tables.clone());
 
@@ -110,7 +122,11 @@ pub async fn begin(catalog: &Catalog, customer: &Arc<Customer>, options: &Option
         }
         engine.restore(saved, &fresh).await?;
     }
-    let reader = Reader::start(&options.kafka, &format!("millstream.{}", customer.name), Isolation::Committed)?;
+    let reader = Reader::start(
+        &options.kafka,
+        &format!("millstream.{}", customer.name),
+        Isolation::Committed,
+    )?;
     let writers = open_history(&engine, options, &cluster_id).await?;
     if !reset {
         check_history(&engine, &writers)?;
@@ -207,14 +223,17 @@ impl Begun {
                     Event::Chunk(chunk) => chunk,
                     Event::End { partition, position } => {
                         // Offsets up to the end may hold control records only.
-                        if end_of(&partition).is_some_and(|end| position >= end) && waiting.remove(&partition) {
+                        if end_of(&partition).is_some_and(|end| position >= end)
+                            && waiting.remove(&partition)
+                        {
                             self.skip_to(&partition, end_of(&partition).unwrap_or(position))?;
                         }
                         continue;
                     }
                 },
             };
-            let partition = TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
+            let partition =
+                TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
             let end = end_of(&partition).unwrap_or(i64::MIN);
             if !waiting.contains(&partition) || chunk.first_offset >= end {
                 waiting.remove(&partition).then(|| self.skip_to(&partition, end)).transpose()?;
@@ -305,15 +324,26 @@ async fn ensure_topics(cluster: &Arc<Cluster>, engine: &Engine, options: &Option
         NewTopic {
             name: log_topic(&customer.name),
             partitions: 1,
-            config: vec![("retention.ms".into(), "-1".into()), ("retention.bytes".into(), "-1".into())],
+            config: vec![
+                ("retention.ms".into(), "-1".into()),
+                ("retention.bytes".into(), "-1".into()),
+            ],
         },
-        NewTopic { name: sink::dead_letter_topic(&customer.name).to_string(), partitions: 1, config: vec![] },
+        NewTopic {
+            name: sink::dead_letter_topic(&customer.name).to_string(),
+            partitions: 1,
+            config: vec![],
+        },
     ];
     for stream in &customer.streams {
         let late = sink::late_topic(&customer.name, &stream.name).to_string();
         wanted.push(NewTopic { name: late, partitions: 1, config: vec![] });
         if let Topics::List(list) = &stream.topics {
-            wanted.extend(list.iter().map(|t| NewTopic { name: t.clone(), partitions: 1, config: vec![] }));
+            wanted.extend(list.iter().map(|t| NewTopic {
+                name: t.clone(),
+                partitions: 1,
+                config: vec![],
+            }));
         }
     }
     for query in &customer.queries {
@@ -338,12 +368,21 @@ async fn ensure_topics(cluster: &Arc<Cluster>, engine: &Engine, options: &Option
 }
 
 /// Refuses to go on where the log and the world disagree.
-fn check(recovered: &Recovered, engine: &Engine, cluster: &str, reset: bool, options: &Options) -> Result<()> {
+fn check(
+    recovered: &Recovered,
+    engine: &Engine,
+    cluster: &str,
+    reset: bool,
+    options: &Options,
+) -> Result<()> {
     let customer = &engine.customer.name;
     let Some(last) = &recovered.last else { return Ok(()) };
     if last.drained && !reset {
-        return Err(Error::new(Kind::Recovery, format!("the pipeline of {customer} was drained: it is finished"))
-            .hint(format!("to go on with new windows from where it ended: --reset {customer}")));
+        return Err(Error::new(
+            Kind::Recovery,
+            format!("the pipeline of {customer} was drained: it is finished"),
+        )
+        .hint(format!("to go on with new windows from where it ended: --reset {customer}")));
     }
     let Some(base) = &recovered.base else { return Ok(()) };
     if let Some(recorded) = base.cluster.as_deref().filter(|c| !c.is_empty() && *c != cluster) {
@@ -352,17 +391,27 @@ fn check(recovered: &Recovered, engine: &Engine, cluster: &str, reset: bool, opt
             .hint("check --brokers"));
     }
     let plans = engine.fingerprints();
-    let clean = recovered.replay.iter().all(|r| r.full && r.positions.is_empty() || r.joined.is_empty() && r.positions.is_empty());
+    let clean = recovered
+        .replay
+        .iter()
+        .all(|r| r.full && r.positions.is_empty() || r.joined.is_empty() && r.positions.is_empty());
     for (name, recorded) in &base.plans {
         let now = plans.get(name);
         let known = options.reset.contains_query(customer, name);
         if now.is_none_or(|now| now == recorded) || known || reset {
             continue;
         }
-        let what = name.strip_prefix("stream:").map_or_else(|| format!("query '{name}'"), |s| format!("stream '{s}'"));
-        let mut error = Error::new(Kind::Recovery, format!("the {what} of {customer} has changed since its state was kept"));
+        let what = name
+            .strip_prefix("stream:")
+            .map_or_else(|| format!("query '{name}'"), |s| format!("stream '{s}'"));
+        let mut error = Error::new(
+            Kind::Recovery,
+            format!("the {what} of {customer} has changed since its state was kept"),
+        );
         error = if clean {
-            error.hint(format!("drop its state with --reset {customer}/{name}, or give the new query another name"))
+            error.hint(format!(
+                "drop its state with --reset {customer}/{name}, or give the new query another name"
+            ))
         } else {
             error.detail("the last run did not stop cleanly, so recorded epochs must run again with the plan that they had")
                 .hint(format!("run once with the old file, or drop all state with --reset {customer}"))
@@ -380,7 +429,10 @@ fn fresh_queries(recovered: &Recovered, engine: &Engine, options: &Options) -> B
         .into_iter()
         .filter(|(name, plan)| recorded.and_then(|r| r.get(name)) != Some(plan))
         .map(|(name, _)| name)
-        .filter(|name| options.reset.contains_query(&engine.customer.name, name) || recorded.is_some_and(|r| !r.contains_key(name)))
+        .filter(|name| {
+            options.reset.contains_query(&engine.customer.name, name)
+                || recorded.is_some_and(|r| !r.contains_key(name))
+        })
         .collect()
 }
 
@@ -393,18 +445,23 @@ async fn open_history(
         return Ok(HashMap::new());
     }
     let root = history_root(&options.data_dir);
-    let streams = engine.streams.iter().filter(|(_, s)| s.plan.stream.history).map(|(name, stage)| {
-        let column = stage.plan.stream.watermark.column.clone();
-        (name.clone(), stage.plan.schema.clone(), column)
-    });
-    history::open_events(&root, &engine.customer.name, streams, engine.customer.zone.name(), cluster).await
+    let streams =
+        engine.streams.iter().filter(|(_, s)| s.plan.stream.history).map(|(name, stage)| {
+            let column = stage.plan.stream.watermark.column.clone();
+            (name.clone(), stage.plan.schema.clone(), column)
+        });
+    history::open_events(
+        &root,
+        &engine.customer.name,
+        streams,
+        engine.customer.zone.name(),
+        cluster,
+    )
+    .await
 }
 
 /// Events that the snapshot is past must be in history already.
-fn check_history(
-    engine: &Engine,
-    writers: &HashMap<String, crate::history::Writer>,
-) -> Result<()> {
+fn check_history(engine: &Engine, writers: &HashMap<String, crate::history::Writer>) -> Result<()> {
     for (name, writer) in writers {
         let Some(stage) = engine.streams.get(name) else { continue };
         for (partition, at) in &stage.positions {
@@ -420,12 +477,19 @@ fn check_history(
 fn first_error(errors: Vec<Error>) -> Error {
     let more = errors.len().saturating_sub(1);
     let mut errors = errors.into_iter();
-    let first = errors.next().unwrap_or_else(|| Error::internal("planning failed without an error"));
-    if more == 0 { first } else { first.detail(format!("and {more} more; `millstream check` shows all")) }
+    let first =
+        errors.next().unwrap_or_else(|| Error::internal("planning failed without an error"));
+    if more == 0 {
+        first
+    } else {
+        first.detail(format!("and {more} more; `millstream check` shows all"))
+    }
 }
 
 /// Runs a blocking call of the Kafka client on a thread where it may block.
-pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(call)
         .await
         .map_err(|e| Error::internal("a call to Kafka did not return").because(e))?

@@ -62,7 +62,14 @@ impl Reporter {
     }
 
     /// Counts a commit: how long the transaction took, and the whole of it.
-    pub fn committed(&mut self, epoch: u64, took: Duration, whole: Duration, newest_ms: i64, now: Micros) {
+    pub fn committed(
+        &mut self,
+        epoch: u64,
+        took: Duration,
+        whole: Duration,
+        newest_ms: i64,
+        now: Micros,
+    ) {
         self.metrics.committed(&self.customer, epoch, took, whole);
         if newest_ms > 0 {
             self.metrics.latency(&self.customer, seconds((now - newest_ms * 1_000).max(0)));
@@ -81,7 +88,8 @@ impl Reporter {
             return;
         }
         self.reported = Some(Instant::now());
-        let streams = engine.streams.iter().map(|(name, stage)| self.stream(name, stage, ends, paused));
+        let streams =
+            engine.streams.iter().map(|(name, stage)| self.stream(name, stage, ends, paused));
         let streams: Vec<_> = streams.collect();
         let queries = engine.queries.iter().map(|query| QueryStatus {
             name: query.plan.name.clone(),

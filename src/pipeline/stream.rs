@@ -134,7 +134,16 @@ impl StreamStage {
         let watermarks = Watermarks::new(settings(&stream));
         let positions = BTreeMap::new();
         let (rows_read, bytes_read, unknown_fields) = (0, 0, 0);
-        Ok(Self { plan, watermarks, positions, rows_read, bytes_read, unknown_fields, decoder, event_time })
+        Ok(Self {
+            plan,
+            watermarks,
+            positions,
+            rows_read,
+            bytes_read,
+            unknown_fields,
+            decoder,
+            event_time,
+        })
     }
 
     /// Adds a partition that is read from `offset`.
@@ -150,12 +159,14 @@ impl StreamStage {
     pub fn read(&mut self, chunk: &Chunk, now: Micros, dead_topic: &Arc<str>) -> Result<Read> {
         let decoded = self.decoder.decode(chunk)?;
         self.unknown_fields += decoded.unknown_fields;
-        let mut dead = DeadLetters { topic: dead_topic, chunk, records: Vec::new(), reasons: Vec::new() };
+        let mut dead =
+            DeadLetters { topic: dead_topic, chunk, records: Vec::new(), reasons: Vec::new() };
         for rejected in &decoded.rejected {
             dead.rejected(rejected);
         }
         let base = self.base(chunk, decoded.batch, &decoded.records)?;
-        let mut draft = Draft { batch: base, records: decoded.records, positions: decoded.positions };
+        let mut draft =
+            Draft { batch: base, records: decoded.records, positions: decoded.positions };
         self.compute(&mut draft, &mut dead)?;
         let event_time = self.judge(&mut draft, chunk, now, &mut dead)?;
 
@@ -192,7 +203,8 @@ impl StreamStage {
             match &column.source {
                 ColumnSource::Payload { .. } => {
                     let next = payload.next();
-                    columns.push(next.ok_or_else(|| Error::internal("a decoded column is missing"))?);
+                    columns
+                        .push(next.ok_or_else(|| Error::internal("a decoded column is missing"))?);
                 }
                 ColumnSource::Metadata(kind) => {
                     columns.push(metadata(chunk, records, *kind, &column.data_type)?);
@@ -200,7 +212,8 @@ impl StreamStage {
                 ColumnSource::Computed(_) => {}
             }
         }
-        let options = arrow::record_batch::RecordBatchOptions::new().with_row_count(Some(records.len()));
+        let options =
+            arrow::record_batch::RecordBatchOptions::new().with_row_count(Some(records.len()));
         Ok(RecordBatch::try_new_with_options(schema, columns, &options)?)
     }
 
@@ -216,8 +229,12 @@ impl StreamStage {
                 for (row, reason) in failed {
                     kept[row] = false;
                     let column = self.plan.stream.watermark.column.clone();
-                    let letter =
-                        DeadLetter { stage: Stage::Column, query: None, column: Some(column), reason };
+                    let letter = DeadLetter {
+                        stage: Stage::Column,
+                        query: None,
+                        column: Some(column),
+                        reason,
+                    };
                     dead.row(&letter, draft.records[row], draft.positions[row], "computed_column");
                 }
                 draft.keep(&kept)?;
@@ -283,7 +300,8 @@ impl StreamStage {
         }
         if kept.contains(&false) {
             draft.keep(&kept)?;
-            let times = draft.batch.column(self.event_time).as_primitive::<TimestampMicrosecondType>();
+            let times =
+                draft.batch.column(self.event_time).as_primitive::<TimestampMicrosecondType>();
             return Ok(times.values().to_vec());
         }
         Ok(times.values().to_vec())
@@ -323,7 +341,12 @@ impl DeadLetters<'_> {
 }
 
 /// A metadata column for the rows that `records` names.
-fn metadata(chunk: &Chunk, records: &[u32], kind: Metadata, data_type: &DataType) -> Result<ArrayRef> {
+fn metadata(
+    chunk: &Chunk,
+    records: &[u32],
+    kind: Metadata,
+    data_type: &DataType,
+) -> Result<ArrayRef> {
     let count = records.len();
     let rows = || records.iter().map(|&index| &chunk.records[index as usize]);
     let array: ArrayRef = match kind {
@@ -335,12 +358,21 @@ fn metadata(chunk: &Chunk, records: &[u32], kind: Metadata, data_type: &DataType
             _ => Arc::new(rows().map(|r| text(chunk.key(r))).collect::<StringArray>()),
         },
         Metadata::Timestamp => {
-            let instants = rows().map(|r| (r.timestamp_ms >= 0).then(|| r.timestamp_ms.saturating_mul(1_000)));
-            Arc::new(TimestampMicrosecondArray::from_iter(instants).with_data_type(data_type.clone()))
+            let instants =
+                rows().map(|r| (r.timestamp_ms >= 0).then(|| r.timestamp_ms.saturating_mul(1_000)));
+            Arc::new(
+                TimestampMicrosecondArray::from_iter(instants).with_data_type(data_type.clone()),
+            )
         }
-        Metadata::Headers => Arc::new(StringArray::from_iter_values(rows().map(|r| headers(chunk, r)))),
+        Metadata::Headers => {
+            Arc::new(StringArray::from_iter_values(rows().map(|r| headers(chunk, r))))
+        }
     };
-    if array.data_type() == data_type { Ok(array) } else { Ok(arrow::compute::cast(&array, data_type)?) }
+    if array.data_type() == data_type {
+        Ok(array)
+    } else {
+        Ok(arrow::compute::cast(&array, data_type)?)
+    }
 }
 
 fn text(bytes: Option<&[u8]>) -> Option<String> {

@@ -91,8 +91,11 @@ impl ReferenceTables {
     pub async fn version(&mut self, name: &str, hash: &str) -> Result<Vec<RecordBatch>> {
         let table = self.tables.iter().find(|t| t.name == name).cloned();
         let table = table.ok_or_else(|| {
-            Error::new(Kind::Recovery, format!("the table '{name}' is in the log but in no schema file"))
-                .hint("put it back, or start over with --reset")
+            Error::new(
+                Kind::Recovery,
+                format!("the table '{name}' is in the log but in no schema file"),
+            )
+            .hint("put it back, or start over with --reset")
         })?;
         self.current.insert(name.to_owned(), hash.to_owned());
         read(&table, &self.copy_path(name, hash, table.format)).await
@@ -127,12 +130,16 @@ pub async fn read(table: &Table, path: &Path) -> Result<Vec<RecordBatch>> {
         .set_bool("datafusion.sql_parser.map_string_types_to_utf8view", false);
     let context = SessionContext::new_with_config(config);
     let location = path.to_string_lossy();
-    let extension = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    let extension =
+        path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
     let frame = match table.format {
         TableFormat::Csv => {
-            let option = |name: &str| table.options.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+            let option =
+                |name: &str| table.options.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
             let mut options = CsvReadOptions::new()
-                .has_header(option("format.has_header").is_none_or(|v| v.eq_ignore_ascii_case("true")))
+                .has_header(
+                    option("format.has_header").is_none_or(|v| v.eq_ignore_ascii_case("true")),
+                )
                 .file_extension(&extension);
             if let Some(delimiter) = option("format.delimiter").and_then(|d| d.bytes().next()) {
                 options = options.delimiter(delimiter);

@@ -105,14 +105,20 @@ impl Tail {
 }
 
 /// The table of every output topic of a customer.
-async fn outputs(engine: &Engine, root: &PathBuf, cluster: &str) -> Result<HashMap<Arc<str>, Output>> {
+async fn outputs(
+    engine: &Engine,
+    root: &PathBuf,
+    cluster: &str,
+) -> Result<HashMap<Arc<str>, Output>> {
     let customer = &engine.customer.name;
     let zone = engine.customer.zone.name();
     let mut outputs = HashMap::new();
     for query in &engine.queries {
         let plan = &query.plan;
         let keyed = publication(plan) != Publication::Append;
-        let key = keyed.then(|| query.sink.key().iter().map(|&i| plan.output.field(i).name().clone()).collect());
+        let key = keyed.then(|| {
+            query.sink.key().iter().map(|&i| plan.output.field(i).name().clone()).collect()
+        });
         let schema = nullable(&query.sink.schema(&plan.output));
         let time = (!keyed).then(|| time_column(&plan.output, plan.event_time)).flatten();
         let spec = TableSpec::new(customer, &plan.name, &schema, time.as_deref(), key, zone);
@@ -124,10 +130,19 @@ async fn outputs(engine: &Engine, root: &PathBuf, cluster: &str) -> Result<HashM
         let schema = nullable(&sink::late_schema(&stage.plan.schema, zone));
         let table = format!("{name}_late");
         let time = stage.plan.stream.watermark.column.as_str();
-        let spec =
-            TableSpec::new(customer, &table, &history::table::late_schema(&schema), Some(time), None, zone);
+        let spec = TableSpec::new(
+            customer,
+            &table,
+            &history::table::late_schema(&schema),
+            Some(time),
+            None,
+            zone,
+        );
         let writer = Writer::open(root, spec, cluster).await?;
-        outputs.insert(sink::late_topic(customer, name), Output { shape: Shape::Late(schema), writer });
+        outputs.insert(
+            sink::late_topic(customer, name),
+            Output { shape: Shape::Late(schema), writer },
+        );
     }
     let spec = TableSpec::new(customer, "dead_letters", &dead_letter_schema(), None, None, zone);
     let writer = Writer::open(root, spec, cluster).await?;
@@ -169,7 +184,8 @@ impl Task {
     async fn take(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Chunk(chunk) => {
-                let partition = TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
+                let partition =
+                    TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
                 let at = self.positions.entry(partition).or_insert(0);
                 let chunk = if chunk.first_offset < *at { chunk.slice(*at) } else { chunk };
                 *at = chunk.next_offset.max(*at);
@@ -190,7 +206,8 @@ impl Task {
         let partitions: Vec<_> = self.positions.keys().cloned().collect();
         let ends = blocking(move || {
             let cluster = Cluster::connect(&kafka)?;
-            let ends = partitions.into_iter().map(|p| cluster.watermarks(&p).map(|(_, high)| (p, high)));
+            let ends =
+                partitions.into_iter().map(|p| cluster.watermarks(&p).map(|(_, high)| (p, high)));
             ends.collect::<Result<Vec<_>>>()
         });
         let ends = ends.await?;
@@ -215,7 +232,8 @@ impl Shape {
                 (json(schema, records.iter().filter_map(|r| chunk.value(r)))?, records)
             }
             Self::Keyed(schema) => {
-                let records: Vec<_> = chunk.records.iter().filter(|r| r.value.is_some() || r.key.is_some()).collect();
+                let records: Vec<_> =
+                    chunk.records.iter().filter(|r| r.value.is_some() || r.key.is_some()).collect();
                 let values = records.iter().filter_map(|r| chunk.value(r).or_else(|| chunk.key(r)));
                 (json(schema, values)?, records)
             }
@@ -239,17 +257,24 @@ impl Shape {
         let mut columns = Vec::with_capacity(table.fields().len());
         for field in table.fields() {
             let column = match field.name().as_str() {
-                "_topic" => Arc::new(StringArray::from(vec![chunk.topic.as_ref(); records.len()])) as ArrayRef,
+                "_topic" => Arc::new(StringArray::from(vec![chunk.topic.as_ref(); records.len()]))
+                    as ArrayRef,
                 "_partition" => Arc::new(Int32Array::from(vec![chunk.partition; records.len()])),
-                "_offset" => Arc::new(Int64Array::from_iter_values(records.iter().map(|r| r.offset))),
+                "_offset" => {
+                    Arc::new(Int64Array::from_iter_values(records.iter().map(|r| r.offset)))
+                }
                 "_position" => Arc::new(Int32Array::from(vec![0; records.len()])),
                 "_timestamp" => {
                     let times = records.iter().map(|r| r.timestamp_ms.max(0).saturating_mul(1_000));
                     let array = TimestampMicrosecondArray::from_iter_values(times);
                     Arc::new(array.with_data_type(field.data_type().clone()))
                 }
-                "_deleted" => Arc::new(records.iter().map(|r| Some(r.value.is_none())).collect::<BooleanArray>()),
-                _ => payload.next().ok_or_else(|| Error::internal("a column of an output is missing"))?,
+                "_deleted" => Arc::new(
+                    records.iter().map(|r| Some(r.value.is_none())).collect::<BooleanArray>(),
+                ),
+                _ => payload
+                    .next()
+                    .ok_or_else(|| Error::internal("a column of an output is missing"))?,
             };
             columns.push(column);
         }
@@ -305,7 +330,8 @@ fn dead_letters(chunk: &Chunk, records: &[&Record]) -> Result<RecordBatch> {
     let text = |name: &str| -> ArrayRef {
         Arc::new(records.iter().map(|r| header(r, name)).collect::<StringArray>())
     };
-    let number = |name: &str| records.iter().map(|r| header(r, name)?.parse().ok()).collect::<Int64Array>();
+    let number =
+        |name: &str| records.iter().map(|r| header(r, name)?.parse().ok()).collect::<Int64Array>();
     let small = |name: &str| -> ArrayRef {
         Arc::new(records.iter().map(|r| header(r, name)?.parse().ok()).collect::<Int32Array>())
     };

@@ -70,8 +70,7 @@ pub fn speed(text: &str) -> Result<f64> {
         Error::config(format!("'{text}' is no speed"))
             .hint("write how many times faster than real time, as in 60x")
     };
-    let times: f64 =
-        text.trim().trim_end_matches('x').parse().map_err(|_| wrong())?;
+    let times: f64 = text.trim().trim_end_matches('x').parse().map_err(|_| wrong())?;
     if !(times.is_finite() && times > 0.0 && times <= 1e7) {
         return Err(wrong());
     }

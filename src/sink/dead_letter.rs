@@ -84,7 +84,12 @@ pub struct DeadLetter {
 impl DeadLetter {
     /// The record for a message of the source. `value` is the message's own bytes when the record
     /// holds several, else the whole value.
-    pub fn from_source(&self, topic: &Arc<str>, origin: Origin<'_>, value: Option<Bytes>) -> OutRecord {
+    pub fn from_source(
+        &self,
+        topic: &Arc<str>,
+        origin: Origin<'_>,
+        value: Option<Bytes>,
+    ) -> OutRecord {
         let Origin { chunk, record, position } = origin;
         let bytes = |range: &std::ops::Range<u32>| {
             chunk.bytes.slice(range.start as usize..range.end as usize)

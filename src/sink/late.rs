@@ -70,7 +70,12 @@ pub fn late_rows(
 }
 
 /// The origin columns of rows of one partition.
-pub fn origins(topic: &str, partition: i32, offsets: Vec<i64>, positions: Vec<i32>) -> [ArrayRef; 4] {
+pub fn origins(
+    topic: &str,
+    partition: i32,
+    offsets: Vec<i64>,
+    positions: Vec<i32>,
+) -> [ArrayRef; 4] {
     let count = offsets.len();
     [
         Arc::new(StringArray::from(vec![topic; count])),

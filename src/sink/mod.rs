@@ -15,8 +15,8 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 
 pub use dead_letter::{DeadLetter, Origin, Stage, headers};
-pub use late::{late_rows, origins};
 pub use late::late_schema;
+pub use late::{late_rows, origins};
 pub use results::{Publication, ResultSink};
 
 use crate::Result;

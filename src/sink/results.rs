@@ -58,7 +58,12 @@ impl ResultSink {
     }
 
     /// Records for rows that are new or have new values.
-    pub fn upserts(&self, rows: &RecordBatch, is_final: bool, revision: i64) -> Result<Vec<OutRecord>> {
+    pub fn upserts(
+        &self,
+        rows: &RecordBatch,
+        is_final: bool,
+        revision: i64,
+    ) -> Result<Vec<OutRecord>> {
         let values = if self.publication == Publication::Revised {
             let count = rows.num_rows();
             let mut columns: Vec<ArrayRef> = rows.columns().to_vec();

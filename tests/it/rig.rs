@@ -234,12 +234,7 @@ impl Rig {
         early.map(|q| q.name.clone()).collect()
     }
 
-    async fn epoch(
-        &mut self,
-        epoch: Epoch,
-        emits: Vec<String>,
-        drained: bool,
-    ) -> Result<()> {
+    async fn epoch(&mut self, epoch: Epoch, emits: Vec<String>, drained: bool) -> Result<()> {
         let chunks = epoch
             .iter()
             .map(|(stream, p, records)| chunk(&self.topic(stream), *p, records))
