@@ -11,7 +11,7 @@ SELECT window_start, window_end,
 FROM (
   SELECT window_start, window_end,
          (date_part('epoch', ingested_at) - date_part('epoch', event_time)) * 1000 AS to_kafka_ms,
-         (date_part('epoch', now()) - date_part('epoch', ingested_at)) * 1000 AS processed_ms
+         greatest(date_part('epoch', now()) - date_part('epoch', ingested_at), 0) * 1000 AS processed_ms
   FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' MINUTE)
 )
 GROUP BY window_start, window_end;

@@ -78,6 +78,8 @@ pub struct Output {
     pub history: Vec<HistoryRows>,
     /// Dead letters by reason.
     pub dead: HashMap<&'static str, u64>,
+    /// Windows that closed, by query.
+    pub closed: BTreeMap<String, u64>,
     /// Bytes read.
     pub bytes: u64,
     /// Rows decoded.
@@ -312,6 +314,9 @@ impl Engine {
         let name = query.plan.name.clone();
         for emission in emissions {
             let first_final = emission.window.is_none_or(|w| w.end > previous);
+            if emission.window.is_some_and(|w| w.end <= watermark && w.end > previous) {
+                *self.output.closed.entry(name.clone()).or_default() += 1;
+            }
             match emission.result {
                 Ok(changes) => {
                     self.publish(index, &changes)?;

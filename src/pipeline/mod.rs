@@ -34,6 +34,7 @@ use crate::catalog::{Catalog, Customer, Emit};
 use crate::log::{
     Committed, EpochOutput, Joined, Position, Progress, SnapshotRef, VERSION, snapshot,
 };
+use crate::serve::status::Status;
 use crate::serve::{Metrics, StatusBoard};
 use crate::source::chunk::Chunk;
 use crate::source::{Cluster, Event, KafkaConfig, TopicPartition};
@@ -107,7 +108,23 @@ pub async fn run(
     options: Options,
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
-    let begun = start::begin(&catalog, &customer, &options).await?;
+    let board = options.board.clone();
+    let name = customer.name.clone();
+    let result = run_pipeline(&catalog, &customer, options, stop).await;
+    if let Err(error) = &result {
+        let failed = Some(error.to_string());
+        board.publish(Status { customer: name, failed, ..Status::default() });
+    }
+    result
+}
+
+async fn run_pipeline(
+    catalog: &Catalog,
+    customer: &Arc<Customer>,
+    options: Options,
+    stop: watch::Receiver<bool>,
+) -> Result<()> {
+    let begun = start::begin(catalog, customer, &options).await?;
     let tail = match options.history {
         true => Some(tail::Tail::start(&begun.engine, &options, &begun.cluster).await?),
         false => None,

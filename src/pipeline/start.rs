@@ -57,6 +57,16 @@ pub async fn plan(
             Err(error) => errors.push(error),
         }
     }
+    for query in customer.queries.iter().filter(|q| q.ttl_us.is_some()) {
+        errors.push(
+            Error::sql(format!(
+                "'{}' wants a ttl, and keys of views are not dropped yet",
+                query.name
+            ))
+            .at(query.place.clone())
+            .hint("leave ttl out; a HAVING on the event time hides old keys"),
+        );
+    }
     if !errors.is_empty() {
         return Err(errors);
     }

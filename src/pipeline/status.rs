@@ -55,6 +55,9 @@ impl Reporter {
         self.rows += output.rows;
         self.bytes += output.bytes;
         self.metrics.events(&self.customer, output.rows, output.bytes);
+        for (query, count) in &output.closed {
+            self.metrics.windows_closed(&self.customer, query, *count);
+        }
         for (reason, count) in &output.dead {
             self.dead += count;
             self.metrics.dead_letters(&self.customer, reason, *count);
