@@ -134,6 +134,9 @@ impl Planner<'_> {
             return Err(self.error("this query keeps rows, but has no window"));
         }
         let executable = physical::plan(self.session, &cut);
+        // Planning never waits for anything; but on a task that has used up its budget, tokio's
+        // parts of it would ask to be polled later, and here nobody would.
+        let executable = tokio::task::unconstrained(executable);
         let executable = futures::executor::block_on(executable).map_err(df)?;
         let output: SchemaRef = Arc::new(Schema::new(optimised.schema().fields().clone()));
         let mut assumed_unique = Vec::new();
