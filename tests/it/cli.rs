@@ -427,10 +427,11 @@ fn the_demo_runs_without_kafka_and_its_history_can_be_asked() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let data = folder.path().join("state");
     let data = data.to_str().unwrap();
-    let mut demo = start(root, &["demo", "--for", "20s", "--speed", "600", "--data-dir", data]);
+    let arguments = ["demo", "--for", "40s", "--speed", "7200x", "--data-dir", data];
+    let mut demo = start(root, &arguments);
     // It says which query to try.
     demo.until("the query to try", LONG, |text| text.contains("millstream query"));
-    std::thread::sleep(Duration::from_secs(14));
+    std::thread::sleep(Duration::from_secs(22));
     assert!(!demo.ended(), "{}{}", demo.stdout(), demo.stderr());
     let lines = demo.stdout();
     let data = demo_data(&lines).unwrap_or_else(|| data.to_owned());
