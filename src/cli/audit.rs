@@ -1,6 +1,7 @@
 //! `millstream audit`: the account, from Kafka and the tables.
 //!
-//! Per partition and up to the lower of the two commit points:
+//! Per partition and up to the pipeline's commit point (history follows it within ten seconds, so a
+//! running pipeline's newest rows may be missing; a stopped one's are all there):
 //! offsets = records + gaps; records = decoded + rejected + tombstones; and every decoded row and
 //! every rejected one is in history or among the dead letters exactly once.
 
@@ -8,7 +9,7 @@ use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray};
+use arrow::array::AsArray;
 use arrow::datatypes::{Int32Type, Int64Type};
 use futures::StreamExt;
 
@@ -119,33 +120,16 @@ async fn audit(
         if !stream.history {
             continue;
         }
-        let kept = history_end(context, customer, &name, &partition).await?;
-        let until = kept.map_or(joined, |last| last + 1).min(at.offset).max(joined);
         let low = low_watermark(kafka, &partition).await?;
-        // What history has not reached yet is no loss; what is below the broker's retention cannot
-        // be counted any more.
-        let until = if kept.is_none() {
-            at.offset
-        } else {
-            until.max(trailing(at.offset, until, &dead, &partition))
-        };
+        // What is below the broker's retention cannot be counted any more.
+        let until = at.offset;
         let mut ledger = Ledger::new(low.max(joined), until.max(low));
         ledger.read_kafka(kafka, &partition).await?;
         ledger.read_history(context, customer, &name, &partition).await?;
         ledger.read_dead(&dead, &partition);
-        accounts.push(ledger.account(
-            name,
-            &partition,
-            (until == at.offset && low <= joined).then_some(at),
-        ));
+        accounts.push(ledger.account(name, &partition, (low <= joined).then_some(at)));
     }
     Ok(accounts)
-}
-
-/// Rows end where history's rows end; what follows up to the recorded position may be dead
-/// letters and tombstones only, so the account goes on to there.
-fn trailing(position: i64, rows_end: i64, _dead: &DeadLetters, _partition: &TopicPartition) -> i64 {
-    position.max(rows_end)
 }
 
 /// The newest position of every partition, with the offset at which it joined, and its stream.
@@ -284,21 +268,6 @@ fn rows_of(customer: &Customer, stream: &str, partition: &TopicPartition, what: 
         "SELECT {what} FROM {}.{stream} WHERE _topic = '{}' AND _partition = {}",
         customer.name, partition.topic, partition.partition
     )
-}
-
-/// The last offset of a partition that history has rows of.
-async fn history_end(
-    context: &datafusion::prelude::SessionContext,
-    customer: &Customer,
-    stream: &str,
-    partition: &TopicPartition,
-) -> Result<Option<i64>> {
-    let sql = rows_of(customer, stream, partition, "max(_offset)");
-    let batches = context.sql(&sql).await?.collect().await?;
-    Ok(batches.first().and_then(|b| {
-        let column = b.column(0).as_primitive::<Int64Type>();
-        (!column.is_empty() && column.is_valid(0)).then(|| column.value(0))
-    }))
 }
 
 impl Ledger {
