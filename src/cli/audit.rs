@@ -16,10 +16,11 @@ use futures::StreamExt;
 use super::{Kafka, Project};
 use crate::catalog::{Catalog, Customer};
 use crate::log::{Position, Progress, read_log};
+use crate::pipeline::blocking;
 use crate::sink::{self, headers};
 use crate::source::chunk::{Chunk, Record};
 use crate::source::{Cluster, Event, Isolation, KafkaConfig, Reader, TopicPartition};
-use crate::{Error, Result, history, pipeline};
+use crate::{Result, history, pipeline};
 
 /// Prove from Kafka and the tables that nothing is lost and nothing is twice.
 #[derive(Debug, clap::Args)]
@@ -249,13 +250,6 @@ async fn read_range(
 async fn connect(kafka: &KafkaConfig) -> Result<Cluster> {
     let kafka = kafka.clone();
     blocking(move || Cluster::connect(&kafka)).await
-}
-
-async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(call).await;
-    done.map_err(|e| Error::internal("a call to Kafka did not return").because(e))?
 }
 
 async fn low_watermark(kafka: &KafkaConfig, partition: &TopicPartition) -> Result<i64> {

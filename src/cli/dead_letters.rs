@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use super::audit::{header, read_topic};
 use super::{Kafka, Project};
-use crate::catalog::{ColumnSource, Customer, Stream};
-use crate::decode::{Decoder, Field};
+use crate::catalog::{Customer, Stream};
 use crate::log::{OutRecord, resend};
+use crate::pipeline;
 use crate::sink::{self, headers};
 use crate::source::chunk::{Chunk, Record};
 use crate::{Error, Result};
@@ -136,16 +136,7 @@ fn stream_of<'a>(customer: &'a Customer, topic: &str) -> Option<&'a Stream> {
 
 /// Whether the schema accepts every message of the letter now.
 fn accepts(stream: &Stream, customer: &Customer, letter: &Letter) -> Result<bool> {
-    let fields = stream.columns.iter().filter_map(|column| match &column.source {
-        ColumnSource::Payload { format } => Some(Field {
-            name: column.name.clone(),
-            data_type: column.data_type.clone(),
-            nullable: column.nullable,
-            format: format.clone(),
-        }),
-        _ => None,
-    });
-    let mut decoder = Decoder::new(fields.collect(), customer.zone)?;
+    let mut decoder = pipeline::decoder(stream, customer.zone)?;
     let length =
         u32::try_from(letter.value.len()).map_err(|_| Error::internal("a record of over 4 GiB"))?;
     let chunk = Chunk {

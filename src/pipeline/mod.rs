@@ -28,7 +28,8 @@ use tokio::task::JoinHandle;
 
 pub use engine::{Engine, Output, publication};
 pub use history::event_schema;
-pub use start::plan;
+pub use start::{blocking, plan};
+pub use stream::decoder;
 
 use crate::catalog::{Catalog, Customer, Emit};
 use crate::log::{
@@ -43,7 +44,7 @@ use crate::watermark::ClockDecision;
 use crate::{Error, Kind, Result};
 
 use engine::HistoryRows;
-use start::{Begun, blocking};
+use start::Begun;
 
 /// Commits follow each other by at least this, and by twice the recent commit time.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(25);

@@ -72,6 +72,20 @@ pub struct Read {
     pub tombstones: u64,
 }
 
+/// The decoder of a stream's payload columns.
+pub fn decoder(stream: &Stream, zone: Tz) -> Result<Decoder> {
+    let fields = stream.columns.iter().filter_map(|column| match &column.source {
+        ColumnSource::Payload { format } => Some(Field {
+            name: column.name.clone(),
+            data_type: column.data_type.clone(),
+            nullable: column.nullable,
+            format: format.clone(),
+        }),
+        _ => None,
+    });
+    Decoder::new(fields.collect(), zone)
+}
+
 /// What a stream's declaration says about time.
 pub fn settings(stream: &Stream) -> WatermarkSettings {
     WatermarkSettings {
@@ -120,16 +134,7 @@ impl StreamStage {
     /// The stage of `plan`'s stream, without partitions.
     pub fn new(plan: Arc<StreamPlan>, zone: Tz) -> Result<Self> {
         let stream = plan.stream.clone();
-        let fields = stream.columns.iter().filter_map(|column| match &column.source {
-            ColumnSource::Payload { format } => Some(Field {
-                name: column.name.clone(),
-                data_type: column.data_type.clone(),
-                nullable: column.nullable,
-                format: format.clone(),
-            }),
-            _ => None,
-        });
-        let decoder = Decoder::new(fields.collect(), zone)?;
+        let decoder = decoder(&stream, zone)?;
         let event_time = plan.schema.index_of(&stream.watermark.column)?;
         let watermarks = Watermarks::new(settings(&stream));
         let positions = BTreeMap::new();
