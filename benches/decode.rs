@@ -1,60 +1,22 @@
 //! Decoding, in events a second on one core: `cargo bench --bench decode`.
 //!
-//! Where the kernel tells it (Linux), time is what the process had of a core, not what passed on
-//! the wall, so that a busy machine shows nearly the figures of an idle one.
+//! Time is that of a core, see support/cpu_time.rs.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "support/cpu_time.rs"]
+mod cpu_time;
+
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arrow::datatypes::{DataType, TimeUnit};
 use bytes::Bytes;
 use chrono_tz::Tz;
-use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use cpu_time::CpuTime;
 use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use millstream::decode::{Decoder, Field, TimestampFormat};
 use millstream::source::chunk::{Chunk, Record};
-
-/// Time on a core, as far as the kernel has counted it (some milliseconds behind).
-struct CpuTime;
-
-impl CpuTime {
-    fn now() -> Option<Duration> {
-        let text = std::fs::read_to_string("/proc/self/schedstat").ok()?;
-        text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
-    }
-}
-
-impl Measurement for CpuTime {
-    type Intermediate = (Option<Duration>, Instant);
-    type Value = Duration;
-
-    fn start(&self) -> Self::Intermediate {
-        (CpuTime::now(), Instant::now())
-    }
-
-    fn end(&self, (cpu, wall): Self::Intermediate) -> Duration {
-        let cpu = cpu.zip(CpuTime::now()).map(|(start, end)| end.saturating_sub(start));
-        cpu.unwrap_or_else(|| wall.elapsed()).max(Duration::from_nanos(1))
-    }
-
-    fn add(&self, a: &Duration, b: &Duration) -> Duration {
-        *a + *b
-    }
-
-    fn zero(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn to_f64(&self, value: &Duration) -> f64 {
-        WallTime.to_f64(value)
-    }
-
-    fn formatter(&self) -> &dyn ValueFormatter {
-        WallTime.formatter()
-    }
-}
 
 /// Events in a chunk: what one fetch of 1 MB holds, about.
 const EVENTS: usize = 10_000;

@@ -5,7 +5,7 @@
 //! offsets = records + gaps; records = decoded + rejected + tombstones; and every decoded row and
 //! every rejected one is in history or among the dead letters exactly once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use arrow::datatypes::{Int32Type, Int64Type};
 use futures::StreamExt;
 
 use super::{Kafka, Project};
-use crate::catalog::{Catalog, Customer};
+use crate::catalog::Customer;
 use crate::log::{Position, Progress, read_log};
 use crate::pipeline::blocking;
 use crate::sink::{self, headers};
@@ -81,7 +81,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         "tombstones"
     );
     for customer in &catalog.customers {
-        for account in audit(&catalog, customer, &kafka, &context).await? {
+        for account in audit(customer, &kafka, &context).await? {
             holds &= account.faults.is_empty();
             let verdict = if account.faults.is_empty() {
                 "holds".to_owned()
@@ -106,61 +106,45 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 }
 
 async fn audit(
-    catalog: &Catalog,
     customer: &Arc<Customer>,
     kafka: &KafkaConfig,
     context: &datafusion::prelude::SessionContext,
 ) -> Result<Vec<Account>> {
-    let _ = catalog;
-    let (positions, streams) = recorded(kafka, customer).await?;
+    let positions = recorded(kafka, customer).await?;
     let dead = dead_letters(kafka, customer).await?;
     let mut accounts = Vec::new();
-    for (partition, (joined, at)) in positions {
-        let name = streams.get(&partition).cloned().unwrap_or_default();
-        let Some(stream) = customer.streams.iter().find(|s| s.name == name) else { continue };
+    for (partition, at) in positions {
+        let mut reading = customer.streams.iter().filter(|s| s.topics.matches(&partition.topic));
+        let Some(stream) = reading.next() else { continue };
         if !stream.history {
             continue;
         }
         let low = low_watermark(kafka, &partition).await?;
         // What is below the broker's retention cannot be counted any more.
         let until = at.offset;
-        let mut ledger = Ledger::new(low.max(joined), until.max(low));
+        let mut ledger = Ledger::new(low.max(at.joined), until.max(low));
         ledger.read_kafka(kafka, &partition).await?;
-        ledger.read_history(context, customer, &name, &partition).await?;
+        ledger.read_history(context, customer, &stream.name, &partition).await?;
         ledger.read_dead(&dead, &partition);
-        accounts.push(ledger.account(name, &partition, (low <= joined).then_some(at)));
+        let recorded = (low <= at.joined).then_some(at);
+        accounts.push(ledger.account(stream.name.clone(), &partition, recorded));
     }
     Ok(accounts)
 }
 
-/// The newest position of every partition, with the offset at which it joined, and its stream.
-#[allow(clippy::type_complexity)]
+/// The newest position of every partition that the log names.
 async fn recorded(
     kafka: &KafkaConfig,
     customer: &Customer,
-) -> Result<(Vec<(TopicPartition, (i64, Position))>, HashMap<TopicPartition, String>)> {
-    let log = read_log(kafka, &customer.name).await?;
-    let mut positions: HashMap<TopicPartition, Position> = HashMap::new();
-    let mut joined = HashMap::new();
-    let mut streams = HashMap::new();
-    for record in &log {
-        let record = Progress::decode(record)?;
-        for join in record.joined {
-            joined.insert(join.partition.clone(), join.offset);
-            streams.insert(join.partition, join.stream);
-        }
-        positions.extend(record.positions);
+) -> Result<BTreeMap<TopicPartition, Position>> {
+    let mut positions = BTreeMap::new();
+    for record in &read_log(kafka, &customer.name).await? {
+        let Progress { joined, positions: moved, .. } = Progress::decode(record)?;
+        let begun = |offset| Position { offset, joined: offset, ..Position::default() };
+        positions.extend(joined.into_iter().map(|join| (join.partition, begun(join.offset))));
+        positions.extend(moved);
     }
-    let mut all: Vec<_> = joined
-        .into_iter()
-        .map(|(partition, offset)| {
-            let start = Position { offset, ..Position::default() };
-            let at = positions.get(&partition).copied().unwrap_or(start);
-            (partition, (offset, at))
-        })
-        .collect();
-    all.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok((all, streams))
+    Ok(positions)
 }
 
 type DeadLetters = HashMap<TopicPartition, Vec<(i64, i64)>>;

@@ -16,6 +16,7 @@ use deltalake::table::state::DeltaTableState;
 use deltalake::{DeltaTable, FilterOp, FilterValue};
 
 use super::table::{self, DATE, Description};
+use super::writer::Writer;
 use super::{delta_error, file, table_path, tables};
 use crate::time::{MINUTE, Micros};
 use crate::{Error, Kind, Result};
@@ -205,6 +206,32 @@ fn dates(state: &DeltaTableState) -> BTreeMap<String, Date> {
         date.newest_us = date.newest_us.max(file.modification_time().saturating_mul(1_000));
     }
     dates
+}
+
+/// Rewrites quiet dates beside the writers of their tables, one table at a time.
+#[derive(Debug, Default)]
+pub struct Housekeeping {
+    task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Housekeeping {
+    /// Begins with the table of `writer` if it has quiet dates and no other table is at work. To
+    /// be called after a commit, when the writer knows its table best.
+    pub fn tend(&mut self, writer: &Writer, now: Micros) {
+        let busy = self.task.as_ref().is_some_and(|task| !task.is_finished());
+        if busy || !writer.wants_compaction(now) {
+            return;
+        }
+        let (compactor, table) = (writer.compactor(), writer.spec().name.clone());
+        self.task = Some(tokio::spawn(async move {
+            match compactor.run(now).await {
+                Ok(done) => tracing::debug!(table, ?done, "small files were merged"),
+                // Another process is at it.
+                Err(error) if error.kind == Kind::Config => {}
+                Err(error) => tracing::warn!(table, %error, "small files could not be merged"),
+            }
+        }));
+    }
 }
 
 /// What was done to one table.

@@ -41,7 +41,7 @@ use deltalake::DeltaTableError;
 use crate::{Error, Kind};
 
 pub use adhoc::{run_sql, sql_error};
-pub use compact::{Compacted, Compactor, Report, compact_all};
+pub use compact::{Compacted, Compactor, Housekeeping, Report, compact_all};
 pub use read::context;
 pub use replay::{EventScan, LateRow, late_rows, scan_events};
 pub use table::TableSpec;

@@ -216,9 +216,11 @@ async fn compaction_keeps_every_row_and_position() {
     let newest = "SELECT max(event_time), min(event_time), count(*) FROM positions";
     let before = (table(&root, &catalog, all).await, table(&root, &catalog, newest).await);
     assert!(before.0.contains(".") && before.1.contains("."), "{before:?}");
-    assert_eq!(writer.compact(START).await.unwrap().dates, 0, "dates are not quiet yet");
+    assert!(!writer.wants_compaction(START) && writer.wants_compaction(START + HOUR));
+    let compactor = writer.compactor();
+    assert_eq!(compactor.run(START).await.unwrap().dates, 0, "dates are not quiet yet");
     let files = files_read(&root, &catalog, "SELECT room FROM positions").await;
-    let compacted = writer.compact(START + HOUR).await.unwrap();
+    let compacted = compactor.run(START + HOUR).await.unwrap();
     assert_eq!(compacted.dates, 3, "{compacted:?}");
     assert_eq!((compacted.files_removed as usize, compacted.files_added), (files, 3));
     assert!(files > 150, "{files}");

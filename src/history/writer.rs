@@ -30,7 +30,7 @@ use futures::StreamExt;
 use object_store::ObjectStoreExt;
 
 use super::buffer::Buffer;
-use super::compact::{Compacted, Compactor};
+use super::compact::Compactor;
 use super::table::{self, TableSpec};
 use super::{compact, delta_error, file, positions};
 use crate::time::{Micros, SECOND};
@@ -99,6 +99,7 @@ pub struct Writer {
     begun: Option<Begun>,
     interval_us: Micros,
     last_commit: Option<Micros>,
+    rows: u64,
 }
 
 impl Writer {
@@ -134,6 +135,7 @@ impl Writer {
             begun: None,
             interval_us: INTERVAL_US,
             last_commit: None,
+            rows: 0,
         })
     }
 
@@ -182,7 +184,7 @@ impl Writer {
         batch: &RecordBatch,
         next_offset: i64,
     ) -> Result<()> {
-        if self.buffer.bytes() >= BUFFER_BYTES {
+        if self.is_full() {
             self.commit(self.last_commit.unwrap_or(0)).await?;
         }
         let known = self.known(topic, partition);
@@ -211,7 +213,7 @@ impl Writer {
     /// Whether rows (or positions) wait for a commit that is due: after ten seconds or 128 MB.
     pub fn due(&self, now: Micros) -> bool {
         let waited = self.last_commit.is_none_or(|last| now - last >= self.interval_us);
-        self.has_pending() && (waited || self.buffer.bytes() >= BUFFER_BYTES)
+        self.has_pending() && (waited || self.is_full())
     }
 
     /// Whether anything waits for a commit.
@@ -269,6 +271,7 @@ impl Writer {
             }
         }
         committed.rows += begun.rows;
+        self.rows += begun.rows as u64;
         committed.files += begun.adds.len();
         committed.bytes +=
             begun.adds.iter().map(|add| u64::try_from(add.size).unwrap_or(0)).sum::<u64>();
@@ -276,19 +279,19 @@ impl Writer {
         Ok(())
     }
 
-    /// Rewrites dates that have gone quiet (see [`Compactor::run`]), unless another process does
-    /// so. To do it beside appends, run [`Writer::compactor`] in a task of its own.
-    pub async fn compact(&mut self, now: Micros) -> Result<Compacted> {
-        // `look` below takes the table's newest state for ours: nothing of ours may be on its way.
-        if self.begun.is_some() || !compact::wanted(&self.state, now) {
-            return Ok(Compacted::default());
-        }
-        let compacted = match self.compactor().run(now).await {
-            Err(error) if error.kind == Kind::Config => return Ok(Compacted::default()),
-            other => other?,
-        };
-        self.look(&HashMap::new()).await?;
-        Ok(compacted)
+    /// Whether the buffer is full: the next rows wait for a commit.
+    pub fn is_full(&self) -> bool {
+        self.buffer.bytes() >= BUFFER_BYTES
+    }
+
+    /// Rows made durable since the table was opened here.
+    pub fn rows_committed(&self) -> u64 {
+        self.rows
+    }
+
+    /// Whether dates have gone quiet with several small files, as of the last commit.
+    pub fn wants_compaction(&self, now: Micros) -> bool {
+        compact::wanted(&self.state, now)
     }
 
     /// What rewrites this table in the background.

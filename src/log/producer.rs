@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
-use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList};
 
 use super::tail::{log_topic, transactional_id};
 use super::transaction::EpochOutput;
@@ -93,12 +93,13 @@ impl TransactionalProducer {
         self.producer.context().client.answered();
     }
 
-    /// One transaction: all records, the progress record, the offsets. On a failure other than
-    /// `Unknown` the transaction is open still: call [`TransactionalProducer::abort`].
-    pub(super) fn transact(&self, output: &EpochOutput) -> Result<(), Failure> {
+    /// One transaction: all records, the progress record, the offsets. Gives the progress
+    /// record's offset. On a failure other than `Unknown` the transaction is open still: call
+    /// [`TransactionalProducer::abort`].
+    pub(super) fn transact(&self, output: &EpochOutput) -> Result<i64, Failure> {
         let context = self.producer.context();
         let (begun, disturbances) = (Instant::now(), self.disturbances());
-        context.begin();
+        context.begin(output.records.len());
         self.producer.begin_transaction().map_err(|error| self.failure(error))?;
         for (index, record) in output.records.iter().enumerate() {
             let headers = (!record.headers.is_empty()).then(|| headers(&record.headers));
@@ -141,7 +142,7 @@ impl TransactionalProducer {
         }
         loop {
             let error = match self.producer.commit_transaction(CALL_WAIT) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(context.state().marked_offset),
                 Err(error) => error,
             };
             // Not answered yet: the call goes on where it was, if the connection is sound.
@@ -357,6 +358,9 @@ struct State {
     outstanding: usize,
     /// Index and reason of records that failed, in the order of the reports.
     failed: Vec<(usize, RDKafkaErrorCode)>,
+    /// The record whose offset is wanted, and that offset once it is delivered.
+    marked: usize,
+    marked_offset: i64,
 }
 
 impl Default for Deliveries {
@@ -370,8 +374,11 @@ impl Deliveries {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self) {
-        self.state().failed.clear();
+    /// Begins a transaction; the offset of its record `marked` is wanted.
+    fn begin(&self, marked: usize) {
+        let mut state = self.state();
+        state.failed.clear();
+        (state.marked, state.marked_offset) = (marked, 0);
     }
 
     fn sending(&self) {
@@ -426,7 +433,11 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
         let mut state = self.state();
         state.outstanding -= 1;
-        if let Err((error, _)) = result {
+        if let Ok(message) = result
+            && index == state.marked
+        {
+            state.marked_offset = message.offset().max(0);
+        } else if let Err((error, _)) = result {
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
             // Those that an abort throws away say nothing about why.
             if !matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) {

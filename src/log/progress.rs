@@ -5,6 +5,9 @@
 //! stands for itself. Everything that the wall clock decided in an epoch is in its record, so
 //! running the recorded epochs after a snapshot again gives the state that was.
 //!
+//! A full record names the two newest snapshots. What the log holds before the epochs that follow
+//! the older one is needed no more and is cut off.
+//!
 //! Invariants, asserted when a log is read: epochs count up by one; a record after a full one
 //! moves positions only forward; nothing follows a drained record but a reset.
 
@@ -28,7 +31,7 @@ pub struct Progress {
     pub version: u32,
     /// The epoch's number, from 1.
     pub epoch: u64,
-    /// Whether `positions` and `tables` name everything and not only what changed.
+    /// Whether `positions` names every partition and not only those that moved.
     #[serde(default, skip_serializing_if = "is_false")]
     pub full: bool,
     /// The wall clock at the epoch's start: the value of `now()` in it.
@@ -57,6 +60,12 @@ pub struct Progress {
     /// The newest verified snapshot: the state at the end of the epoch that it names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotRef>,
+    /// The one before it, for a day on which the newest turns out to be damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub older: Option<SnapshotRef>,
+    /// Nothing happened since `snapshot`: the pipeline stopped (or began anew) with its state.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub clean: bool,
     /// Every window was closed at the epoch's end, and the pipeline is finished.
     #[serde(default, skip_serializing_if = "is_false")]
     pub drained: bool,
@@ -78,6 +87,9 @@ pub struct Joined {
 pub struct Position {
     /// The next offset to be read.
     pub offset: i64,
+    /// The first offset that was read: where the partition joined.
+    #[serde(default)]
+    pub joined: i64,
     /// Rows decoded from it since it joined.
     pub decoded: u64,
     /// Messages rejected by the decoder, the computed columns or the event-time rule.
@@ -93,6 +105,9 @@ pub struct SnapshotRef {
     pub epoch: u64,
     /// Its folder, relative to the customer's snapshot folder.
     pub path: String,
+    /// An offset of the log: the epochs after the snapshot's are recorded above it.
+    #[serde(default)]
+    pub log_offset: i64,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -130,10 +145,12 @@ impl Progress {
 pub struct Recovered {
     /// The state to load: the newest full record's snapshot; `None` at the very beginning.
     pub snapshot: Option<SnapshotRef>,
+    /// The snapshot before it, to load where the newest is damaged.
+    pub older: Option<SnapshotRef>,
     /// The newest full record, if any.
     pub base: Option<Progress>,
-    /// The epochs after the snapshot, the oldest first.
-    pub replay: Vec<Progress>,
+    /// All records that the log still has, the oldest first.
+    pub records: Vec<Progress>,
     /// The newest record.
     pub last: Option<Progress>,
     /// Where every partition stands after the newest record.
@@ -141,11 +158,25 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// Reads a log, oldest record first.
+    /// Reads a log, oldest record first. What it lacks is told by [`Recovered::verify`].
     pub fn from_log(records: &[Bytes]) -> Result<Self> {
-        let mut records =
+        let records =
             records.iter().map(|bytes| Progress::decode(bytes)).collect::<Result<Vec<_>>>()?;
-        for pair in records.windows(2) {
+        let last = records.last().cloned();
+        let base = records.iter().rev().find(|r| r.full).cloned();
+        let snapshot = base.as_ref().and_then(|b| b.snapshot.clone());
+        let older = base.as_ref().and_then(|b| b.older.clone());
+        let moves = records.iter().flat_map(|r| r.positions.clone());
+        let positions = moves.collect();
+        Ok(Self { snapshot, older, base, records, last, positions })
+    }
+
+    /// Checks that every epoch after the newest snapshot is there.
+    ///
+    /// # Errors
+    /// Records are missing.
+    pub fn verify(&self) -> Result<()> {
+        for pair in self.records.windows(2) {
             if pair[1].epoch != pair[0].epoch + 1 {
                 let message = format!(
                     "the internal log jumps from epoch {} to {}",
@@ -155,11 +186,16 @@ impl Recovered {
                     .hint("records of the log topic are missing; start over with --reset"));
             }
         }
-        let last = records.last().cloned();
-        let base = records.iter().rev().find(|r| r.full).cloned();
-        let snapshot = base.as_ref().and_then(|b| b.snapshot.clone());
-        let from = snapshot.as_ref().map_or(0, |s| s.epoch);
-        let oldest = records.first().map_or(1, |r| r.epoch);
+        self.after(self.snapshot.as_ref()).map(drop)
+    }
+
+    /// The epochs to run again after `snapshot` (`None`: from the very beginning).
+    ///
+    /// # Errors
+    /// The log has been cut above them.
+    pub fn after(&self, snapshot: Option<&SnapshotRef>) -> Result<&[Progress]> {
+        let from = snapshot.map_or(0, |s| s.epoch);
+        let oldest = self.records.first().map_or(1, |r| r.epoch);
         if oldest > from + 1 {
             let message = format!(
                 "the internal log begins at epoch {oldest}, after epoch {from} of the snapshot"
@@ -167,10 +203,7 @@ impl Recovered {
             return Err(Error::new(Kind::Recovery, message)
                 .hint("records of the log topic are missing; start over with --reset"));
         }
-        let moves = records.iter().flat_map(|r| r.positions.clone());
-        let positions = moves.collect();
-        records.retain(|r| r.epoch > from);
-        Ok(Self { snapshot, base, replay: records, last, positions })
+        Ok(&self.records[self.records.partition_point(|r| r.epoch <= from)..])
     }
 }
 
@@ -179,7 +212,8 @@ mod tests {
     use super::*;
 
     fn record(epoch: u64, snapshot: Option<u64>) -> Bytes {
-        let snapshot = snapshot.map(|epoch| SnapshotRef { epoch, path: format!("{epoch}") });
+        let snapshot =
+            snapshot.map(|epoch| SnapshotRef { epoch, path: format!("{epoch}"), log_offset: 0 });
         let full = snapshot.is_some();
         Progress { version: VERSION, epoch, full, snapshot, ..Default::default() }.encode().unwrap()
     }
@@ -188,16 +222,21 @@ mod tests {
     fn epochs_after_the_newest_snapshot_run_again() {
         let log = [record(1, None), record(2, None), record(3, Some(2)), record(4, None)];
         let recovered = Recovered::from_log(&log).unwrap();
-        assert_eq!(recovered.snapshot.unwrap().epoch, 2);
-        assert_eq!(recovered.replay.iter().map(|r| r.epoch).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(recovered.snapshot.as_ref().unwrap().epoch, 2);
+        let again = recovered.after(recovered.snapshot.as_ref()).unwrap();
+        assert_eq!(again.iter().map(|r| r.epoch).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(recovered.after(None).unwrap().len(), 4);
         assert_eq!(recovered.last.unwrap().epoch, 4);
     }
 
     #[test]
     fn a_hole_in_the_log_is_an_error() {
-        assert!(Recovered::from_log(&[record(1, None), record(3, None)]).is_err());
-        assert!(Recovered::from_log(&[record(2, None)]).is_err());
-        assert!(Recovered::from_log(&[record(5, Some(4))]).is_ok());
+        let read = |log: &[Bytes]| Recovered::from_log(log).unwrap();
+        assert!(read(&[record(1, None), record(3, None)]).verify().is_err());
+        assert!(read(&[record(2, None)]).verify().is_err());
+        let cut = read(&[record(5, Some(4))]);
+        cut.verify().unwrap();
+        assert!(cut.after(None).is_err(), "an older snapshot is of no use without its epochs");
     }
 
     #[test]

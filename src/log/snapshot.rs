@@ -159,20 +159,14 @@ pub async fn delete(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The paths of all complete snapshots directly under `parent`, ascending.
+/// The paths of all snapshots in the store, complete or not, ascending.
 ///
 /// # Errors
 /// The store fails.
-pub async fn list(store: &Arc<dyn ObjectStore>, parent: &Path) -> Result<Vec<Path>> {
-    let found = store.list_with_delimiter(Some(parent)).await;
-    let mut paths = Vec::new();
-    for path in found.map_err(|error| storage(parent, "listed", error))?.common_prefixes {
-        match store.head(&path.clone().join(MANIFEST)).await {
-            Ok(_) => paths.push(path),
-            Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(storage(&path, "listed", error)),
-        }
-    }
+pub async fn list(store: &Arc<dyn ObjectStore>) -> Result<Vec<Path>> {
+    let found = store.list_with_delimiter(None).await;
+    let found = found.map_err(|error| storage(&Path::default(), "listed", error))?;
+    let mut paths = found.common_prefixes;
     paths.sort();
     Ok(paths)
 }
@@ -316,7 +310,7 @@ mod tests {
     fn store() -> (tempfile::TempDir, Arc<dyn ObjectStore>) {
         let folder = tempfile::tempdir().unwrap();
         let store = LocalFileSystem::new_with_prefix(folder.path()).unwrap();
-        (folder, Arc::new(store))
+        (folder, Arc::new(store.with_automatic_cleanup(true)))
     }
 
     fn snapshot() -> Snapshot {
@@ -342,7 +336,7 @@ mod tests {
     #[tokio::test]
     async fn all_types_empty_batches_and_slices_come_back() {
         let (_folder, store) = store();
-        let path = Path::from("state/customer_a/7");
+        let path = Path::from("000000000007-a");
         write(&store, &path, &snapshot()).await.unwrap();
         write(&store, &path, &snapshot()).await.unwrap();
         let back = read(&store, &path).await.unwrap();
@@ -350,10 +344,10 @@ mod tests {
         for ((_, written), (_, read)) in snapshot().batches.iter().zip(&back.batches) {
             assert_eq!(written.schema(), read.schema());
         }
-        assert_eq!(list(&store, &Path::from("state/customer_a")).await.unwrap(), [path.clone()]);
+        assert_eq!(list(&store).await.unwrap(), [path.clone()]);
         delete(&store, &path).await.unwrap();
         delete(&store, &path).await.unwrap();
-        assert!(list(&store, &Path::from("state/customer_a")).await.unwrap().is_empty());
+        assert!(list(&store).await.unwrap().is_empty());
         assert_eq!(read(&store, &path).await.unwrap_err().kind, Kind::Recovery);
     }
 

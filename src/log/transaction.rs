@@ -77,6 +77,8 @@ pub struct EpochOutput {
 pub struct Committed {
     /// From begin to commit, repeated attempts included.
     pub took: Duration,
+    /// The progress record's offset in the log, or a lower one where it is not known exactly.
+    pub log_offset: i64,
 }
 
 /// Commits a customer's epochs, on a thread of its own.
@@ -193,7 +195,8 @@ impl Session {
             };
             self.fenced = matches!(&outcome, Err(error) if error.kind == Kind::Fenced);
             // The pipeline may be gone; the epoch is committed all the same.
-            let _ = reply.send(outcome.map(|()| Committed { took: begun.elapsed() }));
+            let done = |log_offset| Committed { took: begun.elapsed(), log_offset };
+            let _ = reply.send(outcome.map(done));
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
@@ -222,7 +225,8 @@ impl Session {
         }
     }
 
-    fn commit(&mut self, output: &EpochOutput) -> Result<()> {
+    /// Gives [`Committed::log_offset`].
+    fn commit(&mut self, output: &EpochOutput) -> Result<i64> {
         if epoch_of(&output.progress)? != output.epoch || self.last_epoch >= Some(output.epoch) {
             return Err(Error::internal(format!(
                 "epoch {} cannot follow {:?}",
@@ -243,9 +247,10 @@ impl Session {
             let took = begun.elapsed();
             let mut keep = producer.disturbances() == disturbances && took < SLOW_COMMIT;
             let failure = match outcome {
-                Ok(()) => {
+                Ok(offset) => {
                     producer.answered();
                     self.producer = keep.then_some(producer);
+                    self.position = self.position.max(offset);
                     break;
                 }
                 Err(failure) => failure,
@@ -270,7 +275,7 @@ impl Session {
             std::thread::sleep(PAUSE);
         }
         self.last_epoch = Some(output.epoch);
-        Ok(())
+        Ok(self.position)
     }
 
     /// A new producer, after the old one is gone: `None` when the log has the epoch already.

@@ -9,7 +9,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow::array::{ArrayRef, AsArray};
 use arrow::datatypes::TimestampMicrosecondType;
@@ -23,7 +23,7 @@ use crate::catalog::{Customer, Emit};
 use crate::log::{OutRecord, Position, Snapshot};
 use crate::sink::{self, DeadLetter, Origin, Publication, ResultSink, Stage};
 use crate::source::TopicPartition;
-use crate::source::chunk::Chunk;
+use crate::source::chunk::{Chunk, Record};
 use crate::sql::{CustomerPlan, Input, PlanKind, QueryPlan, Relations};
 use crate::time::{BEGINNING, Micros};
 use crate::watermark::{ClockDecision, Watermarks};
@@ -84,8 +84,8 @@ pub struct Output {
     pub bytes: u64,
     /// Rows decoded.
     pub rows: u64,
-    /// Size of `records` so far, in bytes.
-    pub record_bytes: usize,
+    /// Size of `records` and of `history` so far, in bytes.
+    pub pending_bytes: usize,
     /// The newest Kafka timestamp of the records read, in milliseconds; 0: none.
     pub newest_ms: i64,
 }
@@ -102,6 +102,8 @@ pub struct HistoryRows {
     pub rows: RecordBatch,
     /// The position after the chunk.
     pub next_offset: i64,
+    /// Size of the chunk that the rows were decoded from, which is about theirs.
+    pub bytes: usize,
 }
 
 /// What the rows that a query reads are, besides their columns.
@@ -119,7 +121,24 @@ struct SourceRows<'a> {
     chunk: &'a Chunk,
     records: &'a [u32],
     positions: &'a [u32],
-    origins: &'a [ArrayRef; 4],
+    /// As columns; made when somebody asks.
+    origins: &'a OnceLock<[ArrayRef; 4]>,
+}
+
+impl<'a> SourceRows<'a> {
+    fn record(&self, row: usize) -> &'a Record {
+        &self.chunk.records[self.records[row] as usize]
+    }
+
+    /// Topic, partition, offset and position of each row.
+    fn origins(&self) -> &'a [ArrayRef; 4] {
+        self.origins.get_or_init(|| {
+            let offsets = (0..self.records.len()).map(|row| self.record(row).offset).collect();
+            let positions = self.positions.iter().map(|&p| i32::try_from(p).unwrap_or(i32::MAX));
+            let Chunk { topic, partition, .. } = self.chunk;
+            sink::origins(topic, *partition, offsets, positions.collect())
+        })
+    }
 }
 
 impl Engine {
@@ -234,17 +253,14 @@ impl Engine {
         self.send(read.dead);
 
         let rows = read.rows;
-        let of = |index: &u32| &chunk.records[*index as usize];
-        let offsets = rows.records.iter().map(|r| of(r).offset).collect();
-        let positions = rows.positions.iter().map(|&p| i32::try_from(p).unwrap_or(i32::MAX));
-        let origins = sink::origins(&chunk.topic, chunk.partition, offsets, positions.collect());
+        let origins = OnceLock::new();
+        let source = SourceRows {
+            chunk,
+            records: &rows.records,
+            positions: &rows.positions,
+            origins: &origins,
+        };
         if !rows.event_time.is_empty() {
-            let source = SourceRows {
-                chunk,
-                records: &rows.records,
-                positions: &rows.positions,
-                origins: &origins,
-            };
             let feed = Feed {
                 batch: &rows.batch,
                 event_time: &rows.event_time,
@@ -259,9 +275,11 @@ impl Engine {
                 stream: name,
                 topic: chunk.topic.clone(),
                 partition: chunk.partition,
-                rows: with_origins(&rows.batch, &origins)?,
+                rows: with_origins(&rows.batch, source.origins())?,
                 next_offset: chunk.next_offset,
+                bytes: chunk.bytes.len(),
             });
+            self.output.pending_bytes += chunk.bytes.len();
         }
         Ok(())
     }
@@ -272,9 +290,9 @@ impl Engine {
             || self.queries.iter().any(|q| q.operator.due(self.watermark(&q.plan.input)))
     }
 
-    /// Size of the results that wait for the epoch's end, in bytes.
+    /// Size of the results and rows that wait for the epoch's end, in bytes.
     pub fn pending_bytes(&self) -> usize {
-        self.output.record_bytes
+        self.output.pending_bytes
     }
 
     /// Ends the epoch: applies what the clock decided, closes windows, works out views. With
@@ -431,7 +449,7 @@ impl Engine {
         let size = |r: &OutRecord| {
             64 + r.key.as_ref().map_or(0, Bytes::len) + r.value.as_ref().map_or(0, Bytes::len)
         };
-        self.output.record_bytes += records.iter().map(size).sum::<usize>();
+        self.output.pending_bytes += records.iter().map(size).sum::<usize>();
         self.output.records.extend(records);
     }
 
@@ -444,7 +462,7 @@ impl Engine {
         let topic = sink::late_topic(&self.customer.name, stream);
         let name = query.plan.name.clone();
         let records =
-            sink::late_rows(&topic, &name, feed.batch, source.origins, late, self.zone.name())?;
+            sink::late_rows(&topic, &name, feed.batch, source.origins(), late, self.zone.name())?;
         self.send(records);
         Ok(())
     }
@@ -458,7 +476,7 @@ impl Engine {
         };
         let record = match feed.source {
             Some(source) => {
-                let record = &source.chunk.records[source.records[failed.row] as usize];
+                let record = source.record(failed.row);
                 let position = source.positions[failed.row];
                 letter.from_source(
                     &self.dead_topic,

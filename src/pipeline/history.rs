@@ -4,6 +4,9 @@
 //! Both are copies of topics with commit points of their own. Events come from the pipeline, which
 //! decoded them, and only after their epoch is committed: what an uncommitted epoch refused as too
 //! far in the future may be decoded the next time. Output topics are read back `read_committed`.
+//!
+//! While a disk refuses, rows wait and commits are tried again; when too many epochs wait, the
+//! pipeline waits too. Small files are merged beside the appends, by a task of its own.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -11,17 +14,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::Options;
 use super::engine::HistoryRows;
-use crate::history::{TableSpec, Writer};
-use crate::time::Clock;
+use crate::history::{Housekeeping, TableSpec, Writer};
+use crate::serve::Metrics;
+use crate::time::{Clock, Micros};
 use crate::{Error, Kind, Result};
 
 /// How often an idle history looks whether a commit is due.
 const LOOK: Duration = Duration::from_millis(500);
-/// Epochs that may wait for a slow disk before the pipeline waits too.
-const QUEUE: usize = 32;
+/// What may wait for a slow disk, in KB, before the pipeline waits too. Each table's writer takes
+/// another 128 MB.
+const QUEUE_KB: u32 = 256 << 10;
+/// The longest pause before a commit that the disk refused is tried again.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// A stream's columns and where each row came from.
 pub fn event_schema(stream: &SchemaRef) -> SchemaRef {
@@ -34,30 +42,56 @@ pub fn event_schema(stream: &SchemaRef) -> SchemaRef {
 }
 
 enum Command {
-    Epoch { epoch: u64, rows: Vec<HistoryRows> },
+    /// The rows of an epoch, and the room that they take in the queue.
+    Epoch {
+        epoch: u64,
+        rows: Vec<HistoryRows>,
+        room: OwnedSemaphorePermit,
+    },
     Flush(oneshot::Sender<Result<()>>),
+}
+
+/// How far a history is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The newest epoch all of whose rows are committed.
+    pub epoch: u64,
+    /// When the oldest row that is not was handed over (wall clock); `None`: all are.
+    pub waits_since: Option<Micros>,
 }
 
 /// The task that writes events.
 pub struct EventHistory {
-    commands: mpsc::Sender<Command>,
-    /// The newest epoch all of whose events are in history.
-    pub committed: watch::Receiver<u64>,
+    commands: mpsc::UnboundedSender<Command>,
+    room: Arc<Semaphore>,
+    /// How far it is.
+    pub written: watch::Receiver<Written>,
     task: tokio::task::JoinHandle<Result<()>>,
 }
 
 impl EventHistory {
     /// Starts writing to the tables of `writers` (by stream); `epoch` is the newest committed one.
-    pub fn start(writers: HashMap<String, Writer>, epoch: u64, clock: Clock) -> Self {
-        let (commands, receiver) = mpsc::channel(QUEUE);
-        let (sender, committed) = watch::channel(epoch);
-        let task = tokio::spawn(write_events(writers, receiver, sender, clock));
-        Self { commands, committed, task }
+    pub fn start(writers: HashMap<String, Writer>, epoch: u64, options: &Options) -> Self {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let room = Arc::new(Semaphore::new(QUEUE_KB as usize));
+        let (sender, written) = watch::channel(Written { epoch, waits_since: None });
+        let tables = Tables::new(writers, options);
+        let task = tokio::spawn(write_events(tables, receiver, sender));
+        Self { commands, room, written, task }
     }
 
     /// Hands over the rows of a committed epoch; waits when the disk is slow.
     pub async fn epoch(&mut self, epoch: u64, rows: Vec<HistoryRows>) -> Result<()> {
-        if self.commands.send(Command::Epoch { epoch, rows }).await.is_err() {
+        let size = rows.iter().map(|part| part.bytes).sum::<usize>() / 1024 + 1;
+        let size = u32::try_from(size).unwrap_or(QUEUE_KB).min(QUEUE_KB);
+        let waiting = self.room.clone().acquire_many_owned(size);
+        let room = tokio::select! {
+            room = waiting => room,
+            // It waits for the disk, or it has failed.
+            () = self.commands.closed() => return Err(self.failure().await),
+        };
+        let room = room.map_err(|_| Error::internal("the history writer stopped"))?;
+        if self.commands.send(Command::Epoch { epoch, rows, room }).is_err() {
             return Err(self.failure().await);
         }
         Ok(())
@@ -66,7 +100,7 @@ impl EventHistory {
     /// Commits everything handed over so far.
     pub async fn flush(&mut self) -> Result<()> {
         let (sender, receiver) = oneshot::channel();
-        if self.commands.send(Command::Flush(sender)).await.is_err() {
+        if self.commands.send(Command::Flush(sender)).is_err() {
             return Err(self.failure().await);
         }
         match receiver.await {
@@ -83,45 +117,132 @@ impl EventHistory {
     }
 }
 
-async fn write_events(
-    mut writers: HashMap<String, Writer>,
-    mut commands: mpsc::Receiver<Command>,
-    committed: watch::Sender<u64>,
+/// Writers of several tables, by stream or topic, that are committed as they fall due.
+pub struct Tables<K> {
+    writers: HashMap<K, Writer>,
     clock: Clock,
+    metrics: Arc<Metrics>,
+    housekeeping: Housekeeping,
+    waits_since: Option<Micros>,
+}
+
+impl<K: std::hash::Hash + Eq> Tables<K> {
+    /// No rows wait yet.
+    pub fn new(writers: HashMap<K, Writer>, options: &Options) -> Self {
+        Self {
+            writers,
+            clock: options.clock.clone(),
+            metrics: options.metrics.clone(),
+            housekeeping: Housekeeping::default(),
+            waits_since: None,
+        }
+    }
+
+    /// When the oldest waiting row was handed over.
+    pub fn waits_since(&self) -> Option<Micros> {
+        self.waits_since
+    }
+
+    /// Commits tables that are due, for as long as it takes; then looks after small files.
+    pub async fn commit_due(&mut self) -> Result<()> {
+        let now = self.clock.now();
+        for writer in self.writers.values_mut().filter(|w| w.due(now)) {
+            commit_at_last(writer, now).await?;
+            counted(&self.metrics, writer);
+            self.housekeeping.tend(writer, now);
+        }
+        self.look();
+        Ok(())
+    }
+
+    /// Commits everything, with the attempts of [`Writer::commit`].
+    pub async fn commit_all(&mut self) -> Result<()> {
+        let now = self.clock.now();
+        for writer in self.writers.values_mut() {
+            writer.commit(now).await?;
+            counted(&self.metrics, writer);
+        }
+        self.look();
+        Ok(())
+    }
+
+    /// A table's writer, with room for more rows.
+    pub async fn writer(&mut self, key: &K) -> Result<Option<&mut Writer>> {
+        let now = self.clock.now();
+        let Some(writer) = self.writers.get_mut(key) else { return Ok(None) };
+        if writer.is_full() {
+            commit_at_last(writer, now).await?;
+            counted(&self.metrics, writer);
+        }
+        self.waits_since.get_or_insert(now);
+        Ok(Some(writer))
+    }
+
+    /// Tables are committed one by one, so that the oldest row is known only when none waits.
+    fn look(&mut self) {
+        if !self.writers.values().any(Writer::has_pending) {
+            self.waits_since = None;
+        }
+    }
+}
+
+fn counted(metrics: &Metrics, writer: &Writer) {
+    let spec = writer.spec();
+    metrics.history(&spec.customer, &spec.name, writer.rows_committed());
+}
+
+/// Commits, and tries again for as long as the disk refuses.
+async fn commit_at_last(writer: &mut Writer, now: Micros) -> Result<()> {
+    let mut wait = Duration::from_secs(1);
+    loop {
+        match writer.commit(now).await {
+            Err(error) if error.kind == Kind::Storage => {
+                tracing::warn!(table = writer.spec().name, %error, "history waits for the disk");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+            done => return done.map(drop),
+        }
+    }
+}
+
+async fn write_events(
+    mut tables: Tables<String>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    written: watch::Sender<Written>,
 ) -> Result<()> {
-    let mut newest = *committed.borrow();
+    let mut newest = written.borrow().epoch;
     loop {
         let command = tokio::time::timeout(LOOK, commands.recv()).await;
         let mut flushed = None;
         match command {
             Ok(None) => return Ok(()),
-            Ok(Some(Command::Epoch { epoch, rows })) => {
+            Ok(Some(Command::Epoch { epoch, rows, room })) => {
                 for part in rows {
-                    let Some(writer) = writers.get_mut(&part.stream) else { continue };
-                    append(writer, part).await?;
+                    if let Some(writer) = tables.writer(&part.stream).await? {
+                        append(writer, part).await?;
+                    }
                 }
+                drop(room);
                 newest = epoch;
             }
             Ok(Some(Command::Flush(sender))) => flushed = Some(sender),
             Err(_) => {}
         }
-        if writers.values().all(|w| !w.has_pending()) {
-            committed.send_replace(newest);
+        let outcome = match flushed {
+            Some(_) => tables.commit_all().await,
+            None => tables.commit_due().await,
+        };
+        let waits_since = tables.waits_since();
+        if waits_since.is_none() && outcome.is_ok() {
+            written.send_replace(Written { epoch: newest, waits_since });
+        } else {
+            written.send_modify(|written| written.waits_since = waits_since);
         }
-        let now = clock.now();
-        if flushed.is_some() || writers.values().any(|w| w.due(now)) {
-            for writer in writers.values_mut() {
-                writer.commit(now).await?;
-            }
-            committed.send_replace(newest);
-            if flushed.is_none() {
-                for writer in writers.values_mut() {
-                    writer.compact(now).await?;
-                }
-            }
-        }
-        if let Some(sender) = flushed {
-            let _ = sender.send(Ok(()));
+        match flushed {
+            // Nobody waits any more when this fails.
+            Some(sender) => drop(sender.send(outcome)),
+            None => outcome?,
         }
     }
 }

@@ -12,6 +12,7 @@
 mod engine;
 mod history;
 pub mod replay;
+mod snapshots;
 mod start;
 mod status;
 mod stream;
@@ -32,16 +33,14 @@ pub use start::{blocking, plan};
 pub use stream::decoder;
 
 use crate::catalog::{Catalog, Customer, Emit};
-use crate::log::{
-    Committed, EpochOutput, Joined, Position, Progress, SnapshotRef, VERSION, snapshot,
-};
+use crate::log::{Committed, EpochOutput, Joined, Position, Progress, SnapshotRef, VERSION};
 use crate::serve::status::Status;
 use crate::serve::{Metrics, StatusBoard};
 use crate::source::chunk::Chunk;
 use crate::source::{Cluster, Event, KafkaConfig, TopicPartition};
 use crate::time::{Clock, END, Micros, SECOND};
 use crate::watermark::ClockDecision;
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 
 use engine::HistoryRows;
 use start::Begun;
@@ -52,7 +51,7 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(25);
 const QUIET_INTERVAL: Duration = Duration::from_secs(1);
 /// How often topics are looked up for new partitions, and ends for the lag.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// Results of an unfinished epoch beyond this stop the reading until a commit is through.
+/// Results and rows of an unfinished epoch beyond this end it; until then nothing is read.
 const PENDING_BYTES: usize = 64 << 20;
 
 /// How far a run goes.
@@ -130,7 +129,8 @@ async fn run_pipeline(
         true => Some(tail::Tail::start(&begun.engine, &options, &begun.cluster).await?),
         false => None,
     };
-    let mut pipeline = Pipeline::new(begun, options, stop);
+    let waits_since = tail.as_ref().map(|tail| tail.waits_since.clone());
+    let mut pipeline = Pipeline::new(begun, options, stop, waits_since);
     let result = pipeline.live().await;
     let result = match result {
         Ok(()) => pipeline.finish().await,
@@ -176,9 +176,6 @@ struct Pipeline {
     ends: HashMap<TopicPartition, i64>,
     targets: Option<HashMap<TopicPartition, i64>>,
     emitted_at: HashMap<String, Micros>,
-    snapshot_at: Instant,
-    snapshot: Option<JoinHandle<Result<SnapshotRef>>>,
-    snapshot_ready: Option<SnapshotRef>,
     drained: bool,
     paused: BTreeSet<TopicPartition>,
     status: status::Reporter,
@@ -194,14 +191,21 @@ struct Look {
 type Known = Vec<(Arc<crate::catalog::Stream>, BTreeSet<TopicPartition>)>;
 
 impl Pipeline {
-    fn new(begun: Begun, options: Options, stop: watch::Receiver<bool>) -> Self {
+    fn new(
+        begun: Begun,
+        options: Options,
+        stop: watch::Receiver<bool>,
+        results_wait_since: Option<watch::Receiver<Option<Micros>>>,
+    ) -> Self {
         let recorded = positions(&begun.engine);
         let (known, known_receiver) = watch::channel(known(&begun.engine));
         let (sender, joins) = mpsc::channel(1);
         let lookout =
             Lookout { kafka: options.kafka.clone(), known: known_receiver, first: begun.first };
         tokio::spawn(lookout.run(sender));
-        let status = status::Reporter::new(&begun.engine, &options);
+        let waits =
+            status::Waits { events: begun.history.written.clone(), results: results_wait_since };
+        let status = status::Reporter::new(&begun.engine, &options, waits);
         Self {
             recorded,
             joins,
@@ -214,9 +218,6 @@ impl Pipeline {
             ends: HashMap::new(),
             targets: None,
             emitted_at: HashMap::new(),
-            snapshot_at: Instant::now(),
-            snapshot: None,
-            snapshot_ready: None,
             drained: false,
             paused: BTreeSet::new(),
             status,
@@ -229,7 +230,6 @@ impl Pipeline {
     /// Reads, processes and commits until told to stop or until the mode's end.
     async fn live(&mut self) -> Result<()> {
         if self.begun.restate {
-            self.take_snapshot().await?;
             self.record_snapshot().await?;
         }
         loop {
@@ -255,7 +255,7 @@ impl Pipeline {
         }
     }
 
-    /// Whether results may still pile up, and old rows still wait for history.
+    /// Whether results, and rows for history, may still pile up.
     fn has_room(&self) -> bool {
         self.begun.engine.pending_bytes() < PENDING_BYTES
     }
@@ -276,7 +276,8 @@ impl Pipeline {
     fn is_due(&self) -> bool {
         let since = self.committed_at.elapsed();
         let news = self.begun.engine.has_news() || !self.waiting_joins.is_empty();
-        since >= QUIET_INTERVAL.max(self.commit_interval())
+        !self.has_room()
+            || since >= QUIET_INTERVAL.max(self.commit_interval())
             || (news && since >= self.commit_interval())
     }
 
@@ -376,7 +377,7 @@ impl Pipeline {
         let emits = self.due_emissions(now);
         let moved = moved(&self.begun.engine, &self.recorded);
         let open = std::mem::take(&mut self.open);
-        let ready = self.snapshot_ready.take();
+        let ready = self.begun.snapshots.take_ready();
         let silent = moved.is_empty()
             && decisions.is_empty()
             && emits.is_empty()
@@ -408,13 +409,12 @@ impl Pipeline {
         if self.begun.first || ready.is_some() {
             self.fill(&mut record, ready.clone());
         }
-        self.send(record, output, ready)?;
+        self.send(record, output, ready, open.began.unwrap_or_else(Instant::now))?;
         self.look_at_tables().await?;
-        if self.snapshot.is_none() && self.snapshot_at.elapsed() >= self.options.snapshot_interval {
+        if self.begun.snapshots.is_due() {
             self.start_snapshot(epoch)?;
         }
-        self.poll_snapshot().await;
-        Ok(())
+        self.begun.snapshots.poll(false).await
     }
 
     /// Makes a record full: it stands for itself.
@@ -423,7 +423,7 @@ impl Pipeline {
         record.positions = positions(&self.begun.engine);
         record.cluster = Some(self.begun.cluster.clone());
         record.plans = self.begun.engine.fingerprints();
-        record.snapshot = snapshot.or_else(|| self.begun.snapshot.clone());
+        self.begun.snapshots.mention(record, snapshot);
         self.begun.first = false;
     }
 
@@ -432,6 +432,7 @@ impl Pipeline {
         record: Progress,
         output: Output,
         names_snapshot: Option<SnapshotRef>,
+        began: Instant,
     ) -> Result<()> {
         let offsets = if record.full || record.epoch % 32 == 0 {
             let all = positions(&self.begun.engine);
@@ -444,7 +445,6 @@ impl Pipeline {
             EpochOutput { epoch, records: output.records, progress: record.encode()?, offsets };
         let committer = self.begun.committer.clone();
         let task = tokio::spawn(async move { committer.commit(sent).await });
-        let began = Instant::now();
         self.commit = Some(Commit {
             epoch,
             task,
@@ -472,22 +472,12 @@ impl Pipeline {
             self.options.clock.now(),
         );
         self.begun.history.epoch(commit.epoch, commit.history).await?;
+        self.begun.snapshots.committed(commit.epoch, done.log_offset);
         if let Some(named) = commit.names_snapshot {
-            self.retire(named).await;
+            self.begun.snapshots.named(named).await;
+            self.status.snapshot_named(self.options.clock.now());
         }
         Ok(())
-    }
-
-    /// A newer snapshot is named: the one before the previous may go, and the log below it.
-    async fn retire(&mut self, named: SnapshotRef) {
-        let previous = self.begun.snapshot.replace(named);
-        let Some(oldest) = std::mem::replace(&mut self.begun.previous_snapshot, previous) else {
-            return;
-        };
-        let path = oldest.path.as_str().into();
-        if let Err(error) = snapshot::delete(&self.begun.store, &path).await {
-            tracing::warn!(%error, "an old snapshot could not be deleted");
-        }
     }
 
     /// Queries whose open windows are to be evaluated early now.
@@ -539,62 +529,27 @@ impl Pipeline {
     fn start_snapshot(&mut self, epoch: u64) -> Result<()> {
         let mut state = self.begun.engine.snapshot()?;
         state.manifest["tables"] = serde_json::json!(self.begun.tables.current);
-        let store = self.begun.store.clone();
-        let mut history = self.begun.history.committed.clone();
-        let path = format!("{epoch:012}-{}", uuid::Uuid::new_v4().simple());
-        self.snapshot_at = Instant::now();
-        self.snapshot = Some(tokio::spawn(async move {
-            snapshot::write(&store, &path.as_str().into(), &state).await?;
-            let reached = history.wait_for(|&committed| committed >= epoch).await;
-            reached.map_err(|_| Error::new(Kind::Storage, "the history writer stopped"))?;
-            Ok(SnapshotRef { epoch, path })
-        }));
+        self.begun.snapshots.write(epoch, state, self.begun.history.written.clone());
         Ok(())
     }
 
-    /// Looks whether the snapshot under way is written.
-    async fn poll_snapshot(&mut self) {
-        if !self.snapshot.as_ref().is_some_and(JoinHandle::is_finished) {
-            return;
-        }
-        let Some(task) = self.snapshot.take() else { return };
-        match task.await {
-            Ok(Ok(reference)) => self.snapshot_ready = Some(reference),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "a snapshot could not be written; the next one will be tried")
-            }
-            Err(error) => tracing::warn!(%error, "a snapshot could not be written"),
-        }
-    }
-
-    /// A snapshot of now, all the way.
-    async fn take_snapshot(&mut self) -> Result<()> {
-        if let Some(task) = self.snapshot.take() {
-            task.abort();
-        }
+    /// Takes a snapshot of now and commits a full record that names it: nothing happens between
+    /// the two.
+    async fn record_snapshot(&mut self) -> Result<()> {
         self.begun.history.flush().await?;
         self.start_snapshot(self.begun.epoch)?;
-        if let Some(task) = self.snapshot.take() {
-            let reference = task
-                .await
-                .map_err(|e| Error::internal("the snapshot task failed").because(e))??;
-            self.snapshot_ready = Some(reference);
-        }
-        Ok(())
-    }
-
-    /// Commits a full record that names the snapshot just taken.
-    async fn record_snapshot(&mut self) -> Result<()> {
-        let Some(reference) = self.snapshot_ready.take() else { return Ok(()) };
+        self.begun.snapshots.poll(true).await?;
+        let reference = self.begun.snapshots.take_ready();
         let mut record = Progress {
             version: VERSION,
             epoch: self.begun.epoch + 1,
             now: self.options.clock.now(),
+            clean: true,
             drained: self.drained,
             ..Progress::default()
         };
-        self.fill(&mut record, Some(reference.clone()));
-        self.send(record, Output::default(), Some(reference))?;
+        self.fill(&mut record, reference.clone());
+        self.send(record, Output::default(), reference, Instant::now())?;
         self.settle().await
     }
 
@@ -613,7 +568,6 @@ impl Pipeline {
         let complete = self.reached_end();
         self.end_epoch(complete).await?;
         self.settle().await?;
-        self.take_snapshot().await?;
         self.record_snapshot().await?;
         self.begun.history.flush().await?;
         self.status.report(&self.begun.engine, &self.ends, self.begun.epoch, &self.paused);

@@ -8,15 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
-
 use super::engine::{Engine, HistoryRows};
 use super::history::{self, EventHistory};
+use super::snapshots::Snapshots;
 use super::tables::ReferenceTables;
 use super::{Options, Reset, history_root};
 use crate::catalog::{Catalog, Customer, Start, Topics};
-use crate::log::{Committer, Joined, Progress, Recovered, SnapshotRef, log_topic, snapshot};
+use crate::log::{Committer, Joined, Progress, Recovered, log_topic};
 use crate::source::chunk::Chunk;
 use crate::source::{Cluster, Event, Isolation, NewTopic, Reader, TopicPartition};
 use crate::{Error, Kind, Result, sink, sql};
@@ -27,14 +25,12 @@ pub struct Begun {
     pub tables: ReferenceTables,
     pub reader: Reader,
     pub committer: Arc<Committer>,
-    pub store: Arc<dyn ObjectStore>,
+    pub snapshots: Snapshots,
     /// Chunks that were read ahead while old epochs ran again.
     pub ahead: VecDeque<Chunk>,
     /// The newest committed epoch.
     pub epoch: u64,
     pub cluster: String,
-    pub snapshot: Option<SnapshotRef>,
-    pub previous_snapshot: Option<SnapshotRef>,
     pub history: EventHistory,
     /// Tables whose version the next epoch must record.
     pub new_tables: BTreeMap<String, String>,
@@ -99,31 +95,31 @@ pub async fn begin(
     let (committer, log) = Committer::open(&options.kafka, &customer.name).await?;
     let recovered = Recovered::from_log(&log)?;
     let reset = options.reset.contains(&customer.name);
+    if !reset {
+        recovered.verify()?;
+    }
     check(&recovered, &engine, &cluster_id, reset, options)?;
 
-    let base = options.data_dir.join("snapshots").join(&customer.name);
-    std::fs::create_dir_all(&base)?;
-    let store: Arc<dyn ObjectStore> =
-        Arc::new(LocalFileSystem::new_with_prefix(&base).map_err(|e| {
-            Error::new(Kind::Storage, "the snapshot folder cannot be opened").because(e)
-        })?);
+    let mut snapshots = Snapshots::open(&customer.name, options, cluster.clone()).await?;
+    let missing = |error: Error| {
+        let (name, folder) = (&customer.name, options.data_dir.display());
+        error.hint(format!(
+            "is --data-dir {folder} the folder of the last run? Without it: --reset {name} drops \
+             the state and goes on from the recorded offsets"
+        ))
+    };
     let versions = options.data_dir.join("tables").join(&customer.name);
     let mut tables = ReferenceTables::new(&catalog.root, versions, customer.tables.clone());
 
     let fresh = fresh_queries(&recovered, &engine, options);
+    let loaded = if reset { None } else { snapshots.load(&recovered).await.map_err(missing)? };
+    let snapshot = loaded.as_ref().map(|(reference, _)| reference.clone());
     if reset {
         for (partition, at) in &recovered.positions {
             engine.resume_at(partition, *at)?;
         }
-    } else if let Some(reference) = recovered.snapshot.as_ref() {
-        let saved = snapshot::read(&store, &reference.path.as_str().into()).await.map_err(|error| {
-            let name = &customer.name;
-            error.hint(format!(
-                "is --data-dir {} the folder of the last run? Without it: --reset {name} drops the state \
-                 and goes on from the recorded offsets",
-                options.data_dir.display()
-            ))
-        })?;
+    }
+    if let Some((_, saved)) = loaded {
         for (name, hash) in saved.manifest["tables"].as_object().into_iter().flatten() {
             if customer.tables.iter().any(|t| t.name == *name) {
                 let rows = tables.version(name, hash.as_str().unwrap_or_default()).await?;
@@ -140,21 +136,22 @@ pub async fn begin(
     let writers = open_history(&engine, options, &cluster_id).await?;
     if !reset {
         check_history(&engine, &writers)?;
+        if recovered.last.is_none() {
+            let kept = snapshots.any_on_disk();
+            check_first(&cluster, &engine, kept, &writers).await?;
+        }
     }
     let epoch = recovered.last.as_ref().map_or(0, |l| l.epoch);
     // Epochs that run again are handed to history again; after a reset none does.
-    let from = recovered.snapshot.as_ref().map_or(0, |s| s.epoch);
-    let handed_over = if reset { epoch } else { from };
+    let handed_over = if reset { epoch } else { snapshot.as_ref().map_or(0, |s| s.epoch) };
     let mut begun = Begun {
-        history: EventHistory::start(writers, handed_over, options.clock.clone()),
+        history: EventHistory::start(writers, handed_over, options),
         reader,
         committer: Arc::new(committer),
-        store,
+        snapshots,
         ahead: VecDeque::new(),
         epoch,
         cluster: cluster_id,
-        previous_snapshot: None,
-        snapshot: recovered.snapshot.clone(),
         new_tables: BTreeMap::new(),
         first: recovered.last.is_none(),
         restate: reset || !fresh.is_empty(),
@@ -163,7 +160,10 @@ pub async fn begin(
     };
     begun.assign_positions()?;
     if !reset {
-        begun.run_again(&recovered.replay).await?;
+        begun.run_again(recovered.after(snapshot.as_ref())?).await?;
+    }
+    if begun.restate {
+        begun.snapshots.forget();
     }
     begun.take_table_changes().await?;
     Ok(begun)
@@ -401,10 +401,6 @@ fn check(
             .hint("check --brokers"));
     }
     let plans = engine.fingerprints();
-    let clean = recovered
-        .replay
-        .iter()
-        .all(|r| r.full && r.positions.is_empty() || r.joined.is_empty() && r.positions.is_empty());
     for (name, recorded) in &base.plans {
         let now = plans.get(name);
         let known = options.reset.contains_query(customer, name);
@@ -418,7 +414,7 @@ fn check(
             Kind::Recovery,
             format!("the {what} of {customer} has changed since its state was kept"),
         );
-        error = if clean {
+        error = if last.clean {
             error.hint(format!(
                 "drop its state with --reset {customer}/{name}, or give the new query another name"
             ))
@@ -482,6 +478,46 @@ fn check_history(engine: &Engine, writers: &HashMap<String, crate::history::Writ
         }
     }
     Ok(())
+}
+
+/// An empty log is that of a pipeline that never ran: nothing may say otherwise.
+async fn check_first(
+    cluster: &Arc<Cluster>,
+    engine: &Engine,
+    snapshots: bool,
+    writers: &HashMap<String, crate::history::Writer>,
+) -> Result<()> {
+    let customer = &engine.customer.name;
+    let mut found = Vec::new();
+    if snapshots {
+        found.push("snapshots".to_owned());
+    }
+    let written = writers.iter().filter(|(_, writer)| !writer.positions().is_empty());
+    found.extend(written.map(|(stream, _)| format!("the history of '{stream}'")));
+    let group = format!("millstream.{customer}");
+    let streams: Vec<_> =
+        engine.streams.values().map(|s| (s.plan.stream.clone(), BTreeSet::new())).collect();
+    let (cluster, asked) = (cluster.clone(), group.clone());
+    let offsets = blocking(move || {
+        let joining = new_partitions(&cluster, &streams, true)?;
+        let partitions: Vec<_> = joining.into_iter().map(|join| join.partition).collect();
+        cluster.group_offsets(&asked, &partitions)
+    });
+    if offsets.await?.iter().any(Option::is_some) {
+        found.push(format!("offsets of the group {group}"));
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    let message =
+        format!("the log topic {} is empty, but {customer} has run before", log_topic(customer));
+    Err(Error::new(Kind::Recovery, message).detail(format!("there are {}", found.join(", "))).hint(
+        format!(
+            "was the topic deleted, or is this another cluster? If it is gone for good: --reset \
+             {customer} reads the topics from their `start` again and repeats results; history \
+             keeps what it has and takes nothing twice"
+        ),
+    ))
 }
 
 fn first_error(errors: Vec<Error>) -> Error {

@@ -4,7 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::engine::{Engine, Output};
+use super::history::Written;
 use super::stream::StreamStage;
 use super::{Options, seconds, spoken};
 use crate::serve::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
@@ -19,6 +22,17 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// Open windows named in the status, the oldest first.
 const OPEN_WINDOWS: usize = 8;
 
+/// Snapshots further apart than this are wanted so: nobody is to be warned of their age.
+const RARE_SNAPSHOTS: Duration = Duration::from_secs(600);
+
+/// Where to see how long history has been waiting.
+pub struct Waits {
+    /// With events.
+    pub events: watch::Receiver<Written>,
+    /// With results, late rows and dead letters.
+    pub results: Option<watch::Receiver<Option<Micros>>>,
+}
+
 /// Reports one pipeline.
 pub struct Reporter {
     metrics: Arc<Metrics>,
@@ -26,6 +40,8 @@ pub struct Reporter {
     clock: Clock,
     customer: String,
     reported: Option<Instant>,
+    waits: Waits,
+    snapshot_at: Option<Micros>,
     dead: u64,
     rows: u64,
     bytes: u64,
@@ -35,8 +51,11 @@ pub struct Reporter {
 
 impl Reporter {
     /// The reporter of `engine`'s customer.
-    pub fn new(engine: &Engine, options: &Options) -> Self {
+    pub fn new(engine: &Engine, options: &Options, waits: Waits) -> Self {
+        let watched = options.snapshot_interval <= RARE_SNAPSHOTS;
         Self {
+            waits,
+            snapshot_at: watched.then(|| options.clock.now()),
             metrics: options.metrics.clone(),
             board: options.board.clone(),
             clock: options.clock.clone(),
@@ -79,6 +98,11 @@ impl Reporter {
         }
     }
 
+    /// A progress record named a snapshot.
+    pub fn snapshot_named(&mut self, now: Micros) {
+        self.snapshot_at = self.snapshot_at.map(|_| now);
+    }
+
     /// Publishes the status, unless that was done just now.
     pub fn report(
         &mut self,
@@ -108,7 +132,13 @@ impl Reporter {
             open: open_windows(engine, &query.plan.input, &query.operator.open_windows()),
             newest: query.newest.clone(),
         });
+        let waits = [
+            self.waits.events.borrow().waits_since,
+            self.waits.results.as_ref().and_then(|results| *results.borrow()),
+        ];
         let status = Status {
+            history_waits_since: waits.into_iter().flatten().min(),
+            snapshot_at: self.snapshot_at,
             customer: self.customer.clone(),
             zone: engine.customer.zone.name().to_owned(),
             at: self.clock.now(),
@@ -147,6 +177,7 @@ impl Reporter {
             name: name.to_owned(),
             events: stage.rows_read,
             bytes: stage.bytes_read,
+            unknown_fields: stage.unknown_fields,
             watermark: spoken(stage.watermarks.stream()),
             lag: partitions.iter().map(|p| p.end - p.position).sum(),
             partitions,

@@ -153,9 +153,11 @@ impl StreamStage {
 
     /// Adds a partition that is read from `offset`.
     pub fn join(&mut self, partition: &TopicPartition, offset: i64) {
-        self.positions
-            .entry(partition.clone())
-            .or_insert(Position { offset, ..Position::default() });
+        self.positions.entry(partition.clone()).or_insert(Position {
+            offset,
+            joined: offset,
+            ..Position::default()
+        });
         self.watermarks.join(partition);
     }
 

@@ -4,7 +4,7 @@
 //! so it holds what readers of the topic see, each record once, however the pipeline died.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,13 +19,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::engine::{Engine, publication};
+use super::history::Tables;
 use super::start::blocking;
 use super::{Options, history_root};
 use crate::history::{self, TableSpec, Writer};
 use crate::sink::{self, Publication, headers};
 use crate::source::chunk::{Chunk, Record};
 use crate::source::{Cluster, Event, Isolation, KafkaConfig, Reader, TopicPartition};
-use crate::time::Clock;
+use crate::time::Micros;
 use crate::{Error, Result};
 
 /// How often commits are looked at when nothing comes.
@@ -35,6 +36,8 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct Tail {
     task: JoinHandle<Result<()>>,
     finish: watch::Sender<bool>,
+    /// When the oldest record that history has not committed was read (wall clock).
+    pub waits_since: watch::Receiver<Option<Micros>>,
 }
 
 /// How the records of a topic become rows.
@@ -49,27 +52,24 @@ enum Shape {
     DeadLetters,
 }
 
-struct Output {
-    shape: Shape,
-    writer: Writer,
-}
-
 struct Task {
-    outputs: HashMap<Arc<str>, Output>,
+    /// By topic, as are the tables.
+    shapes: HashMap<Arc<str>, Shape>,
+    tables: Tables<Arc<str>>,
     reader: Reader,
     positions: HashMap<TopicPartition, i64>,
     kafka: KafkaConfig,
-    clock: Clock,
     finish: watch::Receiver<bool>,
+    waits_since: watch::Sender<Option<Micros>>,
 }
 
 impl Tail {
     /// Opens the tables of every output and reads each topic on from where its table ends.
     pub async fn start(engine: &Engine, options: &Options, cluster_id: &str) -> Result<Self> {
         let root = history_root(&options.data_dir);
-        let outputs = outputs(engine, &root, cluster_id).await?;
+        let (shapes, writers) = outputs(engine, &root, cluster_id).await?;
         let kafka = options.kafka.clone();
-        let topics: Vec<Arc<str>> = outputs.keys().cloned().collect();
+        let topics: Vec<Arc<str>> = shapes.keys().cloned().collect();
         let lows = blocking(move || {
             let cluster = Cluster::connect(&kafka)?;
             let mut lows = Vec::new();
@@ -83,8 +83,8 @@ impl Tail {
         });
         let mut positions = HashMap::new();
         for (partition, low) in lows.await? {
-            let Some(output) = outputs.get(&partition.topic) else { continue };
-            let kept = output.writer.position(&partition.topic, partition.partition);
+            let Some(writer) = writers.get(&partition.topic) else { continue };
+            let kept = writer.position(&partition.topic, partition.partition);
             positions.insert(partition, kept.unwrap_or(low).max(low));
         }
         let group = format!("millstream.{}.history", engine.customer.name);
@@ -92,9 +92,17 @@ impl Tail {
         let assigned: Vec<_> = positions.iter().map(|(p, &at)| (p.clone(), at)).collect();
         reader.assign(&assigned)?;
         let (finish, finishing) = watch::channel(false);
-        let (kafka, clock) = (options.kafka.clone(), options.clock.clone());
-        let task = Task { outputs, reader, positions, kafka, clock, finish: finishing };
-        Ok(Self { task: tokio::spawn(task.run()), finish })
+        let (waits, waits_since) = watch::channel(None);
+        let task = Task {
+            shapes,
+            tables: Tables::new(writers, options),
+            reader,
+            positions,
+            kafka: options.kafka.clone(),
+            finish: finishing,
+            waits_since: waits,
+        };
+        Ok(Self { task: tokio::spawn(task.run()), finish, waits_since })
     }
 
     /// Reads to the end that the topics have now, commits, and stops.
@@ -104,15 +112,16 @@ impl Tail {
     }
 }
 
+/// By topic, how its records become rows.
+type Shapes = HashMap<Arc<str>, Shape>;
+/// By topic, who writes its table.
+type Writers = HashMap<Arc<str>, Writer>;
+
 /// The table of every output topic of a customer.
-async fn outputs(
-    engine: &Engine,
-    root: &PathBuf,
-    cluster: &str,
-) -> Result<HashMap<Arc<str>, Output>> {
+async fn outputs(engine: &Engine, root: &Path, cluster: &str) -> Result<(Shapes, Writers)> {
     let customer = &engine.customer.name;
     let zone = engine.customer.zone.name();
-    let mut outputs = HashMap::new();
+    let mut wanted = Vec::new();
     for query in &engine.queries {
         let plan = &query.plan;
         let keyed = publication(plan) != Publication::Append;
@@ -123,8 +132,7 @@ async fn outputs(
         let time = (!keyed).then(|| time_column(&plan.output, plan.event_time)).flatten();
         let spec = TableSpec::new(customer, &plan.name, &schema, time.as_deref(), key, zone);
         let shape = if keyed { Shape::Keyed(schema) } else { Shape::Rows(schema) };
-        let writer = Writer::open(root, spec, cluster).await?;
-        outputs.insert(query.sink.topic.clone(), Output { shape, writer });
+        wanted.push((query.sink.topic.clone(), shape, spec));
     }
     for (name, stage) in &engine.streams {
         let schema = nullable(&sink::late_schema(&stage.plan.schema, zone));
@@ -138,16 +146,16 @@ async fn outputs(
             None,
             zone,
         );
-        let writer = Writer::open(root, spec, cluster).await?;
-        outputs.insert(
-            sink::late_topic(customer, name),
-            Output { shape: Shape::Late(schema), writer },
-        );
+        wanted.push((sink::late_topic(customer, name), Shape::Late(schema), spec));
     }
     let spec = TableSpec::new(customer, "dead_letters", &dead_letter_schema(), None, None, zone);
-    let writer = Writer::open(root, spec, cluster).await?;
-    outputs.insert(sink::dead_letter_topic(customer), Output { shape: Shape::DeadLetters, writer });
-    Ok(outputs)
+    wanted.push((sink::dead_letter_topic(customer), Shape::DeadLetters, spec));
+    let (mut shapes, mut writers) = (Shapes::new(), Writers::new());
+    for (topic, shape, spec) in wanted {
+        writers.insert(topic.clone(), Writer::open(root, spec, cluster).await?);
+        shapes.insert(topic, shape);
+    }
+    Ok((shapes, writers))
 }
 
 /// The output column that dates a result: `window_start`, or what carries event time.
@@ -171,13 +179,8 @@ impl Task {
                 _ = self.finish.changed() => return self.to_the_end().await,
                 () = tokio::time::sleep(LOOK) => {}
             }
-            let now = self.clock.now();
-            for output in self.outputs.values_mut() {
-                if output.writer.due(now) {
-                    output.writer.commit(now).await?;
-                    output.writer.compact(now).await?;
-                }
-            }
+            self.tables.commit_due().await?;
+            self.waits_since.send_replace(self.tables.waits_since());
         }
     }
 
@@ -189,9 +192,10 @@ impl Task {
                 let at = self.positions.entry(partition).or_insert(0);
                 let chunk = if chunk.first_offset < *at { chunk.slice(*at) } else { chunk };
                 *at = chunk.next_offset.max(*at);
-                let Some(output) = self.outputs.get_mut(&chunk.topic) else { return Ok(()) };
-                let rows = output.shape.rows(&chunk, &output.writer.spec().schema)?;
-                output.writer.append(&chunk.topic, chunk.partition, &rows, chunk.next_offset).await
+                let Some(shape) = self.shapes.get(&chunk.topic) else { return Ok(()) };
+                let Some(writer) = self.tables.writer(&chunk.topic).await? else { return Ok(()) };
+                let rows = shape.rows(&chunk, &writer.spec().schema)?;
+                writer.append(&chunk.topic, chunk.partition, &rows, chunk.next_offset).await
             }
             Event::End { partition, position } => {
                 let at = self.positions.entry(partition).or_insert(0);
@@ -215,11 +219,7 @@ impl Task {
             let event = self.reader.next().await?;
             self.take(event).await?;
         }
-        let now = self.clock.now();
-        for output in self.outputs.values_mut() {
-            output.writer.commit(now).await?;
-        }
-        Ok(())
+        self.tables.commit_all().await
     }
 }
 

@@ -25,6 +25,7 @@ pub struct Metrics {
     bytes: IntCounterVec,
     stream_rows: IntCounterVec,
     stream_bytes: IntCounterVec,
+    unknown_fields: IntCounterVec,
     partition_position: IntGaugeVec,
     partition_watermark: GaugeVec,
     partition_lag: IntGaugeVec,
@@ -108,6 +109,11 @@ impl Metrics {
             stream_bytes: r.counter(
                 "stream_bytes_total",
                 "Bytes of record values read of a stream",
+                &STREAM,
+            )?,
+            unknown_fields: r.counter(
+                "unknown_fields_total",
+                "Fields of a stream's messages that its schema does not name",
                 &STREAM,
             )?,
             partition_position: r.gauge(
@@ -209,6 +215,11 @@ impl Metrics {
         self.written.with_label_values(&[customer, sink])
     }
 
+    /// Brings the count of a history table's rows up to `total`.
+    pub fn history(&self, customer: &str, table: &str, total: u64) {
+        raise(&self.sink(customer, &format!("history.{table}")), total);
+    }
+
     /// Sets what a partition's status says.
     pub fn partition(&self, customer: &str, stream: &str, status: &PartitionStatus) {
         let number = status.partition.to_string();
@@ -225,6 +236,7 @@ impl Metrics {
         let labels = [customer, status.name.as_str()];
         raise(&self.stream_rows.with_label_values(&labels), status.events);
         raise(&self.stream_bytes.with_label_values(&labels), status.bytes);
+        raise(&self.unknown_fields.with_label_values(&labels), status.unknown_fields);
         self.stream_lag.with_label_values(&labels).set(status.lag);
         set_time(&self.stream_watermark, &labels, status.watermark);
     }

@@ -51,6 +51,9 @@ pub struct StreamStatus {
     pub events: u64,
     /// Bytes of record values read since the start.
     pub bytes: u64,
+    /// Fields of its messages since the start that the schema does not name.
+    #[serde(default)]
+    pub unknown_fields: u64,
     /// The stream's watermark; `None` before the first event.
     pub watermark: Option<Micros>,
     /// Records behind the end of all partitions.

@@ -7,6 +7,8 @@ mod support;
 mod cli;
 mod garbage;
 mod kill;
+mod log;
+mod place;
 mod properties;
 mod rig;
 mod sql;

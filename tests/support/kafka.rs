@@ -183,10 +183,32 @@ impl Kafka {
 
     /// The offset after the last record of each partition, decided or not.
     pub fn ends(&self, topic: &str) -> Vec<(i32, i64)> {
+        self.bounds(topic).into_iter().map(|(partition, (_, end))| (partition, end)).collect()
+    }
+
+    /// The first offset that each partition still has.
+    pub fn begins(&self, topic: &str) -> Vec<(i32, i64)> {
+        self.bounds(topic).into_iter().map(|(partition, (begin, _))| (partition, begin)).collect()
+    }
+
+    fn bounds(&self, topic: &str) -> Vec<(i32, (i64, i64))> {
         let all: BaseConsumer =
             self.client().set("isolation.level", "read_uncommitted").create().unwrap();
-        let end = |p: i32| all.fetch_watermarks(topic, p, TIMEOUT).unwrap().1;
-        self.partitions(topic).into_iter().map(|p| (p, end(p))).collect()
+        let bounds = |p: i32| all.fetch_watermarks(topic, p, TIMEOUT).unwrap();
+        self.partitions(topic).into_iter().map(|p| (p, bounds(p))).collect()
+    }
+
+    /// Deletes a topic, and waits until it is gone.
+    pub fn delete(&self, topic: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+        let done = futures::executor::block_on(admin.delete_topics(&[topic], &options)).unwrap();
+        done.into_iter().for_each(|result| drop(result.unwrap()));
+        let deadline = Instant::now() + TIMEOUT;
+        while self.topics().contains(topic) {
+            assert!(Instant::now() < deadline, "{topic} is not deleted");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 

@@ -1,0 +1,228 @@
+//! A pipeline's snapshots: loaded at the start, written in the background, named by a full
+//! record, and retired with the part of the log that only they needed.
+//!
+//! ```text
+//!  write(state) ─► writing ─► ready ─► a full record names it ─► named
+//!                     │                                           └─► the oldest is deleted and the
+//!                     └─ failed: the next one will do                 log cut below the older one
+//! ```
+//!
+//! Promises:
+//! - the two newest snapshots stay whole, and so do the epochs that follow the older one;
+//! - nothing is deleted or cut but after a commit that no longer names it: a process that was
+//!   fenced in the meantime does neither. What a killed process left behind goes with the first.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::Options;
+use super::history::Written;
+use super::start::blocking;
+use crate::log::{Progress, Recovered, Snapshot, SnapshotRef, log_topic, snapshot};
+use crate::source::{Cluster, TopicPartition};
+use crate::{Error, Kind, Result};
+
+/// A customer's snapshots.
+pub struct Snapshots {
+    store: Arc<dyn ObjectStore>,
+    cluster: Arc<Cluster>,
+    log: TopicPartition,
+    /// The two that the newest full record names.
+    newest: Option<SnapshotRef>,
+    older: Option<SnapshotRef>,
+    /// Folders that no record named when this process began.
+    leftovers: Vec<Path>,
+    /// Taken by this process and not named yet.
+    writing: Option<Writing>,
+    ready: Option<SnapshotRef>,
+    begun_at: Instant,
+    interval: Duration,
+    /// The newest committed epoch of this process, and the log's offset of its record or below.
+    committed: (u64, i64),
+}
+
+struct Writing {
+    epoch: u64,
+    path: String,
+    task: JoinHandle<Result<()>>,
+    log_offset: i64,
+}
+
+impl Snapshots {
+    /// The snapshots of `customer`, whose log is at `cluster`.
+    ///
+    /// # Errors
+    /// The folder cannot be made or listed.
+    pub async fn open(customer: &str, options: &Options, cluster: Arc<Cluster>) -> Result<Self> {
+        let folder = options.data_dir.join("snapshots").join(customer);
+        std::fs::create_dir_all(&folder)?;
+        let store = LocalFileSystem::new_with_prefix(&folder).map_err(|e| {
+            Error::new(Kind::Storage, "the snapshot folder cannot be opened").because(e)
+        })?;
+        let store: Arc<dyn ObjectStore> = Arc::new(store.with_automatic_cleanup(true));
+        Ok(Self {
+            leftovers: snapshot::list(&store).await?,
+            store,
+            cluster,
+            log: TopicPartition::new(log_topic(customer), 0),
+            newest: None,
+            older: None,
+            writing: None,
+            ready: None,
+            begun_at: Instant::now(),
+            interval: options.snapshot_interval,
+            committed: (0, 0),
+        })
+    }
+
+    /// Whether there is any, named by the log or not.
+    pub fn any_on_disk(&self) -> bool {
+        !self.leftovers.is_empty()
+    }
+
+    /// Reads the newest snapshot that the log names, or the one before it if that is damaged;
+    /// both are kept from now on. `None`: there is none.
+    ///
+    /// # Errors
+    /// Neither can be read, or the log lacks the epochs after the older one.
+    pub async fn load(&mut self, recovered: &Recovered) -> Result<Option<(SnapshotRef, Snapshot)>> {
+        let Some(newest) = recovered.snapshot.clone() else { return Ok(None) };
+        let damage = match self.read(&newest).await {
+            Ok(state) => {
+                self.keep(Some(newest.clone()), recovered.older.clone());
+                return Ok(Some((newest, state)));
+            }
+            Err(error) => error,
+        };
+        let Some(older) = recovered.older.clone() else { return Err(damage) };
+        if recovered.after(Some(&older)).is_err() {
+            return Err(damage);
+        }
+        let Ok(state) = self.read(&older).await else { return Err(damage) };
+        tracing::warn!(%damage, "the newest snapshot cannot be used; beginning with the one before it");
+        self.keep(Some(older.clone()), None);
+        Ok(Some((older, state)))
+    }
+
+    async fn read(&self, reference: &SnapshotRef) -> Result<Snapshot> {
+        snapshot::read(&self.store, &reference.path.as_str().into()).await
+    }
+
+    fn keep(&mut self, newest: Option<SnapshotRef>, older: Option<SnapshotRef>) {
+        let kept = |path: &Path| {
+            [&newest, &older].into_iter().flatten().any(|named| named.path == path.as_ref())
+        };
+        self.leftovers.retain(|path| !kept(path));
+        (self.newest, self.older) = (newest, older);
+    }
+
+    /// The state was changed by hand: the snapshots so far must not be gone back to.
+    pub fn forget(&mut self) {
+        let named = [self.newest.take(), self.older.take()];
+        self.leftovers.extend(named.into_iter().flatten().map(|s| Path::from(s.path)));
+    }
+
+    /// Whether it is time for another one.
+    pub fn is_due(&self) -> bool {
+        self.writing.is_none() && self.begun_at.elapsed() >= self.interval
+    }
+
+    /// Writes the state at the end of `epoch` in the background. It is ready when history has
+    /// that epoch too: what a snapshot is past can be read again from nowhere else.
+    pub fn write(&mut self, epoch: u64, state: Snapshot, mut history: watch::Receiver<Written>) {
+        let store = self.store.clone();
+        let path = format!("{epoch:012}-{}", uuid::Uuid::new_v4().simple());
+        let folder = Path::from(path.as_str());
+        let task = tokio::spawn(async move {
+            snapshot::write(&store, &folder, &state).await?;
+            let reached = history.wait_for(|written| written.epoch >= epoch).await;
+            reached.map_err(|_| Error::new(Kind::Storage, "the history writer stopped"))?;
+            Ok(())
+        });
+        if let Some(replaced) = self.writing.take() {
+            replaced.task.abort();
+            self.leftovers.push(replaced.path.into());
+        }
+        self.begun_at = Instant::now();
+        let log_offset = if self.committed.0 == epoch { self.committed.1 } else { 0 };
+        self.writing = Some(Writing { epoch, path, task, log_offset });
+    }
+
+    /// An epoch is committed, its record at `log_offset` or above.
+    pub fn committed(&mut self, epoch: u64, log_offset: i64) {
+        self.committed = (epoch, log_offset);
+        if let Some(writing) = self.writing.as_mut().filter(|w| w.epoch == epoch) {
+            writing.log_offset = log_offset;
+        }
+    }
+
+    /// Looks whether the one under way is written; with `wait`, until it is.
+    ///
+    /// # Errors
+    /// Only with `wait`: it could not be written.
+    pub async fn poll(&mut self, wait: bool) -> Result<()> {
+        if !wait && !self.writing.as_ref().is_some_and(|w| w.task.is_finished()) {
+            return Ok(());
+        }
+        let Some(writing) = self.writing.take() else { return Ok(()) };
+        let done = writing.task.await;
+        let done = done.map_err(|e| Error::internal("a snapshot's task failed").because(e));
+        match done.flatten() {
+            Ok(()) => {
+                let Writing { epoch, path, log_offset, .. } = writing;
+                let unnamed = self.ready.replace(SnapshotRef { epoch, path, log_offset });
+                self.leftovers.extend(unnamed.map(|unnamed| Path::from(unnamed.path)));
+                Ok(())
+            }
+            Err(error) => {
+                self.leftovers.push(writing.path.into());
+                if wait {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "a snapshot could not be written; the next one will be tried");
+                Ok(())
+            }
+        }
+    }
+
+    /// The one that waits to be named.
+    pub fn take_ready(&mut self) -> Option<SnapshotRef> {
+        self.ready.take()
+    }
+
+    /// Names `ready`, or those that are named already, in a full record.
+    pub fn mention(&self, record: &mut Progress, ready: Option<SnapshotRef>) {
+        (record.snapshot, record.older) = match ready {
+            Some(_) => (ready, self.newest.clone()),
+            None => (self.newest.clone(), self.older.clone()),
+        };
+    }
+
+    /// A committed record named `named`: deletes what no record needs now, and cuts the log.
+    pub async fn named(&mut self, named: SnapshotRef) {
+        let older = self.newest.replace(named);
+        let oldest = std::mem::replace(&mut self.older, older);
+        self.leftovers.extend(oldest.map(|oldest| Path::from(oldest.path)));
+        for path in std::mem::take(&mut self.leftovers) {
+            if let Err(error) = snapshot::delete(&self.store, &path).await {
+                tracing::warn!(%error, "an old snapshot could not be deleted");
+            }
+        }
+        let Some(cut) = self.older.as_ref().map(|o| o.log_offset).filter(|&cut| cut > 0) else {
+            return;
+        };
+        let (cluster, log) = (self.cluster.clone(), self.log.clone());
+        let cutting = blocking(move || cluster.delete_records_before(&log, cut));
+        tokio::spawn(async move {
+            if let Err(error) = cutting.await {
+                tracing::debug!(%error, "the log could not be cut; the next snapshot tries again");
+            }
+        });
+    }
+}
