@@ -163,11 +163,12 @@ fn partial(criterion: &mut Criterion<CpuTime>) {
     ] {
         let plan = plan(sql);
         let batches: Vec<_> = (0..BATCHES).map(|n| batch(keys, DAY_BEGINS, HOUR, n)).collect();
+        let none = relations();
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || operator(&plan),
                 |mut operator| {
-                    let work = epoch(&mut operator, &batches, BEGINNING, &relations());
+                    let work = epoch(&mut operator, &batches, BEGINNING, &none);
                     assert_eq!(runtime.block_on(work), 0);
                     operator
                 },
@@ -189,18 +190,19 @@ fn close(criterion: &mut Criterion<CpuTime>) {
     ] {
         let plan = plan(sql);
         let batches: Vec<_> = (0..BATCHES).map(|n| batch(keys, DAY_BEGINS, HOUR, n)).collect();
+        let none = relations();
         let filled = || {
             let mut operator = operator(&plan);
-            runtime.block_on(epoch(&mut operator, &batches, BEGINNING, &relations()));
+            runtime.block_on(epoch(&mut operator, &batches, BEGINNING, &none));
             operator
         };
-        let count = runtime.block_on(epoch(&mut filled(), &[], DAY_BEGINS + HOUR, &relations()));
+        let count = runtime.block_on(epoch(&mut filled(), &[], DAY_BEGINS + HOUR, &none));
         group.throughput(Throughput::Elements(count as u64));
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 filled,
                 |mut operator| {
-                    let work = epoch(&mut operator, &[], DAY_BEGINS + HOUR, &relations());
+                    let work = epoch(&mut operator, &[], DAY_BEGINS + HOUR, &none);
                     assert_eq!(runtime.block_on(work), count);
                 },
                 BatchSize::SmallInput,
@@ -221,13 +223,14 @@ fn hop(criterion: &mut Criterion<CpuTime>) {
         (0..MINUTES).map(|n| [batch(100, DAY_BEGINS + n as Micros * MINUTE, MINUTE, n)]).collect();
     for (name, sql) in [("tumbling day", DAY), ("day by minutes", HOP)] {
         let plan = plan(sql);
+        let none = relations();
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || operator(&plan),
                 |mut operator| {
                     for (n, batches) in minutes.iter().enumerate() {
                         let watermark = DAY_BEGINS + n as Micros * MINUTE;
-                        runtime.block_on(epoch(&mut operator, batches, watermark, &relations()));
+                        runtime.block_on(epoch(&mut operator, batches, watermark, &none));
                     }
                     operator
                 },

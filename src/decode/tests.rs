@@ -457,7 +457,7 @@ fn rejected_rows_leave_nothing_behind() {
         format!(
             "{{\"part_id\": {id}, \"room\": \"r{id}\", \"level\": {id}.5, \"flag\": {}, \
              \"tags\": [\"a{id}\", null], \"place\": {{\"s\": \"p{id}\"}}, \"last\": {id}}}",
-            id % 3 == 0
+            id.is_multiple_of(3)
         )
     };
     let bad = |id: usize| match id % 4 {

@@ -29,7 +29,7 @@ pub(super) async fn app_ids(
     let objects = store.object_store(None);
     let folder = StorePath::from("_delta_log");
     let files: Vec<_> = objects.list(Some(&folder)).try_collect().await.map_err(fail)?;
-    let newest = u64::from(state.version());
+    let newest = state.version();
     let of = |suffix: &str| {
         let mut found: Vec<(u64, StorePath)> = (files.iter())
             .filter_map(|file| {

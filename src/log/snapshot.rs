@@ -344,7 +344,7 @@ mod tests {
         for ((_, written), (_, read)) in snapshot().batches.iter().zip(&back.batches) {
             assert_eq!(written.schema(), read.schema());
         }
-        assert_eq!(list(&store).await.unwrap(), [path.clone()]);
+        assert_eq!(list(&store).await.unwrap(), std::slice::from_ref(&path));
         delete(&store, &path).await.unwrap();
         delete(&store, &path).await.unwrap();
         assert!(list(&store).await.unwrap().is_empty());

@@ -9,7 +9,7 @@
 //! pipeline waits too. Small files are merged beside the appends, by a task of its own.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -262,7 +262,7 @@ async fn append(writer: &mut Writer, part: HistoryRows) -> Result<()> {
 
 /// Opens the event tables of a customer's streams.
 pub async fn open_events(
-    root: &PathBuf,
+    root: &Path,
     customer: &str,
     streams: impl Iterator<Item = (String, SchemaRef, String)>,
     zone: &str,

@@ -434,7 +434,7 @@ impl Pipeline {
         names_snapshot: Option<SnapshotRef>,
         began: Instant,
     ) -> Result<()> {
-        let offsets = if record.full || record.epoch % 32 == 0 {
+        let offsets = if record.full || record.epoch.is_multiple_of(32) {
             let all = positions(&self.begun.engine);
             all.into_iter().map(|(p, at)| (p, at.offset)).collect()
         } else {

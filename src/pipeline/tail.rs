@@ -176,7 +176,7 @@ impl Task {
         loop {
             tokio::select! {
                 event = self.reader.next() => self.take(event?).await?,
-                _ = self.finish.changed() => return self.to_the_end().await,
+                _ = self.finish.changed() => return self.finish_reading().await,
                 () = tokio::time::sleep(LOOK) => {}
             }
             self.tables.commit_due().await?;
@@ -205,7 +205,7 @@ impl Task {
         }
     }
 
-    async fn to_the_end(mut self) -> Result<()> {
+    async fn finish_reading(mut self) -> Result<()> {
         let kafka = self.kafka.clone();
         let partitions: Vec<_> = self.positions.keys().cloned().collect();
         let ends = blocking(move || {

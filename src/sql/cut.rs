@@ -138,7 +138,7 @@ impl Cutter {
         }
         let front_number = self.fronts;
         let kept =
-            keep_groupings(aggregate, |grouping| Ok(self.keep_partials(grouping, front_number)?))?;
+            keep_groupings(aggregate, |grouping| self.keep_partials(grouping, front_number))?;
         if let Some(plan) = kept {
             self.fronts += 1;
             return Ok(plan);

@@ -468,7 +468,7 @@ async fn views_on_views_are_derived_and_keep_their_keys() {
     let content = current.close(kept, None, &relations).await.unwrap();
     relations.insert("current_room".to_owned(), Arc::new(vec![content]));
     let content = occupancy.close(Vec::new(), None, &relations).await.unwrap();
-    let persons: i64 = (lines(&[content.clone()]).iter())
+    let persons: i64 = (lines(std::slice::from_ref(&content)).iter())
         .map(|line| line.split('|').nth(2).unwrap().trim().parse::<i64>().unwrap())
         .sum();
     assert_eq!(persons, 6, "five persons and null");

@@ -249,7 +249,7 @@ fn parse_interval(interval: &Interval) -> Result<Length, String> {
         Some(field) => length.add(text.trim(), &unit_name(field))?,
         None => {
             let words: Vec<&str> = text.split_whitespace().collect();
-            if words.is_empty() || words.len() % 2 != 0 {
+            if words.is_empty() || !words.len().is_multiple_of(2) {
                 return Err(format!("'{text}' is no length of time such as '90 minutes'"));
             }
             for pair in words.chunks_exact(2) {

@@ -65,7 +65,9 @@ fn groups(batch: &RecordBatch) -> Vec<(i64, i64, i64)> {
 }
 
 /// Start in minutes, upserts, is_final, revision.
-fn brief(emissions: &[Emission]) -> Vec<(i64, Vec<(i64, i64, i64)>, bool, i64)> {
+type Brief = (i64, Vec<(i64, i64, i64)>, bool, i64);
+
+fn brief(emissions: &[Emission]) -> Vec<Brief> {
     let said = emissions.iter().map(|e| (e.window, e.result.as_ref().unwrap()));
     said.map(|(window, changes)| {
         let start = window.map_or(0, |w| w.start / MINUTE);

@@ -43,7 +43,7 @@ const KINDS: &[Kind] = &[
     kind("empty", None, "empty", |_| Vec::new()),
     kind("white space", None, "empty", |_| b" \t ".to_vec()),
     kind("not JSON", None, "JSON", |id| format!("sensor {id} says hello").into_bytes()),
-    kind("cut short", None, "JSON", |id| good(id)[..30].as_bytes().to_vec()),
+    kind("cut short", None, "JSON", |id| good(id).as_bytes()[..30].to_vec()),
     kind("trailing rubbish", None, "JSON", |id| format!("{}}}", good(id)).into_bytes()),
     kind("single quotes", None, "JSON", |id| good(id).replace('"', "'").into_bytes()),
     kind("an array", None, "object", |id| format!("[{id}]").into_bytes()),

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, RecordBatch, TimestampMicrosecondArray, UInt32Array};
 use arrow::compute::{cast, concat_batches, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use chrono::{
     DateTime, Datelike, Days, Duration, LocalResult, NaiveDate, NaiveDateTime, NaiveTime, Offset,
     TimeZone, Utc,
@@ -423,21 +422,4 @@ fn plus(zone: Tz, start: i64, size: Length) -> i64 {
         }
         Length::Micros(us) => start + us,
     }
-}
-
-/// Each row as text, in the form in which the .slt files show it.
-pub fn text(rows: &RecordBatch) -> Vec<Vec<String>> {
-    let options = FormatOptions::default().with_null("NULL");
-    let columns: Vec<_> =
-        rows.columns().iter().map(|c| ArrayFormatter::try_new(c, &options).unwrap()).collect();
-    (0..rows.num_rows())
-        .map(|row| columns.iter().map(|c| c.value(row).to_string()).collect())
-        .collect()
-}
-
-/// The same, in an order of its own: for comparing sets of rows.
-pub fn sorted(rows: &RecordBatch) -> Vec<Vec<String>> {
-    let mut rows = text(rows);
-    rows.sort_unstable();
-    rows
 }

@@ -1,6 +1,6 @@
 //! A project folder (schemas, queries, data) that vanishes with its test.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tempfile::TempDir;
 
@@ -17,11 +17,6 @@ impl Project {
 
     pub fn path(&self) -> &Path {
         self.folder.path()
-    }
-
-    /// Where `run` keeps history and snapshots when `--data-dir` says so.
-    pub fn data_dir(&self) -> PathBuf {
-        self.path().join("state")
     }
 
     /// Writes any file, making its folders.
