@@ -146,7 +146,8 @@ fn produce(brokers: &str, topic: &str, events: u64) {
     producer.flush(Duration::from_secs(300)).unwrap();
 }
 
-/// librdkafka alone: every message polled, nothing done with it.
+/// librdkafka alone: every message polled, nothing done with it. Its defaults would make each
+/// partition rest for a second whenever the queue is full.
 fn consume(brokers: &str, topic: &str, events: u64) -> Figure {
     let (since, cpu) = (Instant::now(), cpu_seconds());
     let consumer: BaseConsumer = config(brokers)
@@ -154,6 +155,8 @@ fn consume(brokers: &str, topic: &str, events: u64) -> Figure {
         .set("enable.auto.commit", "false")
         .set("isolation.level", "read_committed")
         .set("queued.max.messages.kbytes", "131072")
+        .set("queued.min.messages", "1000000")
+        .set("fetch.queue.backoff.ms", "5")
         .create()
         .unwrap();
     let mut list = TopicPartitionList::new();

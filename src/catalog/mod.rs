@@ -24,6 +24,7 @@ pub(crate) mod suggestion;
 mod table;
 mod text;
 mod topics;
+pub(crate) mod walk;
 
 #[cfg(test)]
 mod tests;

@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    self, Expr, FunctionArg, FunctionArgExpr, Ident, ObjectName, Spanned, TableFactor, Visit,
-    Visitor,
+    self, Expr, FunctionArg, FunctionArgExpr, Ident, ObjectName, Spanned, TableFactor,
 };
 use datafusion::sql::sqlparser::tokenizer::Span;
 
 use super::statement::folded;
 use super::text::WINDOW_FUNCTIONS;
+use super::walk::{Look, walk};
 
 /// One mention of a relation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(super) struct Reference {
 /// All mentions in `query`, in textual order as far as the tree keeps it.
 pub(super) fn references(query: &ast::Query) -> Vec<Reference> {
     let mut collector = Collector::default();
-    let _ = query.visit(&mut collector);
+    walk(query, &mut collector);
     collector.found
 }
 
@@ -64,7 +64,7 @@ impl Collector {
         let all = with.cte_tables.iter().map(|cte| fold(&cte.alias.name));
         self.hidden.push(if with.recursive { all.collect() } else { HashSet::new() });
         for cte in &with.cte_tables {
-            let _ = cte.query.visit(self);
+            walk(&cte.query, self);
             self.walked.insert(address(&cte.query));
             if let Some(level) = self.hidden.last_mut() {
                 level.insert(fold(&cte.alias.name));
@@ -90,10 +90,8 @@ impl Collector {
     }
 }
 
-impl Visitor for Collector {
-    type Break = ();
-
-    fn pre_visit_query(&mut self, query: &ast::Query) -> ControlFlow<()> {
+impl Look for Collector {
+    fn query(&mut self, query: &ast::Query) -> ControlFlow<Span> {
         if self.skipping > 0 || self.walked.contains(&address(query)) {
             self.skipping += 1;
             return ControlFlow::Continue(());
@@ -105,7 +103,7 @@ impl Visitor for Collector {
         ControlFlow::Continue(())
     }
 
-    fn post_visit_query(&mut self, _query: &ast::Query) -> ControlFlow<()> {
+    fn end_of_query(&mut self, _query: &ast::Query) -> ControlFlow<Span> {
         if self.skipping > 0 {
             self.skipping -= 1;
         } else {
@@ -114,7 +112,7 @@ impl Visitor for Collector {
         ControlFlow::Continue(())
     }
 
-    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+    fn table_factor(&mut self, factor: &TableFactor) -> ControlFlow<Span> {
         if self.skipping == 0
             && let TableFactor::Table { name, args, .. } = factor
         {

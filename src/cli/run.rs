@@ -37,7 +37,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     reset: Vec<String>,
     /// Whether events and results are kept in history
-    #[arg(long, value_name = "on|off", default_value = "on", value_parser = on_off)]
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = on_off,
+          action = clap::ArgAction::Set)]
     history: bool,
     /// The least time between commits, such as '100 ms' (default: 25 ms, or twice the commit time)
     #[arg(long, value_name = "TIME", value_parser = time)]

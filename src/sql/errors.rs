@@ -4,10 +4,11 @@ use std::ops::ControlFlow;
 
 use datafusion::common::{Column, SchemaError, Span};
 use datafusion::error::DataFusionError;
-use datafusion::sql::sqlparser::ast::{self, Ident, ObjectName, Spanned, Visit, Visitor};
+use datafusion::sql::sqlparser::ast::{self, Ident, ObjectName, Spanned};
 use datafusion::sql::sqlparser::tokenizer;
 
 use crate::catalog::Query;
+use crate::catalog::walk::{Look, walk};
 use crate::error::{Error, Place};
 
 /// How many valid names a hint lists.
@@ -129,10 +130,7 @@ fn named_in(error: &DataFusionError) -> Vec<String> {
 pub(crate) fn find_name(query: &Query, name: &str) -> Option<Place> {
     let last = name.rsplit('.').next().unwrap_or(name);
     let mut finder = Finder { name: last };
-    match query.select.visit(&mut finder) {
-        ControlFlow::Break(span) => place_of_span(query, span),
-        ControlFlow::Continue(()) => None,
-    }
+    place_of_span(query, walk(&query.select, &mut finder)?)
 }
 
 struct Finder<'a> {
@@ -154,14 +152,12 @@ impl Finder<'_> {
     }
 }
 
-impl Visitor for Finder<'_> {
-    type Break = tokenizer::Span;
-
-    fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<Self::Break> {
+impl Look for Finder<'_> {
+    fn relation(&mut self, relation: &ObjectName) -> ControlFlow<tokenizer::Span> {
         self.check_object(relation)
     }
 
-    fn pre_visit_expr(&mut self, expr: &ast::Expr) -> ControlFlow<Self::Break> {
+    fn expr(&mut self, expr: &ast::Expr) -> ControlFlow<tokenizer::Span> {
         match expr {
             ast::Expr::Identifier(ident) => self.check(Some(ident)),
             ast::Expr::CompoundIdentifier(idents) => match self.check(idents.last()) {

@@ -13,7 +13,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{internal_datafusion_err, internal_err};
 use datafusion::error::Result as DfResult;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{LogicalPlan, TableScan, UserDefinedLogicalNode};
+use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
@@ -22,7 +22,6 @@ use crate::sql::cut::{Cut, Kept, Partials, Slot, SlotFilling};
 use crate::sql::in_order::in_order;
 use crate::sql::scope::Session;
 use crate::sql::slots::{LeafColumn, SlotExec, Source, StampExec, WindowColumn};
-use crate::sql::trace;
 
 /// A query's plans, with empty slots.
 pub(crate) struct Executable {
@@ -203,32 +202,6 @@ impl ExtensionPlanner for SlotPlanner {
                 Arc::new(SlotExec::new(Source::Front, schema))
             }
         }))
-    }
-
-    async fn plan_table_scan(
-        &self,
-        _: &dyn PhysicalPlanner,
-        scan: &TableScan,
-        _: &dyn DfSession,
-        _: &PhysicalPlanningContext,
-    ) -> DfResult<Option<Arc<dyn ExecutionPlan>>> {
-        let Some(leaf) = trace::leaf(scan) else {
-            return Ok(None);
-        };
-        let width = scan.source.schema().fields().len();
-        let columns = scan.projection.clone().unwrap_or_else(|| (0..width).collect());
-        let source = if leaf.relation.is_streamed() {
-            let inputs = leaf.relation.schema.fields().len();
-            let column = |index: usize| match index.checked_sub(inputs) {
-                None => LeafColumn::Input(index),
-                Some(window) => LeafColumn::Window(WindowColumn::ALL[window]),
-            };
-            Source::Rows(columns.into_iter().map(column).collect())
-        } else {
-            Source::Relation(leaf.relation.name.clone(), columns)
-        };
-        let schema = Arc::new(scan.projected_schema.as_arrow().clone());
-        Ok(Some(Arc::new(SlotExec::new(source, schema))))
     }
 }
 

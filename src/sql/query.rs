@@ -6,10 +6,10 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Distinct, Expr, LogicalPlan, LogicalPlanBuilder, cast};
-use datafusion::sql::sqlparser::ast::{
-    GroupByExpr, Ident, Select as SelectBody, Spanned, Visit, Visitor,
-};
+use datafusion::sql::sqlparser::ast::{GroupByExpr, Ident, Select as SelectBody, Spanned};
+use datafusion::sql::sqlparser::tokenizer;
 
+use crate::catalog::walk::{Look, walk};
 use crate::catalog::{Emit, Query, QueryKind};
 use crate::error::{Error, Place};
 use crate::sql::cut::{self, Windowing};
@@ -367,7 +367,7 @@ impl Planner<'_> {
 
     fn select_place(&self) -> Place {
         let mut finder = SelectFinder::default();
-        let _: ControlFlow<()> = self.query.select.visit(&mut finder);
+        walk(&self.query.select, &mut finder);
         let span = finder.group_by.or(finder.select);
         span.and_then(|span| place_of_span(self.query, span))
             .unwrap_or_else(|| self.query.place.clone())
@@ -450,14 +450,12 @@ fn event_time(plan: &LogicalPlan, reading: &Reading) -> Option<usize> {
 /// Finds the first GROUP BY and the first SELECT.
 #[derive(Default)]
 struct SelectFinder {
-    group_by: Option<datafusion::sql::sqlparser::tokenizer::Span>,
-    select: Option<datafusion::sql::sqlparser::tokenizer::Span>,
+    group_by: Option<tokenizer::Span>,
+    select: Option<tokenizer::Span>,
 }
 
-impl Visitor for SelectFinder {
-    type Break = ();
-
-    fn pre_visit_select(&mut self, select: &SelectBody) -> ControlFlow<()> {
+impl Look for SelectFinder {
+    fn select(&mut self, select: &SelectBody) -> ControlFlow<tokenizer::Span> {
         self.select.get_or_insert(select.select_token.0.span);
         if let GroupByExpr::Expressions(exprs, _) = &select.group_by
             && let Some(first) = exprs.first()

@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::common::config::ConfigOptions;
-use datafusion::common::{DFSchema, TableReference};
-use datafusion::error::Result as DfResult;
+use async_trait::async_trait;
+use datafusion::catalog::{
+    CatalogProvider, MemoryCatalogProvider, SchemaProvider, Session as DataFusionSession,
+    TableProvider,
+};
+use datafusion::common::{DFSchema, TableReference, internal_err};
+use datafusion::error::{DataFusionError, Result as DfResult};
 use datafusion::execution::{SessionState, SessionStateBuilder};
-use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner};
 use datafusion::logical_expr::registry::FunctionRegistry;
 use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::logical_expr::{
-    AggregateUDF, HigherOrderUDF, LogicalPlan, ScalarUDF, TableSource, WindowUDF,
-};
+use datafusion::logical_expr::{Expr, LogicalPlan, TableType};
 use datafusion::optimizer::common_subexpr_eliminate::CommonSubexprEliminate;
 use datafusion::optimizer::decorrelate_lateral_join::DecorrelateLateralJoin;
 use datafusion::optimizer::decorrelate_predicate_subquery::DecorrelatePredicateSubquery;
@@ -36,14 +37,18 @@ use datafusion::physical_optimizer::ensure_requirements::EnsureRequirements;
 use datafusion::physical_optimizer::join_selection::JoinSelection;
 use datafusion::physical_optimizer::output_requirements::OutputRequirements;
 use datafusion::physical_optimizer::sanity_checker::SanityCheckPlan;
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
-use datafusion::sql::planner::{ParserOptions, SqlToRel};
-use datafusion::sql::sqlparser::ast::{Query as Select, Statement};
+use datafusion::sql::parser::Statement as DfStatement;
+use datafusion::sql::sqlparser::ast::{
+    Expr as SqlExpr, ExprWithAlias as SqlExprWithAlias, Query as Select, Statement,
+};
+use futures::FutureExt;
 
 use crate::error::Error;
 use crate::sql::errors::through_datafusion;
 use crate::sql::functions::{self, EpochNow};
-use crate::sql::slots::WindowColumn;
+use crate::sql::slots::{LeafColumn, SlotExec, Source, WindowColumn};
 use crate::window::assign::WindowSpec;
 
 /// What a name in FROM stands for.
@@ -78,7 +83,7 @@ impl Relation {
     }
 }
 
-/// A relation as the leaf of a plan: accepts no filter, no limit, tells no statistics.
+/// A relation as the leaf of a plan: takes no filter, no limit, tells no statistics.
 #[derive(Debug)]
 pub(crate) struct Leaf {
     pub(crate) relation: Arc<Relation>,
@@ -114,9 +119,38 @@ pub(crate) fn window_fields(data_type: &DataType) -> impl Iterator<Item = Arc<Fi
         .into_iter()
 }
 
-impl TableSource for Leaf {
+#[async_trait]
+impl TableProvider for Leaf {
     fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    /// A slot for the rows that the engine puts in.
+    async fn scan(
+        &self,
+        _: &dyn DataFusionSession,
+        projection: Option<&Vec<usize>>,
+        _: &[Expr],
+        _: Option<usize>,
+    ) -> DfResult<Arc<dyn ExecutionPlan>> {
+        let columns =
+            projection.cloned().unwrap_or_else(|| (0..self.schema.fields().len()).collect());
+        let schema = Arc::new(self.schema.project(&columns)?);
+        let source = if self.relation.is_streamed() {
+            let inputs = self.relation.schema.fields().len();
+            let column = |index: usize| match index.checked_sub(inputs) {
+                None => LeafColumn::Input(index),
+                Some(window) => LeafColumn::Window(WindowColumn::ALL[window]),
+            };
+            Source::Rows(columns.into_iter().map(column).collect())
+        } else {
+            Source::Relation(self.relation.name.clone(), columns)
+        };
+        Ok(Arc::new(SlotExec::new(source, schema)))
     }
 }
 
@@ -144,6 +178,7 @@ impl Session {
             .with_config(config)
             .with_default_features()
             .with_physical_optimizer_rules(physical_rules())
+            .with_table_function_list(Vec::new())
             .build();
         let to_timestamp = state.udf("to_timestamp")?;
         for function in functions::functions(zone, now, to_timestamp) {
@@ -154,10 +189,28 @@ impl Session {
 
     /// The analysed plan of `select` over `relations`.
     pub(crate) fn analyse(&self, select: Select, relations: &Relations) -> DfResult<LogicalPlan> {
-        let scope = Scope { session: self, relations };
-        let planner = SqlToRel::new_with_options(&scope, parser_options());
-        let plan = planner.sql_statement_to_plan(Statement::Query(Box::new(select)))?;
+        // DataFusion's planner is generic over who knows the tables. The session's own instance is
+        // compiled already; one of ours, and all of sqlparser's visitors with it, took minutes.
+        let statement = DfStatement::Statement(Box::new(Statement::Query(Box::new(select))));
+        for name in self.state.resolve_table_references(&statement)? {
+            if name.schema().is_some() || !relations.contains_key(name.table()) {
+                return Err(unknown_relation(&name, relations));
+            }
+        }
+        let tables = Arc::new(MemoryCatalogProvider::new());
+        let defaults = &self.state.config_options().catalog;
+        tables.register_schema(&defaults.default_schema, Arc::new(Scope(relations.clone())))?;
+        self.state.catalog_list().register_catalog(defaults.default_catalog.clone(), tables);
+        // It waits for nothing: the scope answers at once.
+        let plan = self.state.statement_to_plan(statement).now_or_never();
+        let plan = plan.unwrap_or_else(|| internal_err!("planning waited"))?;
         self.analyse_plan(plan)
+    }
+
+    /// One expression over `schema`.
+    pub(crate) fn expression(&self, expr: &SqlExpr, schema: &DFSchema) -> DfResult<Expr> {
+        let expr = SqlExprWithAlias { expr: expr.clone(), alias: None };
+        self.state.create_logical_expr_from_sql_expr(expr, schema)
     }
 
     /// `plan` with types coerced.
@@ -225,80 +278,32 @@ fn physical_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     ]
 }
 
-fn parser_options() -> ParserOptions {
-    ParserOptions::new().with_collect_spans(true).with_map_string_types_to_utf8view(false)
-}
-
 /// Relations by the name that a query uses.
 pub(crate) type Relations = BTreeMap<String, Arc<Leaf>>;
 
-/// What one statement sees.
-pub(crate) struct Scope<'a> {
-    pub(crate) session: &'a Session,
-    pub(crate) relations: &'a Relations,
-}
+/// What one statement sees: the tables of its session's only schema.
+#[derive(Debug)]
+struct Scope(Relations);
 
-impl Scope<'_> {
-    /// The planner of one expression.
-    pub(crate) fn planner(&self) -> SqlToRel<'_, Self> {
-        SqlToRel::new_with_options(self, parser_options())
+#[async_trait]
+impl SchemaProvider for Scope {
+    fn table_names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    async fn table(&self, name: &str) -> DfResult<Option<Arc<dyn TableProvider>>> {
+        Ok(self.0.get(name).map(|leaf| Arc::clone(leaf) as _))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 }
 
-impl ContextProvider for Scope<'_> {
-    fn get_table_source(&self, name: TableReference) -> DfResult<Arc<dyn TableSource>> {
-        if let (None, Some(leaf)) = (name.schema(), self.relations.get(name.table())) {
-            return Ok(Arc::clone(leaf) as Arc<dyn TableSource>);
-        }
-        let known: Vec<&str> = (self.relations.keys())
-            .map(String::as_str)
-            .filter(|name| !name.starts_with("__"))
-            .collect();
-        let message = format!("there is no stream, query or table '{name}'");
-        Err(through_datafusion(&message, &format!("there are: {}", known.join(", "))))
-    }
-
-    fn get_expr_planners(&self) -> &[Arc<dyn ExprPlanner>] {
-        self.session.state.expr_planners()
-    }
-
-    fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
-        self.session.state.scalar_functions().get(name).cloned()
-    }
-
-    fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {
-        self.session.state.higher_order_functions().get(name).cloned()
-    }
-
-    fn get_aggregate_meta(&self, name: &str) -> Option<Arc<AggregateUDF>> {
-        self.session.state.aggregate_functions().get(name).cloned()
-    }
-
-    fn get_window_meta(&self, name: &str) -> Option<Arc<WindowUDF>> {
-        self.session.state.window_functions().get(name).cloned()
-    }
-
-    fn get_variable_type(&self, _: &[String]) -> Option<DataType> {
-        None
-    }
-
-    fn options(&self) -> &ConfigOptions {
-        self.session.state.config_options()
-    }
-
-    fn udf_names(&self) -> Vec<String> {
-        self.session.state.scalar_functions().keys().cloned().collect()
-    }
-
-    fn higher_order_function_names(&self) -> Vec<String> {
-        self.session.state.higher_order_functions().keys().cloned().collect()
-    }
-
-    fn udaf_names(&self) -> Vec<String> {
-        self.session.state.aggregate_functions().keys().cloned().collect()
-    }
-
-    fn udwf_names(&self) -> Vec<String> {
-        self.session.state.window_functions().keys().cloned().collect()
-    }
+/// The relation that a query names is none of `relations`.
+fn unknown_relation(name: &TableReference, relations: &Relations) -> DataFusionError {
+    let known: Vec<&str> =
+        relations.keys().map(String::as_str).filter(|name| !name.starts_with("__")).collect();
+    let message = format!("there is no stream, query or table '{name}'");
+    through_datafusion(&message, &format!("there are: {}", known.join(", ")))
 }

@@ -10,14 +10,13 @@ use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext
 use datafusion::logical_expr::{Expr, ExprSchemable, cast};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
-use datafusion::sql::planner::PlannerContext;
 use datafusion::sql::sqlparser::ast;
 
 use crate::catalog::{Column, ColumnSource, Stream};
 use crate::error::{Error, Kind, Place, Result};
 use crate::sql::errors::describe;
 use crate::sql::functions::volatile_in;
-use crate::sql::scope::{Relations, Scope, Session};
+use crate::sql::scope::Session;
 
 /// A stream whose computed columns are ready to run.
 pub struct StreamPlan {
@@ -166,9 +165,7 @@ fn plan_expr(
     expr: &ast::Expr,
     declared: &DataType,
 ) -> DfResult<(Arc<dyn PhysicalExpr>, Option<String>)> {
-    let relations = Relations::new();
-    let scope = Scope { session, relations: &relations };
-    let expr = scope.planner().sql_to_expr(expr.clone(), schema, &mut PlannerContext::new())?;
+    let expr = session.expression(expr, schema)?;
     let volatile = volatile_in(&expr)?;
     let simplifier = session.simplifier(schema)?;
     let expr = simplifier.coerce(expr, schema)?;

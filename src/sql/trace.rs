@@ -10,6 +10,8 @@ use datafusion::error::Result as DfResult;
 use datafusion::logical_expr::expr::Alias;
 use datafusion::logical_expr::{Aggregate, Cast, Distinct, Expr, Join, LogicalPlan, TableScan};
 
+use datafusion::datasource::DefaultTableSource;
+
 use crate::sql::scope::{Leaf, RelationKind};
 use crate::sql::slots::WindowColumn;
 use crate::time::DAY;
@@ -35,7 +37,8 @@ impl Origin {
 
 /// The leaf that a scan reads.
 pub(crate) fn leaf(scan: &TableScan) -> Option<&Leaf> {
-    scan.source.downcast_ref::<Leaf>()
+    let source = scan.source.downcast_ref::<DefaultTableSource>()?;
+    source.table_provider.downcast_ref::<Leaf>()
 }
 
 /// Calls `visit` for every leaf of `plan`, those in sub-queries too.

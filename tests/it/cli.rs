@@ -122,6 +122,19 @@ fn until_end_leaves_windows_open_and_drain_closes_them_for_good() {
 }
 
 #[test]
+fn without_history_there_are_results_and_no_tables() {
+    let Some(kafka) = Kafka::require("history off") else { return };
+    let place = place(kafka, 1);
+    place.events(0..70);
+    place.run(&["--create-topics", "--drain", "--history", "off"]).ok();
+    let rows = place.results("hourly");
+    assert_eq!(rows.iter().map(|r| r["events"].as_i64().unwrap()).sum::<i64>(), 70);
+    assert!(!place.project.path().join(".millstream/history").exists());
+    let said = run(place.project.path(), &["query", "SELECT * FROM nowhere"]).failed().said();
+    assert!(said.contains("nowhere"), "{said}");
+}
+
+#[test]
 fn a_term_signal_stops_within_five_seconds_and_the_next_run_goes_on() {
     let Some(kafka) = Kafka::require("signal") else { return };
     let place = place(kafka, 1);
