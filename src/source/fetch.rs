@@ -17,8 +17,8 @@ use super::chunk::{Chunk, Record};
 use super::client::{Context, hint_for};
 use super::config::KafkaConfig;
 use super::ffi::{BatchConsumer, Buffer, Message};
-use super::kafka::{Event, Isolation};
 use super::partition::TopicPartition;
+use super::reader::{Event, Isolation};
 use crate::{Error, Kind, Result};
 
 /// A chunk holds no more bytes than this, unless one record alone does.
