@@ -7,6 +7,12 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures::executor::block_on;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::KafkaConfig;
 use super::testing::real_kafka;
@@ -63,6 +69,23 @@ fn succeed(command: &mut Command) {
     let output = command.output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&said));
+}
+
+/// Sends lines with Java's producer.
+pub(crate) fn produce_with_java(
+    test: &str,
+    kafka: &KafkaConfig,
+    topic: &str,
+    codec: &str,
+    lines: &str,
+) {
+    let mut command = java(&libs(test).unwrap());
+    command.args(["org.apache.kafka.tools.ConsoleProducer", "--bootstrap-server", &kafka.brokers]);
+    command.args(["--topic", topic, "--compression-codec", codec]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut producer = command.spawn().unwrap();
+    producer.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(producer.wait().unwrap().success(), "{command:?}");
 }
 
 impl Brokers {
@@ -156,6 +179,40 @@ impl Brokers {
     pub(crate) fn restart(&mut self, number: usize) {
         self.launch(number);
         self.brokers[number].wait();
+    }
+
+    /// Makes a topic of one partition with replicas on these brokers; the first one leads.
+    pub(crate) fn create_topic(&self, name: &str, replicas: &[i32]) {
+        let admin: AdminClient<DefaultClientContext> = self.plain().client().create().unwrap();
+        let assignment = [replicas];
+        let topic = NewTopic::new(name, 1, TopicReplication::Variable(&assignment));
+        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+        let made = block_on(admin.create_topics([&topic], &options)).unwrap();
+        made.into_iter().for_each(|made| drop(made.unwrap()));
+    }
+
+    /// Waits until a broker that leads a topic by right is in its set again, and gives it the
+    /// lead. Numbers count from 1.
+    pub(crate) fn lead(&self, topic: &str, broker: i32) {
+        let begun = Instant::now();
+        loop {
+            let mut election = java(&self.libs);
+            election.args(["org.apache.kafka.tools.LeaderElectionCommand", "--bootstrap-server"]);
+            election.arg(self.plain().brokers).args(["--election-type", "preferred"]);
+            let output = election.args(["--topic", topic, "--partition", "0"]).output().unwrap();
+            if self.leader(topic) == Some(broker) {
+                return;
+            }
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            assert!(begun.elapsed() < Duration::from_secs(60), "it does not lead: {said}");
+        }
+    }
+
+    fn leader(&self, topic: &str) -> Option<i32> {
+        let consumer: BaseConsumer = self.plain().client().create().unwrap();
+        let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(30)).ok()?;
+        Some(metadata.topics().first()?.partitions().first()?.leader())
     }
 
     /// The plain listeners of all brokers.
@@ -279,7 +336,7 @@ fn make_certificates(folder: &Path) {
         "broker.crt",
     ]);
     // Kafka wants the key in PKCS#8, then the chain.
-    openssl(&["pkcs8", "-topk8", "-nodes", "-in", "broker.key", "-out", "broker.pk8"]);
+    openssl(&["pkcs8", "-topk8", "-nocrypt", "-in", "broker.key", "-out", "broker.pk8"]);
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
     let store = [read("broker.pk8"), read("broker.crt"), read("ca.pem")].concat();
     std::fs::write(folder.join("broker.pem"), store).unwrap();

@@ -281,6 +281,21 @@ async fn every_codec_gives_the_same_records() {
     }
 }
 
+/// Java's producer frames snappy in its own way and packs its batches larger.
+#[tokio::test]
+async fn what_the_java_producer_packs_gives_the_same_records() {
+    let test = "what_the_java_producer_packs_gives_the_same_records";
+    let Some(kafka) = real_kafka(test) else { return };
+    let lines: String = (0..5000).map(|index| format!("{{\"line\":{index}}}\n")).collect();
+    for codec in ["gzip", "snappy", "lz4", "zstd"] {
+        let topic = new_topic(&kafka, &format!("java-{codec}"), 1);
+        brokers::produce_with_java(test, &kafka, &topic, codec, &lines);
+        let (seen, end) = agreed(&kafka, &topic, 0).await;
+        assert_eq!((seen.len(), end), (5000, 5000), "{codec}");
+        assert_eq!(seen[4999].3.as_deref(), Some(&b"{\"line\":4999}"[..]), "{codec}");
+    }
+}
+
 #[tokio::test]
 async fn records_of_one_byte_and_of_five_million() {
     let Some(kafka) = real_kafka("records_of_one_byte_and_of_five_million") else { return };
@@ -438,4 +453,135 @@ async fn compaction_leaves_gaps() {
     assert!(end == total && !seen.is_empty());
     let from = seen[seen.len() / 2].0 - 1;
     agreed(&kafka, &topic, from.max(0)).await;
+}
+
+/// Starts readers of both engines on a topic's first partition.
+fn followers(kafka: &KafkaConfig, topic: &str) -> Vec<(Reader, Follower, TopicPartition)> {
+    let start = |kafka: KafkaConfig| {
+        let reader = Reader::start(&kafka, &unique("g"), Isolation::Committed).unwrap();
+        let mut follower = Follower::default();
+        let tp = follower.assign(&reader, topic, 0, 0);
+        (reader, follower, tp)
+    };
+    both(kafka).map(start).into_iter().collect()
+}
+
+/// Everybody reads up to `position`, and all of it is `a-0`, `a-1`, ...
+async fn all_reach(followers: &mut [(Reader, Follower, TopicPartition)], position: usize) {
+    for (reader, follower, tp) in followers {
+        while follower.positions[tp] < position as i64 {
+            follower.step(reader).await.unwrap();
+        }
+        assert_eq!(follower.values[tp], numbered("a", position));
+    }
+}
+
+/// Sends `a-from`, ..., `a-(to - 1)` and waits until all replicas have them.
+fn fill_range(kafka: &KafkaConfig, topic: &str, range: std::ops::Range<usize>) {
+    let producer = producer(kafka, &[("enable.idempotence", "true")]);
+    for index in range {
+        send(&producer, topic, 0, None, Some(&format!("a-{index}")));
+    }
+    producer.flush(Duration::from_secs(60)).unwrap();
+}
+
+#[tokio::test]
+async fn a_partition_is_followed_to_its_new_leader() {
+    let test = "a_partition_is_followed_to_its_new_leader";
+    let Some(mut brokers) = Brokers::two(test) else { return };
+    let kafka = brokers.plain();
+    let topic = unique("moves");
+    // The second broker, which is not the controller, leads it first.
+    brokers.create_topic(&topic, &[2, 1]);
+    fill_range(&kafka, &topic, 0..500);
+    let mut followers = followers(&kafka, &topic);
+    all_reach(&mut followers, 500).await;
+
+    brokers.stop(1);
+    fill_range(&kafka, &topic, 500..700);
+    all_reach(&mut followers, 700).await;
+
+    brokers.restart(1);
+    brokers.lead(&topic, 2);
+    fill_range(&kafka, &topic, 700..900);
+    all_reach(&mut followers, 900).await;
+
+    brokers.kill(1);
+    fill_range(&kafka, &topic, 900..1000);
+    all_reach(&mut followers, 1000).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_restarts_is_waited_for() {
+    let Some(mut brokers) = Brokers::two("a_broker_that_restarts_is_waited_for") else { return };
+    let kafka = brokers.plain();
+    let topic = unique("restarts");
+    brokers.create_topic(&topic, &[2]);
+    fill_range(&kafka, &topic, 0..100);
+    let mut followers = followers(&kafka, &topic);
+    all_reach(&mut followers, 100).await;
+    brokers.kill(1);
+    brokers.restart(1);
+    fill_range(&kafka, &topic, 100..200);
+    all_reach(&mut followers, 200).await;
+}
+
+#[tokio::test]
+async fn tls_and_sasl_are_spoken_and_strangers_refused() {
+    let test = "tls_and_sasl_are_spoken_and_strangers_refused";
+    let Some(brokers) = Brokers::secure(test) else { return };
+    let topic = new_topic(&brokers.plain(), "secure", 1);
+    fill(&brokers.plain(), &topic, 0, "a", 100);
+    let ca = brokers.folder.path().join("ca.pem").display().to_string();
+    let at = |host: &str, listener: usize| {
+        KafkaConfig::new(format!("{host}:{}", brokers.ports[0][listener]))
+    };
+    let tls = [("security.protocol", "ssl"), ("ssl.ca.location", ca.as_str())];
+    let sasl = |mechanism| {
+        let who = [("sasl.username", "alice"), ("sasl.password", "alice secret")];
+        [&[("security.protocol", "sasl_plaintext"), ("sasl.mechanism", mechanism)], &who[..]]
+            .concat()
+    };
+    let mut all = vec![with(&at("127.0.0.1", 1), &tls)];
+    for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+        all.push(with(&at("127.0.0.1", 2), &sasl(mechanism)));
+        let over_tls = [("security.protocol", "sasl_ssl"), ("ssl.ca.location", ca.as_str())];
+        all.push(with(&with(&at("127.0.0.1", 3), &sasl(mechanism)), &over_tls));
+    }
+    // The listener's certificate is for 127.0.0.1; without the check, another name will do, and
+    // without any check no CA is needed.
+    let unnamed = [&tls[..], &[("ssl.endpoint.identification.algorithm", "none")]].concat();
+    all.push(with(&at("localhost", 1), &unnamed));
+    let unverified =
+        [("security.protocol", "ssl"), ("enable.ssl.certificate.verification", "false")];
+    all.push(with(&at("127.0.0.1", 1), &unverified));
+    for kafka in all {
+        for kafka in engines_with_tls(&kafka) {
+            let (seen, end) = read_all(&kafka, &topic, 0).await;
+            assert_eq!((seen.len(), end), (100, 100), "{kafka}");
+        }
+    }
+
+    let wrong = with(&at("127.0.0.1", 2), &sasl("SCRAM-SHA-256"));
+    let other_ca = [("security.protocol", "ssl"), ("ssl.ca.location", "broker.crt")];
+    let broker = brokers.folder.path().join("broker.crt").display().to_string();
+    let strangers = [
+        with(&wrong, &[("sasl.password", "wrong")]),
+        with(&wrong, &[("sasl.mechanism", "PLAIN"), ("sasl.password", "wrong")]),
+        with(&with(&at("127.0.0.1", 1), &other_ca), &[("ssl.ca.location", &broker)]),
+        with(&at("127.0.0.1", 1), &[]),
+    ];
+    for kafka in strangers {
+        let kafka = with(&kafka, &[("millstream.reader", "native")]);
+        let mut reader = Reader::start(&kafka, "g", Isolation::Committed).unwrap();
+        reader.assign(&[(TopicPartition::new(topic.as_str(), 0), 0)]).unwrap();
+        let waited = tokio::time::timeout(Duration::from_millis(1500), reader.next()).await;
+        assert!(waited.is_err(), "{kafka}: {waited:?}");
+    }
+}
+
+/// Both engines, as far as the librdkafka that is linked knows TLS and SCRAM.
+fn engines_with_tls(kafka: &KafkaConfig) -> Vec<KafkaConfig> {
+    let both = both(kafka);
+    both.into_iter().filter(|kafka| kafka.check().is_ok()).collect()
 }

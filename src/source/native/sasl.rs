@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use kafka_protocol::messages::{SaslAuthenticateRequest, SaslHandshakeRequest};
 use kafka_protocol::protocol::StrBytes;
-use rand::Rng;
+use ring::rand::{SecureRandom, SystemRandom};
 use ring::{digest, hmac, pbkdf2};
 
 use super::settings::{Mechanism, Sasl};
@@ -52,7 +52,9 @@ pub(super) fn authenticate(
         Mechanism::ScramSha256 => &SHA_256,
         Mechanism::ScramSha512 => &SHA_512,
     };
-    let random: [u8; 24] = rand::rng().random();
+    let mut random = [0; 24];
+    let filled = SystemRandom::new().fill(&mut random);
+    filled.map_err(|_| Trouble::Lost("the system has no random numbers".to_owned()))?;
     let scram = Scram::new(sha, who, &BASE64_STANDARD.encode(random));
     let (first, _) = exchange(connection, scram.first_message().into_bytes())?;
     let refused =
