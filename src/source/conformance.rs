@@ -102,10 +102,8 @@ async fn keys_headers_tombstones_and_empty_values_are_told_apart() {
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
             for record in &chunk.records {
                 assert!(record.timestamp_ms > 1_600_000_000_000);
-                let headers: Vec<_> = (record.headers.iter())
-                    .map(|(name, value)| {
-                        (text(chunk.get(name)), value.as_ref().map(|value| text(chunk.get(value))))
-                    })
+                let headers: Vec<_> = (chunk.headers(record))
+                    .map(|(name, value)| (text(name), value.map(text)))
                     .collect();
                 seen.push((chunk.key(record).map(text), chunk.value(record).map(text), headers));
             }

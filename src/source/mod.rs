@@ -27,6 +27,7 @@ pub mod config;
 pub mod metadata;
 mod partition;
 pub mod reader;
+mod varint;
 
 pub use chunk::{Chunk, Record};
 pub use config::KafkaConfig;

@@ -1,8 +1,8 @@
 //! Record batches of message format v2: headers and records, read in place.
 //!
-//! Promises: pure functions over bytes; nothing is allocated per record (headers apart, where a
-//! record has some); whatever the bytes are, the answer is a value or [`Malformed`], never a
-//! panic, and every range given lies within the bytes.
+//! Promises: pure functions over bytes; nothing is allocated per record; whatever the bytes are,
+//! the answer is a value or [`Malformed`], never a panic, and every range given lies within the
+//! bytes.
 //!
 //! ```text
 //!  0 base offset   8 length   12 leader epoch   16 magic   17 crc   21 attributes
@@ -13,7 +13,8 @@
 
 use std::ops::Range;
 
-use crate::source::chunk::Record;
+use crate::source::chunk::{Headers, Record};
+use crate::source::varint;
 
 /// Bytes of a batch's header.
 pub(super) const HEADER_BYTES: usize = 61;
@@ -183,29 +184,17 @@ pub(super) fn records(
         if offset < from_offset {
             continue;
         }
-        let headers = match raw.headers {
-            None => Vec::new(),
-            Some(at) => {
-                headers(buffer, at).ok_or(Malformed("a record's headers are out of shape"))?
-            }
-        };
         let stamped = header.base_timestamp_ms.wrapping_add(raw.timestamp_delta);
         let timestamp_ms = fixed_ms.unwrap_or(stamped);
-        out.push(Record { offset, timestamp_ms, key: raw.key, value: raw.value, headers });
+        out.push(Record {
+            offset,
+            timestamp_ms,
+            key: raw.key,
+            value: raw.value,
+            headers: raw.headers,
+        });
     }
     if cursor.at == buffer.len() { Ok(()) } else { Err(Malformed("bytes after a batch's records")) }
-}
-
-/// The number of headers comes first.
-fn headers(bytes: &[u8], at: Range<u32>) -> Option<Vec<(Range<u32>, Option<Range<u32>>)>> {
-    let mut cursor = Cursor { bytes: bytes.get(..at.end as usize)?, at: at.start as usize };
-    let count = usize::try_from(cursor.varint()?).ok()?;
-    // A header takes two bytes at least: no more memory than bytes that came.
-    let mut headers = Vec::with_capacity(count.min((at.end - at.start) as usize / 2));
-    for _ in 0..count {
-        headers.push((cursor.field()??, cursor.field()?));
-    }
-    (cursor.at == at.end as usize).then_some(headers)
 }
 
 /// One record as it lies in the bytes.
@@ -214,8 +203,8 @@ struct Raw {
     timestamp_delta: i64,
     key: Option<Range<u32>>,
     value: Option<Range<u32>>,
-    /// The part of a record with headers, their number first; `None`: it has none.
-    headers: Option<Range<u32>>,
+    /// Its headers, their number first; empty: it has none.
+    headers: Range<u32>,
 }
 
 struct Cursor<'a> {
@@ -234,11 +223,11 @@ impl<'a> Cursor<'a> {
         let offset_delta = self.varint()?;
         let key = self.field()?;
         let value = self.field()?;
-        let mut headers = None;
+        let mut headers = 0..0;
         if *self.bytes.get(self.at)? == 0 {
             self.at += 1;
-        } else if self.at < end {
-            headers = Some(std::mem::replace(&mut self.at, end) as u32..end as u32);
+        } else {
+            headers = self.headers(end)?;
         }
         (self.at == end).then_some(Raw { offset_delta, timestamp_delta, key, value, headers })
     }
@@ -255,31 +244,17 @@ impl<'a> Cursor<'a> {
         Some(Some(start as u32..end as u32))
     }
 
-    /// A zigzag number of up to 64 bits in groups of seven.
     #[inline(always)]
     fn varint(&mut self) -> Option<i64> {
-        let first = *self.bytes.get(self.at)?;
-        self.at += 1;
-        if first < 0x80 {
-            return Some(unzigzag(u64::from(first)));
-        }
-        let second = *self.bytes.get(self.at)?;
-        self.at += 1;
-        let two = u64::from(first & 0x7f) | u64::from(second & 0x7f) << 7;
-        if second < 0x80 { Some(unzigzag(two)) } else { self.varint_from(two) }
+        varint::read(self.bytes, &mut self.at)
     }
 
-    /// The rest of a number of more than two groups.
-    fn varint_from(&mut self, mut value: u64) -> Option<i64> {
-        for shift in (14..64).step_by(7) {
-            let byte = *self.bytes.get(self.at)?;
-            self.at += 1;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Some(unzigzag(value));
-            }
-        }
-        None
+    /// Headers take the rest of a record.
+    fn headers(&mut self, end: usize) -> Option<Range<u32>> {
+        let mut headers = Headers::new(self.bytes.get(self.at..end)?);
+        headers.by_ref().for_each(drop);
+        let start = std::mem::replace(&mut self.at, end);
+        headers.is_done().then_some(start as u32..end as u32)
     }
 
     fn control_key(&mut self) -> Option<&'a [u8]> {
@@ -289,26 +264,12 @@ impl<'a> Cursor<'a> {
     }
 }
 
-#[inline(always)]
-fn unzigzag(value: u64) -> i64 {
-    (value >> 1) as i64 ^ -((value & 1) as i64)
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
 
-    pub(in super::super) fn put_varint(out: &mut Vec<u8>, value: i64) {
-        let mut rest = ((value << 1) ^ (value >> 63)) as u64;
-        while rest >= 0x80 {
-            out.push(rest as u8 | 0x80);
-            rest >>= 7;
-        }
-        out.push(rest as u8);
-    }
-
     fn put_field(out: &mut Vec<u8>, field: Option<&[u8]>) {
-        put_varint(out, field.map_or(-1, |field| field.len() as i64));
+        varint::write(out, field.map_or(-1, |field| field.len() as i64));
         out.extend_from_slice(field.unwrap_or_default());
     }
 
@@ -320,16 +281,16 @@ pub(super) mod tests {
         (delta, key, value, headers): Written<'_>,
     ) {
         let mut record = vec![0];
-        put_varint(&mut record, delta * 10);
-        put_varint(&mut record, delta);
+        varint::write(&mut record, delta * 10);
+        varint::write(&mut record, delta);
         put_field(&mut record, key);
         put_field(&mut record, value);
-        put_varint(&mut record, headers.len() as i64);
+        varint::write(&mut record, headers.len() as i64);
         for (name, value) in headers {
             put_field(&mut record, Some(name.as_bytes()));
             put_field(&mut record, *value);
         }
-        put_varint(out, record.len() as i64);
+        varint::write(out, record.len() as i64);
         out.extend_from_slice(&record);
     }
 
@@ -398,8 +359,7 @@ pub(super) mod tests {
             ]
         );
         assert!(out[0].headers.is_empty() && out[1].headers.is_empty());
-        let headers: Vec<_> =
-            out[2].headers.iter().map(|(n, v)| (get(n), v.as_ref().map(get))).collect();
+        let headers: Vec<_> = Headers::new(get(&out[2].headers)).collect();
         assert_eq!(headers, [(&b"h"[..], Some(&b"v"[..])), (b"none", None), (b"", Some(b""))]);
 
         out.clear();
@@ -495,19 +455,5 @@ pub(super) mod tests {
             assert_eq!(is_abort(&batch(1, 0, 48, 9, 1, &body)), abort);
         }
         assert!(!is_abort(&batch(1, 0, 48, 9, 0, &[])));
-    }
-
-    #[test]
-    fn numbers_of_every_width_come_back() {
-        for value in
-            [0, 1, -1, 63, 64, -64, -65, 8191, 8192, i64::from(i32::MAX), i64::MAX, i64::MIN]
-        {
-            let mut bytes = Vec::new();
-            put_varint(&mut bytes, value);
-            let mut cursor = Cursor { bytes: &bytes, at: 0 };
-            assert_eq!((cursor.varint(), cursor.at), (Some(value), bytes.len()));
-        }
-        let endless = [0xff; 11];
-        assert_eq!(Cursor { bytes: &endless, at: 0 }.varint(), None);
     }
 }

@@ -259,8 +259,9 @@ impl Table {
     pub(super) fn settle(&self, index: usize, end: i64) -> Option<i64> {
         let mut state = self.lock();
         let partition = &mut state.partitions[index];
-        let moved = partition.claimed_by.take().is_some();
-        if moved && partition.leader.is_some() {
+        let holder = partition.claimed_by.take();
+        if holder != partition.leader.map(|(leader, _)| leader) {
+            // It moved: its new leader's thread waits for this.
             self.changed.notify_all();
         }
         let at_end = end >= 0 && partition.position >= end && !partition.paused;
