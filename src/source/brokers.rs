@@ -132,11 +132,13 @@ impl Brokers {
         Self::start(test, 2, &[], |_| String::new(), &[])
     }
 
-    /// One broker with TLS, SASL, and SASL over TLS on its second, third and fourth port. User
-    /// `alice` has the password `alice secret`. The folder has the CA's certificate as
-    /// `ca.pem`; the broker's is made out to `localhost`.
+    /// One broker with TLS, SASL, SASL over TLS, and TLS with a client's certificate, on its
+    /// second port and those after it. User `alice` has the password `alice secret`. The folder has the CA's certificate as
+    /// `ca.pem` and a client's as `client.pem` and `client.key`; the broker's is made out to
+    /// 127.0.0.1.
     pub(crate) fn secure(test: &str) -> Option<Self> {
-        let listeners = [("TLS", "SSL"), ("SASL", "SASL_PLAINTEXT"), ("BOTH", "SASL_SSL")];
+        let listeners =
+            [("TLS", "SSL"), ("SASL", "SASL_PLAINTEXT"), ("BOTH", "SASL_SSL"), ("MUTUAL", "SSL")];
         let scram = |mechanism: &str| format!("{mechanism}=[name=alice,password=alice secret]");
         let (one, two) = (scram("SCRAM-SHA-256"), scram("SCRAM-SHA-512"));
         let format = ["--add-scram", &one, "--add-scram", &two];
@@ -295,8 +297,11 @@ fn secure_settings(folder: &Path) -> String {
     let mut text = format!(
         "ssl.keystore.type=PEM\nssl.keystore.location={}\nssl.client.auth=none\n\
          sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n",
-        folder.join("broker.pem").display()
+        folder.join("store.pem").display()
     );
+    let mutual = "listener.name.mutual.ssl";
+    text.push_str(&format!("{mutual}.client.auth=required\n{mutual}.truststore.type=PEM\n"));
+    text.push_str(&format!("{mutual}.truststore.location={}\n", folder.join("ca.pem").display()));
     for listener in ["sasl", "both"] {
         let name = format!("listener.name.{listener}");
         text.push_str(&format!("{name}.plain.sasl.jaas.config={plain}\n"));
@@ -315,29 +320,33 @@ fn make_certificates(folder: &Path) {
     with_key(&[
         "req", "-x509", "-subj", "/CN=ca", "-days", "2", "-keyout", "ca.key", "-out", "ca.pem",
     ]);
-    with_key(&["req", "-subj", "/CN=broker", "-keyout", "broker.key", "-out", "broker.csr"]);
-    let mut extensions = std::fs::File::create(folder.join("broker.ext")).unwrap();
+    let mut extensions = std::fs::File::create(folder.join("extensions")).unwrap();
     extensions.write_all(b"basicConstraints=CA:FALSE\nsubjectAltName=IP:127.0.0.1\n").unwrap();
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        "broker.csr",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-days",
-        "2",
-        "-CAcreateserial",
-        "-extfile",
-        "broker.ext",
-        "-out",
-        "broker.crt",
-    ]);
+    for who in ["broker", "client"] {
+        let [key, request, certificate] = ["key", "csr", "pem"].map(|end| format!("{who}.{end}"));
+        let subject = format!("/CN={who}");
+        with_key(&["req", "-subj", &subject, "-keyout", &key, "-out", &request]);
+        openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            &request,
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-days",
+            "2",
+            "-CAcreateserial",
+            "-extfile",
+            "extensions",
+            "-out",
+            &certificate,
+        ]);
+    }
     // Kafka wants the key in PKCS#8, then the chain.
     openssl(&["pkcs8", "-topk8", "-nocrypt", "-in", "broker.key", "-out", "broker.pk8"]);
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
-    let store = [read("broker.pk8"), read("broker.crt"), read("ca.pem")].concat();
-    std::fs::write(folder.join("broker.pem"), store).unwrap();
+    let store = [read("broker.pk8"), read("broker.pem"), read("ca.pem")].concat();
+    std::fs::write(folder.join("store.pem"), store).unwrap();
 }

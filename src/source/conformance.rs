@@ -383,6 +383,75 @@ async fn transactions_that_overlap_and_one_that_is_open() {
     }
 }
 
+/// Pauses and resumes at random while much is read: nothing lost, nothing twice.
+#[tokio::test]
+async fn pausing_at_random_loses_nothing() {
+    let Some(kafka) = real_kafka("pausing_at_random_loses_nothing") else { return };
+    const COUNT: usize = 60_000;
+    for codec in ["none", "zstd"] {
+        let topic = new_topic(&kafka, "pauses", 3);
+        let producer = producer(&kafka, &[("compression.type", codec)]);
+        for index in 0..COUNT {
+            for partition in 0..3 {
+                send(&producer, &topic, partition, None, Some(&format!("a-{index}")));
+            }
+        }
+        producer.flush(WAIT).unwrap();
+        for kafka in both(&with(&kafka, &[("fetch.message.max.bytes", "20000")])) {
+            let mut reader = Reader::start(&kafka, "g", Isolation::Committed).unwrap();
+            let mut follower = Follower::default();
+            let all = [0, 1, 2].map(|number| follower.assign(&reader, &topic, number, 0));
+            let mut random = 7_u32;
+            while all.iter().any(|tp| follower.ends.get(tp) != Some(&(COUNT as i64))) {
+                random = random.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+                let some = &all[(random >> 16) as usize % 3..];
+                match random >> 20 & 3 {
+                    0 => reader.pause(some),
+                    _ => reader.resume(some),
+                }
+                // Where all that is not at its end is paused, nothing comes.
+                let step = follower.step(&mut reader);
+                match tokio::time::timeout(Duration::from_millis(300), step).await {
+                    Ok(step) => step.unwrap(),
+                    Err(_) => reader.resume(&all),
+                }
+            }
+            for tp in &all {
+                assert!(follower.values[tp] == numbered("a", COUNT), "{tp} {kafka}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn librdkafka_goes_on_where_the_native_reader_came_to() {
+    let test = "librdkafka_goes_on_where_the_native_reader_came_to";
+    let Some(kafka) = real_kafka(test) else { return };
+    let topic = new_topic(&kafka, "beyond", 2);
+    // Many small batches, a few in each chunk.
+    let small = [("batch.num.messages", "50"), ("fetch.message.max.bytes", "5000")];
+    let kafka = with(&kafka, &small);
+    fill(&kafka, &topic, 0, "a", 5000);
+    fill(&kafka, &topic, 1, "b", 5000);
+    let mut reader = Reader::start(&kafka, "g", Isolation::Committed).unwrap();
+    let mut follower = Follower::default();
+    let a = follower.assign(&reader, &topic, 0, 0);
+    let b = follower.assign(&reader, &topic, 1, 0);
+    for _ in 0..10 {
+        follower.step(&mut reader).await.unwrap();
+    }
+    reader.pause(std::slice::from_ref(&b));
+    reader.give_up();
+    follower.until_end(&mut reader, &a, 5000).await;
+    fill(&kafka, &topic, 0, "later", 5);
+    follower.until_end(&mut reader, &a, 5005).await;
+    reader.resume(std::slice::from_ref(&b));
+    follower.until_end(&mut reader, &b, 5000).await;
+    assert_eq!(follower.values[&a][..5000], numbered("a", 5000));
+    assert_eq!(follower.values[&b], numbered("b", 5000));
+    assert!(reader.assign(&[(a, 0)]).is_err(), "assigned still");
+}
+
 #[tokio::test]
 async fn a_topic_that_is_not_there_is_an_error_and_one_made_in_time_is_not() {
     let test = "a_topic_that_is_not_there_is_an_error_and_one_made_in_time_is_not";
@@ -561,13 +630,15 @@ async fn tls_and_sasl_are_spoken_and_strangers_refused() {
     }
 
     let wrong = with(&at("127.0.0.1", 2), &sasl("SCRAM-SHA-256"));
-    let other_ca = [("security.protocol", "ssl"), ("ssl.ca.location", "broker.crt")];
-    let broker = brokers.folder.path().join("broker.crt").display().to_string();
+    let other_ca = [("security.protocol", "ssl"), ("ssl.ca.location", "broker.pem")];
+    let broker = brokers.folder.path().join("broker.pem").display().to_string();
     let strangers = [
         with(&wrong, &[("sasl.password", "wrong")]),
         with(&wrong, &[("sasl.mechanism", "PLAIN"), ("sasl.password", "wrong")]),
         with(&with(&at("127.0.0.1", 1), &other_ca), &[("ssl.ca.location", &broker)]),
         with(&at("127.0.0.1", 1), &[]),
+        with(&at("127.0.0.1", 4), &tls),
+        with(&at("localhost", 1), &tls),
     ];
     for kafka in strangers {
         let kafka = with(&kafka, &[("millstream.reader", "native")]);

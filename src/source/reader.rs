@@ -191,6 +191,15 @@ impl Reader {
         self.events.next().await
     }
 
+    /// As if the native reader had met what it cannot read.
+    #[cfg(test)]
+    pub(super) fn give_up(&self) {
+        match &*self.control() {
+            Control::Native(table) => table.give_up("a test asks for it".to_owned()),
+            Control::Rdkafka(_) => unreachable!("librdkafka reads"),
+        }
+    }
+
     /// Bytes that are in the queue.
     #[cfg(test)]
     pub(super) fn queued_bytes(&self) -> usize {

@@ -195,7 +195,7 @@ impl Table {
     }
 
     /// Another reader has to go on: everybody stops.
-    pub(super) fn give_up(&self, why: String) {
+    pub(in crate::source) fn give_up(&self, why: String) {
         let mut state = self.lock();
         state.beyond.get_or_insert(why);
         self.is_beyond.store(true, Ordering::Release);
