@@ -214,8 +214,10 @@ fn note_topic(partition: &mut Partition, topic: &MetadataResponseTopic) -> Attem
         };
     };
     partition.missing_since = None;
-    // One of an older epoch comes from a broker that is behind.
-    let newer = partition.leader.is_none_or(|(_, epoch)| told.leader_epoch >= epoch);
+    // One of an older epoch comes from a broker that is behind; without ids, perhaps from a topic
+    // that was made anew.
+    let newer = topic.topic_id.is_nil()
+        || partition.leader.is_none_or(|(_, epoch)| told.leader_epoch >= epoch);
     if told.leader_id.0 < 0 {
         partition.leader = None;
     } else if newer {

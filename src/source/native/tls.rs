@@ -6,6 +6,7 @@
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -114,6 +115,7 @@ pub(super) fn handshake(
     config: &Arc<ClientConfig>,
     socket: TcpStream,
     host: &str,
+    deadline: Instant,
     stopped: &dyn Fn() -> bool,
 ) -> Attempt<StreamOwned<ClientConnection, TcpStream>> {
     let name = ServerName::try_from(host.to_owned())
@@ -127,6 +129,9 @@ pub(super) fn handshake(
             Err(error) if is_wait(&error) => {
                 if stopped() {
                     return Err(Trouble::Stopped);
+                }
+                if Instant::now() >= deadline {
+                    return Err(Trouble::Lost("the TLS handshake takes too long".to_owned()));
                 }
             }
             Err(error) => {

@@ -98,7 +98,9 @@ impl<'a> Connection<'a> {
         let stream = match dial.tls {
             None => Stream::Plain(socket),
             Some(config) => {
-                Stream::Tls(Box::new(tls::handshake(config, socket, host, dial.stopped)?))
+                let deadline = Instant::now() + dial.settings.request_timeout;
+                let stream = tls::handshake(config, socket, host, deadline, dial.stopped)?;
+                Stream::Tls(Box::new(stream))
             }
         };
         let mut connection =
