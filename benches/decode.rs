@@ -29,7 +29,7 @@ fn chunk(message: impl Fn(usize) -> String) -> Chunk {
         bytes.extend_from_slice(message(event).as_bytes());
         let value = Some(start..bytes.len() as u32);
         let offset = event as i64;
-        records.push(Record { offset, timestamp_ms: -1, key: None, value, headers: Vec::new() });
+        records.push(Record { offset, timestamp_ms: -1, key: None, value, headers: 0..0 });
     }
     Chunk {
         topic: "1084".into(),

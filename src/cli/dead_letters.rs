@@ -150,7 +150,7 @@ fn accepts(stream: &Stream, customer: &Customer, letter: &Letter) -> Result<bool
             timestamp_ms: -1,
             key: None,
             value: Some(0..length),
-            headers: Vec::new(),
+            headers: 0..0,
         }],
         append_time: false,
     };

@@ -26,13 +26,7 @@ fn chunk(values: &[Option<&[u8]>]) -> Chunk {
         let start = bytes.len() as u32;
         bytes.extend_from_slice(value.unwrap_or_default());
         let value = value.map(|_| start..bytes.len() as u32);
-        records.push(Record {
-            offset,
-            timestamp_ms: -1,
-            key: Some(key),
-            value,
-            headers: Vec::new(),
-        });
+        records.push(Record { offset, timestamp_ms: -1, key: Some(key), value, headers: 0..0 });
     }
     let next_offset = values.len() as i64;
     Chunk {

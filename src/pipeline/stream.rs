@@ -388,13 +388,11 @@ fn text(bytes: Option<&[u8]>) -> Option<String> {
 
 /// A record's headers as a JSON object; of headers with one name the last counts.
 fn headers(chunk: &Chunk, record: &Record) -> String {
-    let slice = |r: &std::ops::Range<u32>| &chunk.bytes[r.start as usize..r.end as usize];
-    let object: serde_json::Map<_, _> = record
-        .headers
-        .iter()
+    let object: serde_json::Map<_, _> = chunk
+        .headers(record)
         .map(|(name, value)| {
-            let name = String::from_utf8_lossy(slice(name)).into_owned();
-            (name, value.as_ref().map(|v| String::from_utf8_lossy(slice(v))).into())
+            let name = String::from_utf8_lossy(name).into_owned();
+            (name, value.map(String::from_utf8_lossy).into())
         })
         .collect();
     serde_json::Value::Object(object).to_string()

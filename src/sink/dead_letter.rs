@@ -94,10 +94,10 @@ impl DeadLetter {
         let bytes = |range: &std::ops::Range<u32>| {
             chunk.bytes.slice(range.start as usize..range.end as usize)
         };
-        let mut all = Vec::with_capacity(record.headers.len() + 8);
-        for (name, value) in &record.headers {
-            let name = String::from_utf8_lossy(&bytes(name)).into_owned();
-            all.push((name, value.as_ref().map(bytes)));
+        let mut all = Vec::with_capacity(8);
+        for (name, value) in chunk.headers(record) {
+            let name = String::from_utf8_lossy(name).into_owned();
+            all.push((name, value.map(|value| chunk.bytes.slice_ref(value))));
         }
         self.describe(&mut all);
         let mut say = |name: &str, text: String| all.push((name.to_owned(), Some(text.into())));

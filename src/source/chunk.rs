@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::varint;
+
 /// Records of one partition, in offset order, over one shared buffer.
 #[derive(Debug, Clone)]
 pub struct Chunk {
@@ -43,8 +45,56 @@ pub struct Record {
     pub key: Option<Range<u32>>,
     /// The value; `None` is a tombstone.
     pub value: Option<Range<u32>>,
-    /// Header names (UTF-8 by Kafka's protocol) and values.
-    pub headers: Vec<(Range<u32>, Option<Range<u32>>)>,
+    /// The headers as Kafka lays them out: their number, then of each the length and bytes of
+    /// name (UTF-8 by Kafka's protocol) and value, where length -1 is no value. An empty range:
+    /// none. [`Chunk::headers`] reads them.
+    pub headers: Range<u32>,
+}
+
+/// Names and values of one record's headers. Bytes out of shape end it: readers have looked at
+/// them before.
+#[derive(Debug, Clone)]
+pub struct Headers<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    left: i64,
+}
+
+impl<'a> Headers<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        let mut at = 0;
+        let left = varint::read(bytes, &mut at).unwrap_or(0);
+        Self { bytes, at, left }
+    }
+
+    /// Whether all of the bytes are read, and all of the headers.
+    pub(super) fn is_done(&self) -> bool {
+        self.left == 0 && self.at == self.bytes.len()
+    }
+
+    fn field(&mut self) -> Option<Option<&'a [u8]>> {
+        let length = varint::read(self.bytes, &mut self.at)?;
+        if length == -1 {
+            return Some(None);
+        }
+        let end = self.at.checked_add(usize::try_from(length).ok()?)?;
+        let field = self.bytes.get(self.at..end)?;
+        self.at = end;
+        Some(Some(field))
+    }
+}
+
+impl<'a> Iterator for Headers<'a> {
+    type Item = (&'a [u8], Option<&'a [u8]>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left <= 0 {
+            return None;
+        }
+        let header = (self.field()??, self.field()?);
+        self.left -= 1;
+        Some(header)
+    }
 }
 
 impl Chunk {
@@ -64,12 +114,8 @@ impl Chunk {
     }
 
     /// Names and values of the headers of one of this chunk's records.
-    pub fn headers<'a>(
-        &'a self,
-        record: &'a Record,
-    ) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
-        let headers = record.headers.iter();
-        headers.map(|(name, value)| (self.get(name), value.as_ref().map(|v| self.get(v))))
+    pub fn headers(&self, record: &Record) -> Headers<'_> {
+        Headers::new(self.get(&record.headers))
     }
 
     /// The records at or after `from_offset`, over the same bytes.
@@ -110,7 +156,7 @@ mod tests {
             timestamp_ms: -1,
             key: None,
             value: range,
-            headers: Vec::new(),
+            headers: 0..0,
         };
         Chunk {
             topic: "t".into(),
@@ -133,6 +179,20 @@ mod tests {
             assert!(left.records.iter().all(|record| record.offset < cut));
             assert_eq!([left.records, right.records].concat(), whole.records, "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn headers_are_read_as_kafka_lays_them_out() {
+        let bytes = [4, 2, b'h', 4, b'v', b'w', 8, b'n', b'o', b'n', b'e', 1];
+        let all = [(&b"h"[..], Some(&b"vw"[..])), (b"none", None)];
+        let mut headers = Headers::new(&bytes);
+        assert_eq!(headers.by_ref().collect::<Vec<_>>(), all);
+        assert!(headers.is_done());
+        for cut in 0..bytes.len() {
+            let mut headers = Headers::new(&bytes[..cut]);
+            assert!(headers.by_ref().count() < 2 && (cut == 0 || !headers.is_done()), "{cut}");
+        }
+        assert_eq!(Headers::new(&[]).count(), 0);
     }
 
     #[test]

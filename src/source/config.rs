@@ -27,6 +27,22 @@ const SECRETS: [&str; 9] = [
     "oauthbearer.config",
 ];
 
+/// The one setting that is ours: which engine reads.
+const READER: &str = "millstream.reader";
+/// What begins the names of settings that librdkafka does not see.
+const OURS: &str = "millstream.";
+
+/// Which engine should read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The native one where it can, else librdkafka.
+    Either,
+    /// The native one or none.
+    Native,
+    /// librdkafka.
+    Rdkafka,
+}
+
 /// Brokers and pass-through settings. The last of several settings with one name counts.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct KafkaConfig {
@@ -91,10 +107,30 @@ impl KafkaConfig {
     pub(crate) fn client_named(&self, id: &str) -> ClientConfig {
         let mut client = ClientConfig::new();
         client.set("client.id", id).set("bootstrap.servers", &self.brokers);
-        for (name, value) in &self.settings {
+        for (name, value) in self.settings.iter().filter(|(name, _)| !name.starts_with(OURS)) {
             client.set(name, value);
         }
         client
+    }
+
+    /// Which engine should read: `millstream.reader`.
+    ///
+    /// # Errors
+    /// Another value than `native`, `rdkafka` or `auto`, or another setting of this kind.
+    pub(super) fn reader(&self) -> Result<Wanted> {
+        let mut wanted = Wanted::Either;
+        for (name, value) in self.settings.iter().filter(|(name, _)| name.starts_with(OURS)) {
+            wanted = match (name.as_str(), value.as_str()) {
+                (READER, "auto") => Wanted::Either,
+                (READER, "native") => Wanted::Native,
+                (READER, "rdkafka") => Wanted::Rdkafka,
+                _ => {
+                    return Err(Error::config(format!("Kafka setting {name}={value} is refused"))
+                        .hint(format!("there is {READER}=auto, native or rdkafka")));
+                }
+            };
+        }
+        Ok(wanted)
     }
 
     /// As [`KafkaConfig::client_named`], with `defaults` that the user's settings override and
@@ -117,11 +153,12 @@ impl KafkaConfig {
         client
     }
 
-    /// Whether librdkafka takes every setting.
+    /// Whether librdkafka takes every setting, and we those that are ours.
     ///
     /// # Errors
-    /// Names the first setting that it does not take, and why.
+    /// Names the first setting that is not taken, and why.
     pub fn check(&self) -> Result<()> {
+        self.reader()?;
         self.client().create_native_config().map(drop).map_err(|error| config_error(&error))
     }
 }

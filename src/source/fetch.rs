@@ -17,8 +17,9 @@ use super::chunk::{Chunk, Record};
 use super::client::{Context, hint_for};
 use super::config::KafkaConfig;
 use super::ffi::{BatchConsumer, Buffer, Message};
-use super::kafka::{Event, Isolation};
 use super::partition::TopicPartition;
+use super::reader::{Event, Isolation};
+use super::varint;
 use crate::{Error, Kind, Result};
 
 /// A chunk holds no more bytes than this, unless one record alone does.
@@ -340,8 +341,7 @@ impl Part {
         let bytes = &mut self.bytes;
         let mut copy = |part: &[u8]| copy_into(bytes, part);
         let (key, value) = (key.map(&mut copy), value.map(&mut copy));
-        let mut headers = Vec::new();
-        message.headers(|name, value| headers.push((copy(name), value.map(&mut copy))));
+        let headers = copy_headers(bytes, message);
         self.position = message.offset() + 1;
         self.records.push(Record { offset: message.offset(), timestamp_ms, key, value, headers });
     }
@@ -370,6 +370,24 @@ impl Part {
 fn copy_into(bytes: &mut Vec<u8>, part: &[u8]) -> Range<u32> {
     let start = bytes.len() as u32;
     bytes.extend_from_slice(part);
+    start..bytes.len() as u32
+}
+
+/// Appends a message's headers, laid out as Kafka does, and says where they lie.
+fn copy_headers(bytes: &mut Vec<u8>, message: &Message<'_>) -> Range<u32> {
+    let mut count = 0;
+    message.headers(|_, _| count += 1);
+    if count == 0 {
+        return 0..0;
+    }
+    let start = bytes.len() as u32;
+    varint::write(bytes, count);
+    message.headers(|name, value| {
+        varint::write(bytes, name.len() as i64);
+        bytes.extend_from_slice(name);
+        varint::write(bytes, value.map_or(-1, |value| value.len() as i64));
+        bytes.extend_from_slice(value.unwrap_or_default());
+    });
     start..bytes.len() as u32
 }
 

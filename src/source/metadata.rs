@@ -320,3 +320,47 @@ fn native_topic(topic: &NewTopic) -> admin::NewTopic<'_> {
     let native = admin::NewTopic::new(&topic.name, topic.partitions, TopicReplication::Fixed(-1));
     topic.config.iter().fold(native, |native, (key, value)| native.set(key, value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Mock, fill, new_topic, real_kafka, unique};
+    use super::*;
+
+    #[tokio::test]
+    async fn the_cluster_tells_topics_offsets_and_times() {
+        let Some(kafka) = real_kafka("the_cluster_tells_topics_offsets_and_times") else { return };
+        let cluster = Cluster::connect(&kafka).unwrap();
+        assert!(cluster.cluster_id().unwrap().is_some());
+        assert_eq!(cluster.partitions(&unique("none")).unwrap(), Vec::<i32>::new());
+        let name = unique("times");
+        let config = vec![("retention.ms".to_owned(), "-1".to_owned())];
+        let topic = NewTopic { name: name.clone(), partitions: 3, config };
+        cluster.create_topics(std::slice::from_ref(&topic)).unwrap();
+        cluster.create_topics(&[topic]).unwrap();
+        assert_eq!(cluster.partitions(&name).unwrap(), [0, 1, 2]);
+        assert!(cluster.topics().unwrap().contains(&(name.clone(), 3)));
+        let id = cluster.topic_id(&name).unwrap();
+        assert!(id.is_some() && id == cluster.topic_id(&name).unwrap());
+        assert_ne!(id, cluster.topic_id(&new_topic(&kafka, "other", 1)).unwrap());
+        assert!(cluster.topic_id("none").is_err());
+        fill(&kafka, &name, 2, "a", 10);
+        let tp = TopicPartition::new(name.as_str(), 2);
+        assert_eq!(cluster.watermarks(&tp).unwrap(), (0, 10));
+        assert_eq!(cluster.offsets_for_time(&tp, 1).unwrap(), 0);
+        assert_eq!(cluster.offsets_for_time(&tp, i64::MAX / 2).unwrap(), 10);
+        let bad = NewTopic {
+            name: unique("bad"),
+            partitions: 1,
+            config: vec![("retention.ms".into(), "x".into())],
+        };
+        assert!(cluster.create_topics(&[bad]).is_err());
+    }
+
+    #[test]
+    fn a_cluster_that_does_not_answer_is_an_error_with_a_hint() {
+        let mock = Mock::start(&[]);
+        let cluster = Cluster::connect(&mock.kafka).unwrap();
+        assert_eq!(cluster.partitions("none").unwrap(), Vec::<i32>::new());
+        assert!(cluster.watermarks(&TopicPartition::new("none", 0)).is_err());
+    }
+}

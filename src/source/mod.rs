@@ -1,29 +1,39 @@
 //! Sources: batches of records in, [`Chunk`]s out.
 //!
 //! ```text
-//!  librdkafka ──► ffi (batch queue) ──► fetch (chunks, gaps, ends) ──► kafka (thread, queue) ──► pipeline
+//!  sockets ──► native (own Fetch loop: chunks, gaps, ends) ───────────┐
+//!                                                                     ├──► queue ──► reader ──► pipeline
+//!  librdkafka ──► ffi (batch queue) ──► fetch (chunks, gaps, ends) ───┘
 //!                                            └──► log (reads its topic without a thread)
 //! ```
 //!
-//! Nothing above this module knows rdkafka's message type.
+//! Two engines fill the same chunks, and one test suite runs both. Nothing above this module
+//! knows which one reads, nor rdkafka's message type.
 
+#[cfg(test)]
+mod brokers;
 mod client;
+#[cfg(test)]
+mod conformance;
 mod fetch;
 mod ffi;
+mod native;
+mod queue;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub mod chunk;
 pub mod config;
-pub mod kafka;
 pub mod metadata;
 mod partition;
+pub mod reader;
+mod varint;
 
 pub use chunk::{Chunk, Record};
 pub use config::KafkaConfig;
-pub use kafka::{Event, Isolation, Reader};
 pub use metadata::{Cluster, NewTopic};
 pub use partition::TopicPartition;
+pub use reader::{Event, Isolation, Reader};
 
 pub(crate) use client::{Context, kafka_error};
 pub(crate) use fetch::Fetcher;

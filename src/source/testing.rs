@@ -31,11 +31,27 @@ impl Mock {
 pub(crate) fn real_kafka(test: &str) -> Option<KafkaConfig> {
     match std::env::var("MILLSTREAM_TEST_KAFKA") {
         Ok(brokers) if !brokers.is_empty() => Some(KafkaConfig::new(brokers)),
+        _ if std::env::var_os("MILLSTREAM_REQUIRE_KAFKA").is_some() => {
+            panic!("{test}: MILLSTREAM_TEST_KAFKA is not set")
+        }
         _ => {
             eprintln!("{test} needs Kafka: set MILLSTREAM_TEST_KAFKA=host:port");
             None
         }
     }
+}
+
+/// The same settings twice, once for each engine; librdkafka's comes first.
+pub(crate) fn both(kafka: &KafkaConfig) -> [KafkaConfig; 2] {
+    ["rdkafka", "native"].map(|engine| with(kafka, &[("millstream.reader", engine)]))
+}
+
+/// `kafka` with more settings.
+pub(crate) fn with(kafka: &KafkaConfig, settings: &[(&str, &str)]) -> KafkaConfig {
+    let mut kafka = kafka.clone();
+    let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    kafka.settings.extend(settings);
+    kafka
 }
 
 /// A name that no other test run uses.

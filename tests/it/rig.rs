@@ -157,7 +157,7 @@ pub fn chunk(topic: &Arc<str>, partition: i32, records: &[(i64, Bytes)]) -> Chun
             timestamp_ms: -1,
             key: None,
             value: Some(start..end),
-            headers: Vec::new(),
+            headers: 0..0,
         });
     }
     Chunk {
