@@ -301,7 +301,7 @@ async fn records_of_one_byte_and_of_five_million() {
     let config = vec![("max.message.bytes".to_owned(), "8000000".to_owned())];
     let wanted = NewTopic { name: topic.clone(), partitions: 1, config };
     Cluster::connect(&kafka).unwrap().create_topics(&[wanted]).unwrap();
-    let large: Vec<u8> = (0..5_000_000_u32).map(|n| (n * n >> 7) as u8).collect();
+    let large: Vec<u8> = (0..5_000_000_u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
     let producer = producer(&kafka, &[("message.max.bytes", "8000000")]);
     for value in [b"1", &large[..], b"2", &large[1..], b"3"] {
         send_bytes(&producer, &topic, None, Some(value));
