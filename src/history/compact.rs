@@ -15,7 +15,7 @@ use deltalake::operations::vacuum::VacuumMode;
 use deltalake::table::state::DeltaTableState;
 use deltalake::{DeltaTable, FilterOp, FilterValue};
 
-use super::table::{self, DATE, Description};
+use super::table::{self, DATE, Description, TIMESTAMP};
 use super::writer::Writer;
 use super::{delta_error, file, table_path, tables};
 use crate::time::{MINUTE, Micros};
@@ -124,7 +124,7 @@ impl Compactor {
         let mut table = DeltaTable::new(table::log_store(&self.path)?);
         table.load().await.map_err(fail)?;
         let state = table.snapshot().map_err(fail)?;
-        let time = Description::read(state).time;
+        let time = Description::read(state).time.unwrap_or_else(|| TIMESTAMP.to_owned());
         let mut sorted = Vec::new();
         let mut merged = Vec::new();
         for (text, date) in dates(state) {
@@ -134,34 +134,35 @@ impl Compactor {
             }
         }
         let mut total = Compacted::default();
-        for (dates, sort) in [(sorted, time), (merged, None)] {
+        for (dates, sort) in [(sorted, true), (merged, false)] {
             for dates in dates.chunks(DATES_AT_ONCE) {
-                table = self.optimize(table, dates, sort.as_deref(), &mut total).await?;
+                table = self.optimize(table, dates, &time, sort, &mut total).await?;
             }
         }
         Ok(total)
     }
 
-    /// One commit that rewrites `dates`, by `sort` if it is given (an order on one column: that is
-    /// what Z-order is for one column).
+    /// One commit that rewrites `dates`, sorted by the column `time` if `sort` says so (an order on
+    /// one column is what Z-order is for one column).
     async fn optimize(
         &self,
         table: DeltaTable,
         dates: &[String],
-        sort: Option<&str>,
+        time: &str,
+        sort: bool,
         total: &mut Compacted,
     ) -> Result<DeltaTable> {
         let chosen = FilterValue::Set(dates.iter().map(String::as_str).collect());
         let filters = [(DATE, FilterOp::In, chosen)];
         let kind = match sort {
-            Some(column) => OptimizeType::ZOrder(vec![column.to_owned()]),
-            None => OptimizeType::Compact,
+            true => OptimizeType::ZOrder(vec![time.to_owned()]),
+            false => OptimizeType::Compact,
         };
         let optimize = table
             .optimize()
             .with_filters(&filters)
             .with_type(kind)
-            .with_writer_properties(file::writer_properties())
+            .with_writer_properties(file::writer_properties(time))
             // Ingestion runs beside this.
             .with_max_concurrent_tasks(1);
         let (table, metrics) =
