@@ -2,22 +2,24 @@
 //!
 //! Ten million events of 84 bytes in four partitions; an hourly window by 1,000 keys with count
 //! and count(DISTINCT room); `millstream run --drain`, history on and off, each beside what
-//! librdkafka alone takes to consume the same topic. `benches/whole_job/run` starts a Kafka for it
+//! librdkafka alone takes to consume the same topic. `benches/run whole_job` starts a Kafka for it
 //! and writes the table of docs/performance.md.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
+
+#[path = "../support/job.rs"]
+mod job;
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use job::{config, cpu_seconds, create};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
 const PARTITIONS: i32 = 4;
 const KEYS: u64 = 1_000;
@@ -59,14 +61,14 @@ struct Figure {
 
 fn main() {
     let Ok(brokers) = std::env::var("MILLSTREAM_TEST_KAFKA") else {
-        println!("whole_job: needs Kafka (benches/whole_job/run starts one); skipped");
+        println!("whole_job: needs Kafka (benches/run whole_job starts one); skipped");
         return;
     };
     let events: u64 =
         std::env::var("EVENTS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000_000);
     let tag = &uuid::Uuid::new_v4().simple().to_string()[..8];
     let topic = format!("whole_job_{tag}");
-    create(&brokers, &topic);
+    create(&brokers, &topic, PARTITIONS);
     let since = Instant::now();
     produce(&brokers, &topic, events);
     println!(
@@ -93,20 +95,6 @@ fn main() {
         }
     }
     report(&figures, events);
-}
-
-fn config(brokers: &str) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", brokers);
-    config
-}
-
-fn create(brokers: &str, topic: &str) {
-    let admin: AdminClient<DefaultClientContext> = config(brokers).create().unwrap();
-    let wanted = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1));
-    let made =
-        futures::executor::block_on(admin.create_topics([&wanted], &AdminOptions::new())).unwrap();
-    made.into_iter().for_each(|result| assert!(result.is_ok(), "{result:?}"));
 }
 
 /// One day of events in order, dealt out in turn.
@@ -183,14 +171,8 @@ fn job(
     history: &str,
     events: u64,
 ) -> Figure {
-    let folder = tempfile::tempdir().unwrap();
-    let write = |name: String, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    };
-    write(format!("schemas/{customer}.sql"), &SCHEMA.replace("{topic}", topic));
-    write(format!("queries/{customer}/hourly.sql"), QUERY);
+    let schema = SCHEMA.replace("{topic}", topic);
+    let folder = job::project(customer, &schema, &[("hourly", QUERY)]);
     let (since, cpu) = (Instant::now(), cpu_seconds());
     let status = Command::new(env!("CARGO_BIN_EXE_millstream"))
         .args([
@@ -260,14 +242,6 @@ fn verify_history(folder: &Path, customer: &str, events: u64) {
     assert_eq!(String::from_utf8_lossy(&answer.stdout), format!("n\n{events}\n"));
 }
 
-/// CPU seconds of this process and of its ended children, from /proc (its ticks are 1/100 s).
-fn cpu_seconds() -> (f64, f64) {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks = |at: usize| fields[at].parse::<f64>().unwrap() / 100.0;
-    (ticks(11) + ticks(12), ticks(13) + ticks(14))
-}
-
 /// Prints the table and, if asked, puts it into docs/performance.md.
 fn report(figures: &[Figure], events: u64) {
     let mut table = String::from(
@@ -287,14 +261,5 @@ fn report(figures: &[Figure], events: u64) {
         .unwrap();
     }
     println!("\n{table}");
-    if let Some(path) = std::env::var_os("WRITE_TO") {
-        let text = std::fs::read_to_string(&path).unwrap();
-        let (head, rest) = text.split_once("<!-- whole_job -->\n").unwrap();
-        let (_, tail) = rest.split_once("<!-- /whole_job -->").unwrap();
-        std::fs::write(
-            &path,
-            format!("{head}<!-- whole_job -->\n{table}<!-- /whole_job -->{tail}"),
-        )
-        .unwrap();
-    }
+    job::write_table("whole_job", &table);
 }

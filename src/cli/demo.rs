@@ -135,7 +135,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     }
     result.map_err(failed)??;
     farewell(&data_dir);
-    drop(cluster);
+    // The process ends now: threads that are still connected shall not see the broker go.
+    std::mem::forget(cluster);
     Ok(ExitCode::SUCCESS)
 }
 

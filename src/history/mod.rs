@@ -7,8 +7,8 @@
 //! ```
 //!
 //! What it promises:
-//! - A row is in a table exactly once. A commit holds the rows and, for each source partition, the
-//!   last offset that it contains; on start a [`Writer`] resumes after that offset. The check and
+//! - A row is in a table exactly once. A commit holds the rows and, for each source partition (of a
+//!   topic with an id, in a cluster), the last offset that it contains; on start a [`Writer`] resumes after that offset. The check and
 //!   the commit are made on the same snapshot, and a commit never retries over another's.
 //! - Its commits need no agreement with the pipeline's; each has its own commit point.
 //! - A table is partitioned by the UTC date of one column (`event_date`), sorted inside a file by

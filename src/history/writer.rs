@@ -7,6 +7,9 @@
 //!                                                  └── reload, look: there? absent? another's?
 //! ```
 //!
+//! A partition is one of a topic with an id: a topic that was deleted and made anew under the same
+//! name begins again at offset 0, and its rows are other rows.
+//!
 //! Invariants:
 //! - The offsets that a table says it contains (its `txn` actions) and its rows change in the same
 //!   commit. `txn` version = the last offset contained, gaps and tombstones included.
@@ -63,6 +66,11 @@ pub struct Committed {
 }
 
 type Partition = (String, i32);
+/// Topic, its id, partition: what an application id names.
+type Source = (String, String, i32);
+
+/// Stands for the id of a topic that has none, or none that was told.
+const NO_ID: &str = "-";
 
 /// Where a source partition stands in the table.
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +100,10 @@ pub struct Writer {
     store: LogStoreRef,
     state: DeltaTableState,
     positions: HashMap<Partition, Position>,
+    /// The ids of topics, as far as they were told.
+    topics: HashMap<String, String>,
+    /// The last offset that the table contained when it was opened, by application id.
+    opened: HashMap<Source, i64>,
     buffer: Buffer,
     /// Something was appended since the last commit began, be it only a position.
     pending: bool,
@@ -112,17 +124,16 @@ impl Writer {
         let (store, state) = table::open(root, &spec, cluster).await?;
         let path = spec.path(root);
         let prefix = app_prefix(cluster);
-        let mut positions = HashMap::new();
+        let mut opened = HashMap::new();
         for app in positions::app_ids(&path, &store, &state).await? {
-            let Some(partition) = app.strip_prefix(&prefix).and_then(partition_of) else {
+            let Some(source) = app.strip_prefix(&prefix).and_then(source_of) else {
                 continue;
             };
             let read = state.transaction_version(store.as_ref(), &app).await;
             let committed = read.map_err(|error| delta_error(&path, "reading positions", error))?;
-            let next = committed.map_or(0, |last| last + 1);
-            positions.insert(partition, Position { committed, next });
+            opened.extend(committed.map(|last| (source, last)));
         }
-        Ok(Self {
+        let mut writer = Self {
             path,
             root: root.to_owned(),
             cluster: cluster.to_owned(),
@@ -130,13 +141,43 @@ impl Writer {
             spec,
             store,
             state,
-            positions,
+            positions: HashMap::new(),
+            topics: HashMap::new(),
+            opened,
             pending: false,
             begun: None,
             interval_us: INTERVAL_US,
             last_commit: None,
             rows: 0,
-        })
+        };
+        let nameless: Vec<_> = writer.opened.keys().filter(|(_, id, _)| id == NO_ID).collect();
+        let nameless: Vec<String> = nameless.into_iter().map(|(topic, ..)| topic.clone()).collect();
+        nameless.iter().for_each(|topic| writer.find_positions(topic));
+        Ok(writer)
+    }
+
+    /// Tells the id of a topic. To be called before anything of the topic is appended or asked.
+    pub fn identify(&mut self, topic: &str, id: &str) {
+        if self.topics.get(topic).is_none_or(|known| known != id) {
+            self.topics.insert(topic.to_owned(), id.to_owned());
+            self.find_positions(topic);
+        }
+    }
+
+    /// Takes the positions of a topic from what the table contained when it was opened.
+    fn find_positions(&mut self, topic: &str) {
+        let id = self.topics.get(topic).map_or(NO_ID, String::as_str);
+        self.positions.retain(|(known, _), _| known != topic);
+        let found = self.opened.iter().filter(|((name, named, _), _)| name == topic && named == id);
+        self.positions.extend(found.map(|((name, _, partition), last)| {
+            let position = Position { committed: Some(*last), next: last + 1 };
+            ((name.clone(), *partition), position)
+        }));
+    }
+
+    /// Whether the table contains nothing of any topic, present or past.
+    pub fn is_new(&self) -> bool {
+        self.opened.is_empty()
     }
 
     /// Commits after `interval_us` instead of ten seconds.
@@ -312,7 +353,8 @@ impl Writer {
     }
 
     fn app_id(&self, (topic, partition): &Partition) -> String {
-        format!("{}{topic}:{partition}", app_prefix(&self.cluster))
+        let id = self.topics.get(topic).map_or(NO_ID, String::as_str);
+        format!("{}{topic}:{id}:{partition}", app_prefix(&self.cluster))
     }
 
     fn out_of_order(&self, topic: &str, partition: i32, offset: i64, next: i64) -> Error {
@@ -467,10 +509,11 @@ fn app_prefix(cluster: &str) -> String {
     format!("millstream:{cluster}:")
 }
 
-/// Topic and partition of the end of an application id.
-fn partition_of(text: &str) -> Option<Partition> {
-    let (topic, partition) = text.rsplit_once(':')?;
-    Some((topic.to_owned(), partition.parse().ok()?))
+/// Topic, its id and partition of the end of an application id. None of the three holds a colon.
+fn source_of(text: &str) -> Option<Source> {
+    let mut parts = text.split(':');
+    let source = (parts.next()?.to_owned(), parts.next()?.to_owned(), parts.next()?.parse().ok()?);
+    parts.next().is_none().then_some(source)
 }
 
 #[cfg(test)]
@@ -534,5 +577,28 @@ mod tests {
         assert_eq!(rows(&writer), 2);
         let again = Writer::open(root.path(), writer.spec.clone(), "cluster").await.unwrap();
         assert_eq!(again.position("topic", 0), Some(9));
+    }
+
+    #[tokio::test]
+    async fn a_topic_made_anew_begins_again() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = with_rows(root.path(), vec![0, 1]).await;
+        writer.commit(0).await.unwrap();
+        let spec = writer.spec.clone();
+        let open = || Writer::open(root.path(), spec.clone(), "cluster");
+        let nothing = RecordBatch::new_empty(Arc::new(Schema::empty()));
+        for (id, next) in [("first", 9), ("second", 5), ("first", 10)] {
+            let mut writer = open().await.unwrap();
+            assert_eq!(writer.position("topic", 0), Some(2), "the topic without an id");
+            writer.identify("topic", id);
+            assert_eq!(writer.position("topic", 0), (next == 10).then_some(9), "{id}");
+            writer.append("topic", 0, &nothing, next).await.unwrap();
+            writer.commit(1).await.unwrap();
+            assert_eq!(writer.position("topic", 0), Some(next));
+        }
+        let mut writer = open().await.unwrap();
+        writer.identify("topic", "second");
+        assert_eq!(writer.positions(), [("topic".to_owned(), 0, 5)]);
+        assert!(!writer.is_new());
     }
 }

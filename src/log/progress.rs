@@ -54,6 +54,9 @@ pub struct Progress {
     /// The cluster that the offsets belong to; with full records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
+    /// The ids of all topics that are read; with full records.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub topics: BTreeMap<String, String>,
     /// Fingerprints of the streams' and queries' plans; with full records.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub plans: BTreeMap<String, String>,
@@ -80,6 +83,9 @@ pub struct Joined {
     pub partition: TopicPartition,
     /// The first offset that was read.
     pub offset: i64,
+    /// The id that Kafka gave its topic; `None`: a broker without ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic_id: Option<String>,
 }
 
 /// Where a partition stood, and its account so far.
@@ -108,6 +114,13 @@ pub struct SnapshotRef {
     /// An offset of the log: the epochs after the snapshot's are recorded above it.
     #[serde(default)]
     pub log_offset: i64,
+}
+
+impl Joined {
+    /// Its topic and that topic's id.
+    pub fn named_topic(&self) -> Option<(String, String)> {
+        Some((self.partition.topic.to_string(), self.topic_id.clone()?))
+    }
 }
 
 fn is_false(value: &bool) -> bool {
@@ -155,6 +168,8 @@ pub struct Recovered {
     pub last: Option<Progress>,
     /// Where every partition stands after the newest record.
     pub positions: BTreeMap<TopicPartition, Position>,
+    /// The ids of the topics that they are partitions of, where the broker has ids.
+    pub topics: BTreeMap<String, String>,
 }
 
 impl Recovered {
@@ -168,7 +183,12 @@ impl Recovered {
         let older = base.as_ref().and_then(|b| b.older.clone());
         let moves = records.iter().flat_map(|r| r.positions.clone());
         let positions = moves.collect();
-        Ok(Self { snapshot, older, base, records, last, positions })
+        let mut topics = BTreeMap::new();
+        for record in &records {
+            topics.extend(record.topics.clone());
+            topics.extend(record.joined.iter().filter_map(Joined::named_topic));
+        }
+        Ok(Self { snapshot, older, base, records, last, positions, topics })
     }
 
     /// Checks that every epoch after the newest snapshot is there.

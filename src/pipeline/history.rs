@@ -48,6 +48,8 @@ enum Command {
         rows: Vec<HistoryRows>,
         room: OwnedSemaphorePermit,
     },
+    /// A topic, and its id.
+    Topic(String, String),
     Flush(oneshot::Sender<Result<()>>),
 }
 
@@ -97,6 +99,12 @@ impl EventHistory {
         Ok(())
     }
 
+    /// Tells the id of a topic before its first rows.
+    pub fn identify(&self, topic: &str, id: &str) -> Result<()> {
+        let told = self.commands.send(Command::Topic(topic.to_owned(), id.to_owned()));
+        told.map_err(|_| Error::internal("the history writer stopped"))
+    }
+
     /// Commits everything handed over so far.
     pub async fn flush(&mut self) -> Result<()> {
         let (sender, receiver) = oneshot::channel();
@@ -141,6 +149,11 @@ impl<K: std::hash::Hash + Eq> Tables<K> {
     /// When the oldest waiting row was handed over.
     pub fn waits_since(&self) -> Option<Micros> {
         self.waits_since
+    }
+
+    /// Tells every table the id of a topic.
+    pub fn identify(&mut self, topic: &str, id: &str) {
+        self.writers.values_mut().for_each(|writer| writer.identify(topic, id));
     }
 
     /// Commits tables that are due, for as long as it takes; then looks after small files.
@@ -226,6 +239,7 @@ async fn write_events(
                 drop(room);
                 newest = epoch;
             }
+            Ok(Some(Command::Topic(topic, id))) => tables.identify(&topic, &id),
             Ok(Some(Command::Flush(sender))) => flushed = Some(sender),
             Err(_) => {}
         }

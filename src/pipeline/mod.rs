@@ -422,6 +422,7 @@ impl Pipeline {
         record.full = true;
         record.positions = positions(&self.begun.engine);
         record.cluster = Some(self.begun.cluster.clone());
+        record.topics = self.begun.topics.clone();
         record.plans = self.begun.engine.fingerprints();
         self.begun.snapshots.mention(record, snapshot);
         self.begun.first = false;

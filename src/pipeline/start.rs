@@ -31,6 +31,8 @@ pub struct Begun {
     /// The newest committed epoch.
     pub epoch: u64,
     pub cluster: String,
+    /// The ids of the topics that are read.
+    pub topics: BTreeMap<String, String>,
     pub history: EventHistory,
     /// Tables whose version the next epoch must record.
     pub new_tables: BTreeMap<String, String>,
@@ -99,6 +101,10 @@ pub async fn begin(
         recovered.verify()?;
     }
     check(&recovered, &engine, &cluster_id, reset, options)?;
+    let other = other_topics(&cluster, recovered.topics.clone()).await?;
+    if let Some((topic, now)) = other.first_key_value().filter(|_| !reset) {
+        return Err(other_topic(topic, now.as_deref(), &customer.name));
+    }
 
     let mut snapshots = Snapshots::open(&customer.name, options, cluster.clone()).await?;
     let missing = |error: Error| {
@@ -115,7 +121,8 @@ pub async fn begin(
     let loaded = if reset { None } else { snapshots.load(&recovered).await.map_err(missing)? };
     let snapshot = loaded.as_ref().map(|(reference, _)| reference.clone());
     if reset {
-        for (partition, at) in &recovered.positions {
+        let kept = recovered.positions.iter();
+        for (partition, at) in kept.filter(|(p, _)| !other.contains_key(p.topic.as_ref())) {
             engine.resume_at(partition, *at)?;
         }
     }
@@ -133,7 +140,10 @@ pub async fn begin(
         &format!("millstream.{}", customer.name),
         Isolation::Committed,
     )?;
-    let writers = open_history(&engine, options, &cluster_id).await?;
+    let mut writers = open_history(&engine, options, &cluster_id).await?;
+    for (topic, id) in &recovered.topics {
+        writers.values_mut().for_each(|writer| writer.identify(topic, id));
+    }
     if !reset {
         check_history(&engine, &writers)?;
         if recovered.last.is_none() {
@@ -152,6 +162,7 @@ pub async fn begin(
         ahead: VecDeque::new(),
         epoch,
         cluster: cluster_id,
+        topics: recovered.topics.clone(),
         new_tables: BTreeMap::new(),
         first: recovered.last.is_none(),
         restate: reset || !fresh.is_empty(),
@@ -208,6 +219,10 @@ impl Begun {
         let mut assigned = Vec::new();
         for join in joined {
             self.engine.join(&join.stream, &join.partition, join.offset)?;
+            if let Some((topic, id)) = join.named_topic() {
+                self.history.identify(&topic, &id)?;
+                self.topics.insert(topic, id);
+            }
             assigned.push((join.partition.clone(), join.offset));
         }
         if assigned.is_empty() { Ok(()) } else { self.reader.assign(&assigned) }
@@ -309,6 +324,7 @@ pub fn new_partitions(
             if !stream.topics.matches(topic) {
                 continue;
             }
+            let mut topic_id = None;
             for partition in 0..*partitions {
                 let tp = TopicPartition { topic: topic.as_str().into(), partition };
                 if known.contains(&tp) {
@@ -320,7 +336,11 @@ pub fn new_partitions(
                     (true, Start::Latest) => high,
                     (true, Start::At(instant)) => cluster.offsets_for_time(&tp, *instant)?,
                 };
-                joined.push(Joined { stream: stream.name.clone(), partition: tp, offset });
+                if topic_id.is_none() {
+                    topic_id = cluster.topic_id(topic)?;
+                }
+                let (stream, topic_id) = (stream.name.clone(), topic_id.clone());
+                joined.push(Joined { stream, partition: tp, offset, topic_id });
             }
         }
     }
@@ -427,6 +447,40 @@ fn check(
     Ok(())
 }
 
+/// Topics of `recorded` (with their ids) that are gone, or others by now, with the ids that they
+/// have.
+async fn other_topics(
+    cluster: &Arc<Cluster>,
+    recorded: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, Option<String>>> {
+    let cluster = cluster.clone();
+    blocking(move || {
+        let mut others = BTreeMap::new();
+        for (topic, recorded) in recorded {
+            let there = !cluster.partitions(&topic)?.is_empty();
+            let now = if there { cluster.topic_id(&topic)? } else { None };
+            if now.as_ref() != Some(&recorded) {
+                others.insert(topic, now);
+            }
+        }
+        Ok(others)
+    })
+    .await
+}
+
+fn other_topic(topic: &str, now: Option<&str>, customer: &str) -> Error {
+    let message = match now {
+        Some(_) => format!("topic {topic} was deleted and made anew"),
+        None => format!("topic {topic} is gone"),
+    };
+    Error::new(Kind::Recovery, message)
+        .detail("its recorded offsets mean records that Kafka no longer has")
+        .hint(format!(
+            "is this the right cluster? To go on without them: --reset {customer} drops the state \
+             and reads the new topic from its start; history keeps what it has"
+        ))
+}
+
 /// Queries that must begin empty: new ones, changed ones, those named by --reset.
 fn fresh_queries(recovered: &Recovered, engine: &Engine, options: &Options) -> BTreeSet<String> {
     let recorded = recovered.base.as_ref().map(|b| &b.plans);
@@ -492,7 +546,7 @@ async fn check_first(
     if snapshots {
         found.push("snapshots".to_owned());
     }
-    let written = writers.iter().filter(|(_, writer)| !writer.positions().is_empty());
+    let written = writers.iter().filter(|(_, writer)| !writer.is_new());
     found.extend(written.map(|(stream, _)| format!("the history of '{stream}'")));
     let group = format!("millstream.{customer}");
     let streams: Vec<_> =

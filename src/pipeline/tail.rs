@@ -67,22 +67,27 @@ impl Tail {
     /// Opens the tables of every output and reads each topic on from where its table ends.
     pub async fn start(engine: &Engine, options: &Options, cluster_id: &str) -> Result<Self> {
         let root = history_root(&options.data_dir);
-        let (shapes, writers) = outputs(engine, &root, cluster_id).await?;
+        let (shapes, mut writers) = outputs(engine, &root, cluster_id).await?;
         let kafka = options.kafka.clone();
         let topics: Vec<Arc<str>> = shapes.keys().cloned().collect();
         let lows = blocking(move || {
             let cluster = Cluster::connect(&kafka)?;
-            let mut lows = Vec::new();
+            let (mut lows, mut ids) = (Vec::new(), Vec::new());
             for topic in topics {
+                ids.extend(cluster.topic_id(&topic)?.map(|id| (topic.clone(), id)));
                 for partition in cluster.partitions(&topic)? {
                     let partition = TopicPartition { topic: topic.clone(), partition };
                     lows.push((partition.clone(), cluster.watermarks(&partition)?.0));
                 }
             }
-            Ok(lows)
+            Ok((lows, ids))
         });
+        let (lows, ids) = lows.await?;
+        for (topic, id) in ids {
+            writers.values_mut().for_each(|writer| writer.identify(&topic, &id));
+        }
         let mut positions = HashMap::new();
-        for (partition, low) in lows.await? {
+        for (partition, low) in lows {
             let Some(writer) = writers.get(&partition.topic) else { continue };
             let kept = writer.position(&partition.topic, partition.partition);
             positions.insert(partition, kept.unwrap_or(low).max(low));

@@ -76,3 +76,22 @@ fn an_empty_log_of_a_customer_who_ran_before_is_an_error() {
     assert!(events >= 70, "{events}");
     assert_eq!(history, ["70,70"]);
 }
+
+#[test]
+fn a_topic_made_anew_is_another_topic() {
+    let Some(kafka) = Kafka::require("topic made anew") else { return };
+    let place = place(kafka, 1);
+    place.events(0..10);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    place.kafka.delete(&place.topic);
+    let said = place.run(&["--until-end", "--create-topics"]).failed().said();
+    assert!(said.contains(&place.topic) && said.contains("--reset"), "{said}");
+    place.kafka.delete(&place.topic);
+    place.kafka.create(&place.topic, 1);
+    place.events(10..15);
+    let said = place.run(&["--until-end"]).failed().said();
+    assert!(said.contains("was deleted and made anew"), "{said}");
+    place.run(&["--until-end", "--reset", &place.customer]).ok();
+    // Offsets 0 to 4 are there twice, of two topics; no row is missing.
+    assert_eq!(place.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["15,9"]);
+}

@@ -198,8 +198,11 @@ impl Kafka {
         self.partitions(topic).into_iter().map(|p| (p, bounds(p))).collect()
     }
 
-    /// Deletes a topic, and waits until it is gone.
+    /// Deletes a topic, if it is there, and waits until it is gone.
     pub fn delete(&self, topic: &str) {
+        if !self.topics().contains(topic) {
+            return;
+        }
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
         let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
         let done = futures::executor::block_on(admin.delete_topics(&[topic], &options)).unwrap();

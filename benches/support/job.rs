@@ -1,0 +1,57 @@
+//! What the benchmarks of whole jobs share: a broker, a project, the CPU that it took.
+
+use std::path::Path;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use tempfile::TempDir;
+
+/// A client's configuration.
+pub fn config(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers);
+    config
+}
+
+/// Makes a topic.
+pub fn create(brokers: &str, topic: &str, partitions: i32) {
+    let admin: AdminClient<DefaultClientContext> = config(brokers).create().unwrap();
+    let wanted = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let made =
+        futures::executor::block_on(admin.create_topics([&wanted], &AdminOptions::new())).unwrap();
+    made.into_iter().for_each(|result| assert!(result.is_ok(), "{result:?}"));
+}
+
+/// A project folder with one customer.
+pub fn project(customer: &str, schema: &str, queries: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &Path, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write(format!("schemas/{customer}.sql").as_ref(), schema);
+    for (name, text) in queries {
+        write(format!("queries/{customer}/{name}.sql").as_ref(), text);
+    }
+    folder
+}
+
+/// CPU seconds of this process and of its ended children, from /proc (its ticks are 1/100 s).
+pub fn cpu_seconds() -> (f64, f64) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks = |at: usize| fields[at].parse::<f64>().unwrap() / 100.0;
+    (ticks(11) + ticks(12), ticks(13) + ticks(14))
+}
+
+/// Puts a table between its marks in the file that WRITE_TO names.
+pub fn write_table(mark: &str, table: &str) {
+    let Some(path) = std::env::var_os("WRITE_TO") else { return };
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (open, close) = (format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
+    let (head, rest) = text.split_once(&open).unwrap();
+    let (_, tail) = rest.split_once(&close).unwrap();
+    std::fs::write(&path, format!("{head}{open}{table}{close}{tail}")).unwrap();
+}
