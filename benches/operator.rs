@@ -64,6 +64,7 @@ fn plan(sql: &str) -> Arc<QueryPlan> {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     };
+    write("rooms.csv", "room,restricted\n");
     write("schemas/c.sql", SCHEMA);
     write("queries/c/q.sql", sql);
     let catalog = catalog::load(folder.path(), &[]).unwrap();
