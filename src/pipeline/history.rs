@@ -156,13 +156,16 @@ impl<K: std::hash::Hash + Eq> Tables<K> {
         self.writers.values_mut().for_each(|writer| writer.identify(topic, id));
     }
 
-    /// Commits tables that are due, for as long as it takes; then looks after small files.
+    /// Commits all tables when one is due, for as long as it takes; then looks after small files.
+    /// All at once: else there would always be some rows that wait, and no epoch would be done.
     pub async fn commit_due(&mut self) -> Result<()> {
         let now = self.clock.now();
-        for writer in self.writers.values_mut().filter(|w| w.due(now)) {
-            commit_at_last(writer, now).await?;
-            counted(&self.metrics, writer);
-            self.housekeeping.tend(writer, now);
+        if self.writers.values().any(|w| w.due(now)) {
+            for writer in self.writers.values_mut() {
+                commit_at_last(writer, now).await?;
+                counted(&self.metrics, writer);
+                self.housekeeping.tend(writer, now);
+            }
         }
         self.look();
         Ok(())
@@ -191,7 +194,7 @@ impl<K: std::hash::Hash + Eq> Tables<K> {
         Ok(Some(writer))
     }
 
-    /// Tables are committed one by one, so that the oldest row is known only when none waits.
+    /// The oldest row that waits is known only as long as none does.
     fn look(&mut self) {
         if !self.writers.values().any(Writer::has_pending) {
             self.waits_since = None;
