@@ -8,7 +8,6 @@
 mod cpu_time;
 
 use std::hint::black_box;
-use std::time::Duration;
 
 use arrow::datatypes::{DataType, TimeUnit};
 use bytes::Bytes;
@@ -159,11 +158,7 @@ fn timestamps(criterion: &mut Criterion<CpuTime>) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .with_measurement(CpuTime)
-        .sample_size(20)
-        .warm_up_time(Duration::from_secs(1))
-        .measurement_time(Duration::from_secs(3));
+    config = cpu_time::criterion();
     targets = decode, typed, timestamps
 }
 criterion_main!(benches);
