@@ -224,7 +224,17 @@ impl Cluster {
         for tp in partitions {
             wanted.add_partition(&tp.topic, tp.partition);
         }
-        let answer = consumer.committed_offsets(wanted, WAIT).map_err(failed)?;
+        let begun = Instant::now();
+        let answer = loop {
+            match consumer.committed_offsets(wanted.clone(), WAIT) {
+                Ok(answer) => break answer,
+                // The coordinator is being found, or it has just begun: of a new broker too.
+                Err(error) if is_passing(&error) && begun.elapsed() < WAIT => {
+                    std::thread::sleep(LEADER_PAUSE);
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        };
         let offset =
             |tp: &TopicPartition| match answer.find_partition(&tp.topic, tp.partition)?.offset() {
                 Offset::Offset(offset) => Some(offset),
@@ -306,6 +316,22 @@ impl Cluster {
     }
 }
 
+/// Whether a group's coordinator will answer soon.
+fn is_passing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{
+        CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator, WaitingForCoordinator,
+    };
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            CoordinatorLoadInProgress
+                | CoordinatorNotAvailable
+                | NotCoordinator
+                | WaitingForCoordinator
+        )
+    )
+}
+
 /// What a look at a topic found.
 enum Found {
     /// All partitions have leaders.
@@ -367,6 +393,13 @@ mod tests {
         let mock = Mock::start(&[("some", 1)]);
         let cluster = Cluster::connect(&mock.kafka).unwrap();
         assert_eq!(cluster.topic_id("some").unwrap(), None, "the embedded broker has no ids");
+        // A coordinator that has just begun is asked again.
+        mock.cluster.request_errors(
+            rdkafka::types::RDKafkaApiKey::OffsetFetch,
+            &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_COORDINATOR; 3],
+        );
+        let offsets = cluster.group_offsets("g", &[TopicPartition::new("some", 0)]).unwrap();
+        assert_eq!(offsets, [None]);
         assert_eq!(cluster.partitions("none").unwrap(), Vec::<i32>::new());
         assert!(cluster.watermarks(&TopicPartition::new("none", 0)).is_err());
     }
