@@ -19,7 +19,7 @@ use crate::log::{Position, Progress, read_log};
 use crate::pipeline::blocking;
 use crate::sink::{self, headers};
 use crate::source::chunk::{Chunk, Record};
-use crate::source::{Cluster, Event, Isolation, KafkaConfig, Reader, TopicPartition};
+use crate::source::{Cluster, KafkaConfig, TopicPartition};
 use crate::{Result, history, pipeline};
 
 /// Prove from Kafka and the tables that nothing is lost and nothing is twice.
@@ -153,7 +153,7 @@ type DeadLetters = HashMap<TopicPartition, Vec<(i64, i64)>>;
 async fn dead_letters(kafka: &KafkaConfig, customer: &Customer) -> Result<DeadLetters> {
     let topic = sink::dead_letter_topic(&customer.name);
     let mut dead = DeadLetters::new();
-    read_topic(kafka, &topic, |chunk| {
+    pipeline::read_topic(kafka, &topic, |chunk| {
         for record in &chunk.records {
             let stage = header(chunk, record, headers::STAGE);
             if !matches!(stage.as_deref(), Some("decode" | "column" | "event_time")) {
@@ -184,51 +184,6 @@ async fn dead_letters(kafka: &KafkaConfig, customer: &Customer) -> Result<DeadLe
 pub fn header(chunk: &Chunk, record: &Record, wanted: &str) -> Option<String> {
     let found = chunk.headers(record).find(|(name, _)| *name == wanted.as_bytes());
     found.and_then(|(_, value)| value).map(|v| String::from_utf8_lossy(v).into_owned())
-}
-
-/// Reads a whole topic, read_committed, up to its present end.
-pub async fn read_topic(
-    kafka: &KafkaConfig,
-    topic: &Arc<str>,
-    mut each: impl FnMut(&Chunk) -> Result<()>,
-) -> Result<()> {
-    let cluster = Arc::new(connect(kafka).await?);
-    let (name, look) = (topic.clone(), cluster.clone());
-    let partitions = blocking(move || look.partitions(&name)).await?;
-    for partition in partitions {
-        let partition = TopicPartition { topic: topic.clone(), partition };
-        let (asked, look) = (partition.clone(), cluster.clone());
-        let (low, high) = blocking(move || look.watermarks(&asked)).await?;
-        read_range(kafka, &partition, low, high, &mut each).await?;
-    }
-    Ok(())
-}
-
-async fn read_range(
-    kafka: &KafkaConfig,
-    partition: &TopicPartition,
-    from: i64,
-    until: i64,
-    each: &mut impl FnMut(&Chunk) -> Result<()>,
-) -> Result<()> {
-    if from >= until {
-        return Ok(());
-    }
-    let mut reader = Reader::start(kafka, "millstream.audit", Isolation::Committed)?;
-    reader.assign(&[(partition.clone(), from)])?;
-    loop {
-        match reader.next().await? {
-            Event::Chunk(chunk) => {
-                let part = chunk.until(until);
-                each(&part)?;
-                if chunk.next_offset >= until {
-                    return Ok(());
-                }
-            }
-            Event::End { position, .. } if position >= until => return Ok(()),
-            Event::End { .. } => {}
-        }
-    }
 }
 
 async fn connect(kafka: &KafkaConfig) -> Result<Cluster> {
@@ -274,7 +229,7 @@ impl Ledger {
             }
             Ok(())
         };
-        read_range(kafka, partition, from, until, &mut mark).await
+        pipeline::read_range(kafka, partition, from, until, &mut mark).await
     }
 
     async fn read_history(

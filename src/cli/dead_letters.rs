@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::audit::{header, read_topic};
+use super::audit::header;
 use super::{Kafka, Project};
 use crate::catalog::{Customer, Stream};
 use crate::log::{OutRecord, resend};
@@ -49,6 +49,8 @@ struct Letter {
     key: Option<Bytes>,
     value: Bytes,
     headers: Vec<(String, Option<Bytes>)>,
+    /// It was too large to be kept whole.
+    cut: bool,
 }
 
 /// Runs the sub-command.
@@ -58,8 +60,12 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let kafka = args.kafka.config()?;
     for customer in &catalog.customers {
         let letters = waiting(&kafka, customer).await?;
-        let (mut again, mut still) = (Vec::new(), 0);
+        let (mut again, mut still, mut cut) = (Vec::new(), 0, 0);
         for letter in letters {
+            if letter.cut {
+                cut += 1;
+                continue;
+            }
             let Some(stream) = stream_of(customer, &letter.topic) else { continue };
             if accepts(stream, customer, &letter)? { again.push(letter) } else { still += 1 }
         }
@@ -75,6 +81,9 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         );
         for (topic, count) in by_topic {
             println!("  {topic}: {count}");
+        }
+        if cut > 0 {
+            println!("  {cut} were larger than the topic takes: cut, and never fed again");
         }
         if !again.is_empty() && !args.dry_run {
             let dead = sink::dead_letter_topic(&customer.name);
@@ -92,7 +101,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 async fn waiting(kafka: &crate::source::KafkaConfig, customer: &Customer) -> Result<Vec<Letter>> {
     let topic = sink::dead_letter_topic(&customer.name);
     let (mut letters, mut retried) = (Vec::new(), HashSet::new());
-    read_topic(kafka, &topic, |chunk| {
+    pipeline::read_topic(kafka, &topic, |chunk| {
         for record in &chunk.records {
             match header(chunk, record, headers::STAGE).as_deref() {
                 Some("decode") => letters.extend(letter(chunk, record)),
@@ -122,6 +131,7 @@ fn letter(chunk: &Chunk, record: &Record) -> Option<Letter> {
     Some(Letter {
         id: (chunk.partition, record.offset),
         topic: header(chunk, record, headers::TOPIC)?,
+        cut: header(chunk, record, headers::CUT).is_some(),
         key: chunk.key(record).map(copy),
         value: chunk.value(record).map(copy)?,
         headers: own

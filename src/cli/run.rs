@@ -10,8 +10,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Kafka, Project};
-use crate::catalog::{Catalog, duration};
+use crate::catalog::{self, Catalog, duration};
 use crate::pipeline::{self, Mode, Options, Reset};
+use crate::serve::status::Status;
 use crate::serve::{self, Metrics, StatusBoard};
 use crate::source::KafkaConfig;
 use crate::time::Clock;
@@ -67,7 +68,7 @@ pub fn time(text: &str) -> Result<Duration, String> {
 
 /// Runs until the mode's end, a signal, or the first error.
 pub async fn run(args: Args) -> Result<ExitCode> {
-    let Some(catalog) = args.project.load() else { return Ok(ExitCode::FAILURE) };
+    let Some((catalog, broken)) = load_sound(&args.project) else { return Ok(ExitCode::FAILURE) };
     let mode = match (args.until_end, args.drain) {
         (true, _) => Mode::UntilEnd,
         (_, true) => Mode::Drain,
@@ -88,6 +89,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         board: StatusBoard::new(Some(args.project.data_dir.join("status"))),
     };
     options.board.expect(catalog.customers.iter().map(|c| c.name.as_str()));
+    for customer in &broken {
+        let failed = Some("its files have errors: see `millstream check`".to_owned());
+        options.board.publish(Status { customer: customer.clone(), failed, ..Status::default() });
+    }
     let stop = super::stop_signal();
     let server = match args.http {
         Some(address) => {
@@ -102,44 +107,63 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     if let Some(server) = server {
         server.stop().await;
     }
-    result.map(|()| ExitCode::SUCCESS)
+    result.map(|()| if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs every customer's pipeline; the first error stops the others in good order.
+/// The customers whose files are right, and the names of the others; prints every error. `None`:
+/// there is nobody to run.
+fn load_sound(project: &Project) -> Option<(Arc<Catalog>, Vec<String>)> {
+    let errors = match catalog::load(&project.project, &project.customers) {
+        Ok(catalog) => return Some((Arc::new(catalog), Vec::new())),
+        Err(errors) => errors,
+    };
+    super::print_errors(&errors);
+    let (all, _) = catalog::survey(&project.project, &project.customers).ok()?;
+    let names = all.customers.iter().map(|customer| customer.name.clone());
+    let is_sound = |name: &String| catalog::load(&project.project, &[name.clone()]).is_ok();
+    let (sound, broken): (Vec<_>, Vec<_>) = names.partition(is_sound);
+    if sound.is_empty() {
+        return None;
+    }
+    let catalog = catalog::load(&project.project, &sound).ok()?;
+    for customer in &broken {
+        tracing::error!(customer, "not started: its files have errors; the other customers run");
+    }
+    Some((Arc::new(catalog), broken))
+}
+
+/// Runs every customer's pipeline to its end. One that fails leaves the others alone.
+///
+/// # Errors
+/// Who failed; of several customers each error is in the log as soon as it comes.
 pub async fn run_all(
     catalog: Arc<Catalog>,
     options: Options,
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
-    let (halt, halted) = watch::channel(false);
     let mut pipelines = JoinSet::new();
     for customer in &catalog.customers {
+        let name = customer.name.clone();
         let running =
-            pipeline::run(catalog.clone(), customer.clone(), options.clone(), halted.clone());
-        pipelines.spawn(running);
+            pipeline::run(catalog.clone(), customer.clone(), options.clone(), stop.clone());
+        pipelines.spawn(async move { (name, running.await) });
     }
-    let mut signal = stop;
-    let mut first = Ok(());
-    loop {
-        tokio::select! {
-            changed = signal.changed(), if !*halt.borrow() => {
-                if changed.is_ok() && *signal.borrow() {
-                    halt.send_replace(true);
-                }
-            }
-            joined = pipelines.join_next() => {
-                let Some(joined) = joined else { return first };
-                let result = joined.unwrap_or_else(|e| Err(Error::internal("a pipeline ended abruptly").because(e)));
-                if let Err(error) = result {
-                    halt.send_replace(true);
-                    match first {
-                        Ok(()) => first = Err(error),
-                        Err(_) => tracing::error!(%error, "another pipeline failed"),
-                    }
-                }
-            }
+    let mut failed = Vec::new();
+    while let Some(joined) = pipelines.join_next().await {
+        let (customer, result) =
+            joined.map_err(|e| Error::internal("a pipeline ended abruptly").because(e))?;
+        let Err(error) = result else { continue };
+        if catalog.customers.len() == 1 {
+            return Err(error);
         }
+        let others = pipelines.len();
+        tracing::error!(customer, %error, others, "the pipeline has stopped; the others go on");
+        failed.push((customer, error));
     }
+    let Some((_, first)) = failed.first() else { return Ok(()) };
+    let names: Vec<_> = failed.iter().map(|(customer, _)| customer.as_str()).collect();
+    Err(Error::new(first.kind, format!("the pipelines of {} failed", names.join(", ")))
+        .detail("their errors are in the log above"))
 }
 
 fn check_reset(catalog: &Catalog, reset: &[String]) -> Result<()> {

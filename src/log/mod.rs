@@ -5,6 +5,7 @@
 //!  state ──► snapshot ──► object store ──► named by a later progress record
 //! ```
 
+mod fit;
 mod producer;
 mod progress;
 mod resend;
@@ -13,6 +14,7 @@ mod tail;
 pub mod snapshot;
 pub mod transaction;
 
+pub use fit::{Limits, Replace, size_of};
 pub use progress::{Joined, Position, Progress, Recovered, SnapshotRef, VERSION};
 pub use resend::resend;
 pub use snapshot::Snapshot;

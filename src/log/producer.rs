@@ -3,7 +3,7 @@
 //! Its calls block. A failure says what is known of the transaction: [`Failure::Unknown`] is
 //! never guessed away; the caller looks into the log.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList};
 
+use super::fit::size_of;
 use super::tail::{log_topic, transactional_id};
 use super::transaction::EpochOutput;
 use crate::source::{Context, KafkaConfig, kafka_error};
@@ -26,11 +27,15 @@ const CALL_WAIT: Duration = Duration::from_secs(10);
 const DISTURBED_WAIT: Duration = Duration::from_secs(3);
 /// A transaction's time on the broker: what is not done by then never will be.
 const TRANSACTION_WAIT: Duration = Duration::from_secs(60);
+/// The largest batch of several records; a record larger than that travels alone.
+const BATCH_BYTES: usize = 1_000_000;
 /// How long to wait for room in librdkafka's queue before looking again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
 
 /// Settings that a user may override.
-const DEFAULTS: [(&str, &str); 8] = [
+const DEFAULTS: [(&str, &str); 9] = [
+    // The topics' own limits are looked at before; librdkafka's is one for all topics.
+    ("message.max.bytes", "1000000000"),
     // A transaction's records come all at once: they need no wait to make a batch.
     ("linger.ms", "0"),
     ("compression.type", "lz4"),
@@ -49,6 +54,8 @@ const DEFAULTS: [(&str, &str); 8] = [
 pub(super) enum Failure {
     /// It cannot ever: the output or the permissions must change. Not committed.
     Final(Error),
+    /// A record is larger than its topic takes. Not committed.
+    TooLarge { topic: Arc<str>, size: usize, error: Error },
     /// Another producer has this transactional id now. Not committed by us.
     Fenced(String),
     /// It must be aborted and can be tried again. Not committed.
@@ -65,14 +72,24 @@ pub(super) struct TransactionalProducer {
 }
 
 impl TransactionalProducer {
-    /// Makes the producer and fences every earlier one of this customer.
+    /// Makes the producer and fences every earlier one of this customer. Batches of several
+    /// records stay below `batch_bytes`.
     ///
     /// # Errors
     /// `Final`: settings or permissions; `Unknown`: no answer in time, try again.
-    pub(super) fn open(kafka: &KafkaConfig, customer: &str) -> Result<Self, Failure> {
+    pub(super) fn open(
+        kafka: &KafkaConfig,
+        customer: &str,
+        batch_bytes: usize,
+    ) -> Result<Self, Failure> {
         let id = transactional_id(customer);
-        let fixed =
-            [("transactional.id", id.as_str()), ("enable.idempotence", "true"), ("acks", "all")];
+        let batch_bytes = batch_bytes.min(BATCH_BYTES).to_string();
+        let fixed = [
+            ("transactional.id", id.as_str()),
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            ("batch.size", &batch_bytes),
+        ];
         let config = kafka.client_with(&format!("{id}-write"), &DEFAULTS, &fixed);
         let made = |error| Failure::Final(kafka_error("cannot make a Kafka producer", error));
         let context =
@@ -215,27 +232,34 @@ impl TransactionalProducer {
     }
 
     fn record_failure(&self, output: &EpochOutput, index: usize, error: KafkaError) -> Failure {
-        let topic =
-            output.records.get(index).map_or(self.log_topic.as_str(), |record| &record.topic);
-        let size = size_of_record(output, index);
+        let topic = output.records.get(index).map(|record| &record.topic);
+        let log_topic: Arc<str> = self.log_topic.as_str().into();
+        let (size, topic) = (size_of_record(output, index), topic.unwrap_or(&log_topic));
         match error.rdkafka_error_code() {
             Some(
                 RDKafkaErrorCode::MessageSizeTooLarge
                 | RDKafkaErrorCode::MessageBatchTooLarge
                 | RDKafkaErrorCode::InvalidMessageSize,
-            ) => Failure::Final(
-                Error::new(Kind::Data, format!("a record of {size} bytes is too large for topic {topic}"))
-                    .hint("raise max.message.bytes of the topic and --kafka message.max.bytes, or make the result smaller")
-                    .because(error),
-            ),
+            ) => {
+                let message = format!("a record of {size} bytes is too large for topic {topic}");
+                let error = Error::new(Kind::Data, message)
+                    .hint("raise max.message.bytes of the topic, and --kafka message.max.bytes where that is set")
+                    .because(error);
+                Failure::TooLarge { topic: topic.clone(), size, error }
+            }
             Some(
                 RDKafkaErrorCode::InvalidRecord
                 | RDKafkaErrorCode::InvalidTimestamp
                 | RDKafkaErrorCode::PolicyViolation,
             ) => Failure::Final(
-                Error::new(Kind::Data, format!("Kafka refuses a record of {size} bytes for topic {topic}"))
-                    .hint("do the topic's settings (cleanup.policy=compact needs keys) fit the results?")
-                    .because(error),
+                Error::new(
+                    Kind::Data,
+                    format!("Kafka refuses a record of {size} bytes for topic {topic}"),
+                )
+                .hint(
+                    "do the topic's settings (cleanup.policy=compact needs keys) fit the results?",
+                )
+                .because(error),
             ),
             Some(
                 RDKafkaErrorCode::UnknownTopicOrPartition
@@ -335,15 +359,7 @@ fn offsets(output: &EpochOutput) -> TopicPartitionList {
 }
 
 fn size_of_record(output: &EpochOutput, index: usize) -> usize {
-    output.records.get(index).map_or(output.progress.len(), |record| {
-        let headers = record
-            .headers
-            .iter()
-            .map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len));
-        record.key.as_ref().map_or(0, Bytes::len)
-            + record.value.as_ref().map_or(0, Bytes::len)
-            + headers.sum::<usize>()
-    })
+    output.records.get(index).map_or(output.progress.len(), size_of)
 }
 
 /// The producer's callbacks: counts deliveries of the present transaction.

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::fit::Limits;
 use super::producer::{Failure, TransactionalProducer};
 use super::tail::{self, Part, Until, epoch_of};
 use crate::source::{KafkaConfig, TopicPartition};
@@ -79,6 +80,8 @@ pub struct Committed {
     pub took: Duration,
     /// The progress record's offset in the log, or a lower one where it is not known exactly.
     pub log_offset: i64,
+    /// Records that were too large for their topic, and went to another one.
+    pub diverted: u64,
 }
 
 /// Commits a customer's epochs, on a thread of its own.
@@ -93,11 +96,16 @@ type Job = (EpochOutput, Reply<Committed>);
 
 impl Committer {
     /// Fences every other process of this customer and ends what it left open, then reads the
-    /// log: returns all progress records that it still has, oldest first.
+    /// log: returns all progress records that it still has, oldest first. Records beyond `limits`
+    /// are replaced when their epoch is committed.
     ///
     /// # Errors
     /// No broker answers within a minute, the log topic is missing, a permission is.
-    pub async fn open(kafka: &KafkaConfig, customer: &str) -> Result<(Self, Vec<Bytes>)> {
+    pub async fn open(
+        kafka: &KafkaConfig,
+        customer: &str,
+        limits: Limits,
+    ) -> Result<(Self, Vec<Bytes>)> {
         let (jobs, inbox) = mpsc::channel();
         let (opened, opening) = oneshot::channel();
         let (ending, ended) = oneshot::channel();
@@ -105,6 +113,7 @@ impl Committer {
         let mut session = Session {
             kafka: kafka.clone(),
             customer: customer.to_owned(),
+            limits,
             producer: None,
             position: 0,
             last_epoch: None,
@@ -127,8 +136,7 @@ impl Committer {
     ///
     /// # Errors
     /// Final ones: `Fenced` (another process took over), `Data` (a record that Kafka does not
-    /// take: names topic and size; another output for this epoch may be committed instead),
-    /// `Config` (a missing topic), `Kafka` (a permission). The epoch is not committed.
+    /// take, whatever its size; another output for this epoch may be committed instead), `Config` (a missing topic), `Kafka` (a permission). The epoch is not committed.
     pub async fn commit(&self, output: EpochOutput) -> Result<Committed> {
         let (reply, answer) = oneshot::channel();
         self.jobs.send((output, reply)).map_err(stopped)?;
@@ -158,6 +166,14 @@ fn stopped<E>(_: E) -> Error {
     Error::internal("the committing thread has stopped")
 }
 
+/// What became of an epoch that was sent.
+enum Outcome {
+    /// Committed; the progress record's offset.
+    Committed(i64),
+    /// Not committed: the largest of the records that the topic did not take.
+    TooLarge { topic: Arc<str>, size: usize, error: Error },
+}
+
 /// What a look into the log says about an epoch.
 enum Verdict {
     Committed,
@@ -169,6 +185,7 @@ enum Verdict {
 struct Session {
     kafka: KafkaConfig,
     customer: String,
+    limits: Limits,
     /// None: must be made before the next transaction.
     producer: Option<TransactionalProducer>,
     /// Where the log was read to.
@@ -187,15 +204,18 @@ impl Session {
         if opened.send(records).is_err() || failed {
             return;
         }
-        while let Ok((output, reply)) = inbox.recv() {
+        while let Ok((mut output, reply)) = inbox.recv() {
             let begun = Instant::now();
             let outcome = match self.fenced {
                 true => Err(self.fenced("the process was fenced before", &output)),
-                false => self.commit(&output),
+                false => self.commit_fitting(&mut output),
             };
             self.fenced = matches!(&outcome, Err(error) if error.kind == Kind::Fenced);
             // The pipeline may be gone; the epoch is committed all the same.
-            let done = |log_offset| Committed { took: begun.elapsed(), log_offset };
+            let done = |(log_offset, diverted)| {
+                let took = begun.elapsed();
+                Committed { took, log_offset, diverted }
+            };
             let _ = reply.send(outcome.map(done));
             if self.stop.load(Ordering::Acquire) {
                 return;
@@ -206,7 +226,7 @@ impl Session {
     fn open(&mut self) -> Result<Vec<Bytes>> {
         let begun = Instant::now();
         loop {
-            match TransactionalProducer::open(&self.kafka, &self.customer) {
+            match self.make_producer() {
                 Ok(producer) => self.producer = Some(producer),
                 Err(failure) if begun.elapsed() > OPEN_WAIT || self.stopping() => {
                     return Err(self.unreachable(failure));
@@ -225,8 +245,27 @@ impl Session {
         }
     }
 
-    /// Gives [`Committed::log_offset`].
-    fn commit(&mut self, output: &EpochOutput) -> Result<i64> {
+    /// Gives [`Committed::log_offset`] and [`Committed::diverted`].
+    fn commit_fitting(&mut self, output: &mut EpochOutput) -> Result<(i64, u64)> {
+        let mut diverted = self.limits.apply(&mut output.records).diverted;
+        loop {
+            match self.commit(output)? {
+                Outcome::Committed(log_offset) => return Ok((log_offset, diverted)),
+                Outcome::TooLarge { topic, size, error } => {
+                    // The topic's limit is less than it was, or less than it told.
+                    self.limits.lower(&topic, size);
+                    self.producer = None;
+                    let more = self.limits.apply(&mut output.records);
+                    if more.replaced == 0 {
+                        return Err(error);
+                    }
+                    diverted += more.diverted;
+                }
+            }
+        }
+    }
+
+    fn commit(&mut self, output: &EpochOutput) -> Result<Outcome> {
         if epoch_of(&output.progress)? != output.epoch || self.last_epoch >= Some(output.epoch) {
             return Err(Error::internal(format!(
                 "epoch {} cannot follow {:?}",
@@ -255,13 +294,20 @@ impl Session {
                 }
                 Err(failure) => failure,
             };
-            if matches!(failure, Failure::Abortable(_) | Failure::Final(_)) {
+            let over = matches!(
+                failure,
+                Failure::Abortable(_) | Failure::Final(_) | Failure::TooLarge { .. }
+            );
+            if over {
                 keep = producer.abort() && keep;
                 self.producer = keep.then_some(producer);
             }
             attempts += 1;
             match failure {
                 Failure::Final(error) => return Err(error),
+                Failure::TooLarge { topic, size, error } => {
+                    return Ok(Outcome::TooLarge { topic, size, error });
+                }
                 Failure::Fenced(why) if took < OLD_TRANSACTION => {
                     return Err(self.fenced(&why, output));
                 }
@@ -275,7 +321,7 @@ impl Session {
             std::thread::sleep(PAUSE);
         }
         self.last_epoch = Some(output.epoch);
-        Ok(self.position)
+        Ok(Outcome::Committed(self.position))
     }
 
     /// A new producer, after the old one is gone: `None` when the log has the epoch already.
@@ -296,7 +342,7 @@ impl Session {
                     continue;
                 }
             }
-            let producer = match TransactionalProducer::open(&self.kafka, &self.customer) {
+            let producer = match self.make_producer() {
                 Ok(producer) => producer,
                 Err(Failure::Final(error)) => return Err(error),
                 Err(failure) => {
@@ -330,6 +376,10 @@ impl Session {
             }
         }
         Ok(Verdict::Absent)
+    }
+
+    fn make_producer(&self) -> Result<TransactionalProducer, Failure> {
+        TransactionalProducer::open(&self.kafka, &self.customer, self.limits.smallest())
     }
 
     fn read(&self, until: Until, from: i64) -> Result<Part> {
@@ -368,7 +418,7 @@ impl Session {
 
     fn unreachable(&self, failure: Failure) -> Error {
         let why = match failure {
-            Failure::Final(error) => return error,
+            Failure::Final(error) | Failure::TooLarge { error, .. } => return error,
             Failure::Fenced(why) | Failure::Abortable(why) | Failure::Unknown(why) => why,
         };
         Error::new(
@@ -385,6 +435,8 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
     use super::*;
@@ -411,6 +463,15 @@ mod tests {
             progress: progress(epoch),
             offsets: vec![],
         }
+    }
+
+    /// Kafka's default; what is larger says how large it was.
+    fn limits(topic: &str) -> Limits {
+        let replace = |record: OutRecord, _| {
+            let size = record.value.as_ref().map_or(0, Bytes::len);
+            OutRecord { value: Some(format!("{size} bytes").into()), ..record }
+        };
+        Limits::new(HashMap::from([(topic.into(), 1_048_588)]), Arc::new(replace))
     }
 
     /// The values of a topic's only partition, read_committed.
@@ -441,24 +502,18 @@ mod tests {
 
     /// Epochs are committed, survive reopening, and a record that is too large stops nothing.
     async fn commits(kafka: &KafkaConfig, customer: &str, topic: &str) {
-        let (committer, records) = Committer::open(kafka, customer).await.unwrap();
+        let (committer, records) = Committer::open(kafka, customer, limits(topic)).await.unwrap();
         assert!(records.is_empty());
         for epoch in [1, 2] {
             committer.commit(output(topic, epoch, 100)).await.unwrap();
         }
-        let mut large = output(topic, 3, 5);
+        let mut large = output(topic, 3, 100);
         large.records[2].value = Some(vec![b'x'; 3_000_000].into());
-        let error = committer.commit(large).await.unwrap_err();
-        assert_eq!(error.kind, Kind::Data, "{error}");
-        assert!(
-            error.message.contains(topic) && error.message.contains("3000002 bytes"),
-            "{error}"
-        );
-        committer.commit(output(topic, 3, 100)).await.unwrap();
+        assert_eq!(committer.commit(large).await.unwrap().diverted, 0);
         assert!(committer.commit(output(topic, 3, 1)).await.is_err(), "an epoch follows the last");
         committer.close().await;
 
-        let (committer, records) = Committer::open(kafka, customer).await.unwrap();
+        let (committer, records) = Committer::open(kafka, customer, limits(topic)).await.unwrap();
         assert_eq!(records, [progress(1), progress(2), progress(3)]);
         assert_eq!(read_log(kafka, customer).await.unwrap(), records);
         committer.close().await;
@@ -475,17 +530,48 @@ mod tests {
         let Some(kafka) = real_kafka("epochs_are_committed_to_a_real_kafka") else { return };
         let (customer, topic) = customer(&kafka);
         commits(&kafka, &customer, &topic).await;
-        assert_eq!(
-            values(&kafka, &topic).await,
-            expected(&[1, 2, 3], 100),
-            "nothing of what was aborted"
-        );
+        let mut wanted = expected(&[1, 2, 3], 100);
+        wanted[202] = "3000000 bytes".to_owned();
+        assert_eq!(values(&kafka, &topic).await, wanted, "nothing of what was aborted");
+    }
+
+    #[tokio::test]
+    async fn a_topic_that_takes_less_than_it_told_stops_nothing() {
+        let Some(kafka) = real_kafka("a_topic_that_takes_less_than_it_told_stops_nothing") else {
+            return;
+        };
+        let customer = unique("c");
+        let log = NewTopic { name: log_topic(&customer), partitions: 1, config: vec![] };
+        let small = NewTopic {
+            name: unique("small"),
+            partitions: 1,
+            config: vec![("max.message.bytes".into(), "2000".into())],
+        };
+        let cluster = Cluster::connect(&kafka).unwrap();
+        cluster.create_topics(&[log, small.clone()]).unwrap();
+        let topic: Arc<str> = small.name.as_str().into();
+        let told = cluster.message_limits(&[topic.clone()]).unwrap();
+        assert_eq!(told, HashMap::from([(topic.clone(), 2_000)]));
+
+        let (committer, _) = Committer::open(&kafka, &customer, limits(&topic)).await.unwrap();
+        let mut first = output(&topic, 1, 3);
+        let random: Vec<u8> = std::iter::repeat_with(|| uuid::Uuid::new_v4().into_bytes())
+            .take(500)
+            .flatten()
+            .collect();
+        first.records[1].value = Some(random.into());
+        committer.commit(first).await.unwrap();
+        committer.commit(output(&topic, 2, 100)).await.unwrap();
+        let mut wanted = expected(&[1], 3);
+        wanted[1] = "8000 bytes".to_owned();
+        wanted.extend(expected(&[2], 100));
+        assert_eq!(values(&kafka, &topic).await, wanted);
     }
 
     #[tokio::test]
     async fn an_unknown_outcome_is_resolved_by_the_log() {
         let mock = Mock::start(&[("out", 1), ("millstream.a.log", 1)]);
-        let (committer, _) = Committer::open(&mock.kafka, "a").await.unwrap();
+        let (committer, _) = Committer::open(&mock.kafka, "a", limits("out")).await.unwrap();
         committer.commit(output("out", 1, 3)).await.unwrap();
         // The mock has written the records, and its answer to the commit is an error: done.
         mock.cluster.request_errors(
@@ -511,7 +597,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_topic_is_named() {
         let Some(kafka) = real_kafka("a_missing_topic_is_named") else { return };
-        let error = Committer::open(&kafka, &unique("nobody")).await.err().unwrap();
+        let error = Committer::open(&kafka, &unique("nobody"), limits("out")).await.err().unwrap();
         assert_eq!(error.kind, Kind::Config, "{error}");
         assert!(error.message.contains(".log does not exist"), "{error}");
     }
@@ -520,9 +606,9 @@ mod tests {
     async fn who_opens_later_fences_who_was_there() {
         let Some(kafka) = real_kafka("who_opens_later_fences_who_was_there") else { return };
         let (customer, topic) = customer(&kafka);
-        let (old, _) = Committer::open(&kafka, &customer).await.unwrap();
+        let (old, _) = Committer::open(&kafka, &customer, limits(&topic)).await.unwrap();
         old.commit(output(&topic, 1, 10)).await.unwrap();
-        let (new, records) = Committer::open(&kafka, &customer).await.unwrap();
+        let (new, records) = Committer::open(&kafka, &customer, limits(&topic)).await.unwrap();
         assert_eq!(records, [progress(1)]);
         let error = old.commit(output(&topic, 2, 10)).await.unwrap_err();
         assert_eq!(error.kind, Kind::Fenced, "{error}");
@@ -543,7 +629,7 @@ mod tests {
     async fn offsets_are_told_to_lag_tools() {
         let Some(kafka) = real_kafka("offsets_are_told_to_lag_tools") else { return };
         let (customer, topic) = customer(&kafka);
-        let (committer, _) = Committer::open(&kafka, &customer).await.unwrap();
+        let (committer, _) = Committer::open(&kafka, &customer, limits(&topic)).await.unwrap();
         let tp = TopicPartition::new(topic.as_str(), 0);
         let mut first = output(&topic, 1, 1);
         first.offsets = vec![(tp.clone(), 42)];

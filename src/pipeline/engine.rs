@@ -584,6 +584,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Drops what these queries keep and said. Epochs that ran again are none of theirs, for
+    /// their results were never sent.
+    pub fn begin_empty(&mut self, queries: &BTreeSet<String>) -> Result<()> {
+        for query in self.queries.iter_mut().filter(|q| queries.contains(&q.plan.name)) {
+            query.operator = Operator::new(query.plan.clone(), self.zone)?;
+            self.changed.insert(query.plan.name.clone());
+        }
+        self.refresh_views();
+        Ok(())
+    }
+
     /// Fingerprints of all plans, by query (and by "stream:<name>").
     pub fn fingerprints(&self) -> BTreeMap<String, String> {
         let queries =

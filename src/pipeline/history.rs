@@ -125,6 +125,13 @@ impl EventHistory {
     }
 }
 
+impl Drop for EventHistory {
+    /// Whoever goes on with the tables must be alone with them.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// Writers of several tables, by stream or topic, that are committed as they fall due.
 pub struct Tables<K> {
     writers: HashMap<K, Writer>,

@@ -18,6 +18,7 @@ mod status;
 mod stream;
 pub mod tables;
 mod tail;
+mod topic;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -31,16 +32,19 @@ pub use engine::{Engine, Output, publication};
 pub use history::event_schema;
 pub use start::{blocking, plan};
 pub use stream::decoder;
+pub use topic::{read_range, read_topic};
 
 use crate::catalog::{Catalog, Customer, Emit};
-use crate::log::{Committed, EpochOutput, Joined, Position, Progress, SnapshotRef, VERSION};
+use crate::log::{
+    Committed, EpochOutput, Joined, OutRecord, Position, Progress, SnapshotRef, VERSION,
+};
 use crate::serve::status::Status;
 use crate::serve::{Metrics, StatusBoard};
 use crate::source::chunk::Chunk;
 use crate::source::{Cluster, Event, KafkaConfig, TopicPartition};
 use crate::time::{Clock, END, Micros, SECOND};
 use crate::watermark::ClockDecision;
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 
 use engine::HistoryRows;
 use start::Begun;
@@ -53,6 +57,12 @@ const QUIET_INTERVAL: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Results and rows of an unfinished epoch beyond this end it; until then nothing is read.
 const PENDING_BYTES: usize = 64 << 20;
+
+/// How long a pipeline that is to stop waits for Kafka.
+const STOP_WAIT: Duration = Duration::from_secs(3);
+/// How long a pipeline that failed waits before it begins again; twice as long after each failure.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_RESTART_PAUSE: Duration = Duration::from_secs(60);
 
 /// How far a run goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,44 +111,89 @@ pub fn history_root(data_dir: &Path) -> PathBuf {
     data_dir.join("history")
 }
 
-/// Runs one customer's pipeline until its mode's end or `stop`.
+/// Runs one customer's pipeline until its mode's end or `stop`. One that follows its topics and
+/// has run before begins again when Kafka or the disk fails it.
+///
+/// # Errors
+/// What nobody but a person can mend; or that Kafka did not answer when it was to stop.
 pub async fn run(
     catalog: Arc<Catalog>,
     customer: Arc<Customer>,
-    options: Options,
-    stop: watch::Receiver<bool>,
+    mut options: Options,
+    mut stop: watch::Receiver<bool>,
 ) -> Result<()> {
-    let board = options.board.clone();
-    let name = customer.name.clone();
-    let result = run_pipeline(&catalog, &customer, options, stop).await;
-    if let Err(error) = &result {
+    let mut pause = RESTART_PAUSE;
+    let mut ran = false;
+    loop {
+        let begun = Instant::now();
+        let result = run_pipeline(&catalog, &customer, &mut options, stop.clone(), &mut ran).await;
+        let Err(error) = result else { return Ok(()) };
         let failed = Some(error.to_string());
-        board.publish(Status { customer: name, failed, ..Status::default() });
+        options.board.publish(Status {
+            customer: customer.name.clone(),
+            failed,
+            ..Status::default()
+        });
+        let passing = matches!(error.kind, Kind::Kafka | Kind::Storage);
+        if !ran || !passing || options.mode != Mode::Follow || *stop.borrow() {
+            return Err(error);
+        }
+        if begun.elapsed() > LONGEST_RESTART_PAUSE {
+            pause = RESTART_PAUSE;
+        }
+        tracing::error!(customer = customer.name, %error, "the pipeline failed and begins again in {} s", pause.as_secs());
+        let stopped = stop.wait_for(|stop| *stop);
+        if tokio::time::timeout(pause, stopped).await.is_ok() {
+            return Err(error);
+        }
+        pause = (pause * 2).min(LONGEST_RESTART_PAUSE);
     }
-    result
 }
 
 async fn run_pipeline(
     catalog: &Catalog,
     customer: &Arc<Customer>,
-    options: Options,
-    stop: watch::Receiver<bool>,
+    options: &mut Options,
+    mut stop: watch::Receiver<bool>,
+    ran: &mut bool,
 ) -> Result<()> {
-    let begun = start::begin(catalog, customer, &options).await?;
-    let tail = match options.history {
-        true => Some(tail::Tail::start(&begun.engine, &options, &begun.cluster).await?),
+    let begun = tokio::select! {
+        begun = start::begin(catalog, customer, options) => begun?,
+        // Nothing is under way that a commit would be needed for.
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let mut tail = match options.history {
+        true => Some(tail::Tail::start(&begun.engine, options, &begun.cluster).await?),
         false => None,
     };
     let waits_since = tail.as_ref().map(|tail| tail.waits_since.clone());
-    let mut pipeline = Pipeline::new(begun, options, stop, waits_since);
-    let result = pipeline.live().await;
-    let result = match result {
-        Ok(()) => pipeline.finish().await,
-        Err(error) => Err(error),
+    let mut pipeline = Pipeline::new(begun, options.clone(), stop.clone(), waits_since);
+    *ran = true;
+    let lived = tokio::select! {
+        lived = pipeline.live() => lived,
+        error = tail::failure(&mut tail) => Err(error),
     };
-    match (result, tail) {
-        (Ok(()), Some(tail)) => tail.finish().await,
-        (result, _) => result,
+    // What was dropped is dropped once.
+    options.reset = Reset::default();
+    lived?;
+    pipeline.finish().await?;
+    drop(pipeline);
+    let Some(tail) = tail else { return Ok(()) };
+    tokio::select! {
+        done = tail.finish() => done,
+        () = out_of_patience(stop) => {
+            tracing::warn!(customer = customer.name, "the newest results reach history at the next start");
+            Ok(())
+        }
+    }
+}
+
+/// Returns when somebody wants to stop and has waited for Kafka long enough.
+async fn out_of_patience(mut stop: watch::Receiver<bool>) {
+    // Without a sender nobody will ever want to stop.
+    match stop.wait_for(|stop| *stop).await.map(drop) {
+        Ok(()) => tokio::time::sleep(STOP_WAIT).await,
+        Err(_) => std::future::pending().await,
     }
 }
 
@@ -173,6 +228,8 @@ struct Pipeline {
     joins: mpsc::Receiver<Look>,
     waiting_joins: Vec<Joined>,
     known: watch::Sender<Known>,
+    /// Since when the lookout waits for an answer.
+    asked: watch::Receiver<Option<Instant>>,
     ends: HashMap<TopicPartition, i64>,
     targets: Option<HashMap<TopicPartition, i64>>,
     emitted_at: HashMap<String, Micros>,
@@ -200,8 +257,9 @@ impl Pipeline {
         let recorded = positions(&begun.engine);
         let (known, known_receiver) = watch::channel(known(&begun.engine));
         let (sender, joins) = mpsc::channel(1);
-        let lookout =
-            Lookout { kafka: options.kafka.clone(), known: known_receiver, first: begun.first };
+        let (asking, asked) = watch::channel(None);
+        let (kafka, first) = (options.kafka.clone(), begun.first);
+        let lookout = Lookout { kafka, known: known_receiver, asking, first };
         tokio::spawn(lookout.run(sender));
         let waits =
             status::Waits { events: begun.history.written.clone(), results: results_wait_since };
@@ -210,6 +268,7 @@ impl Pipeline {
             recorded,
             joins,
             known,
+            asked,
             waiting_joins: Vec::new(),
             open: Open::default(),
             commit: None,
@@ -230,7 +289,8 @@ impl Pipeline {
     /// Reads, processes and commits until told to stop or until the mode's end.
     async fn live(&mut self) -> Result<()> {
         if self.begun.restate {
-            self.record_snapshot().await?;
+            let records = std::mem::take(&mut self.begun.retracted);
+            self.record_snapshot(records).await?;
         }
         loop {
             if *self.stop.borrow() || self.reached_end() {
@@ -252,6 +312,7 @@ impl Pipeline {
             if self.commit.is_none() && self.is_due() {
                 self.end_epoch(false).await?;
             }
+            self.report();
         }
     }
 
@@ -385,7 +446,6 @@ impl Pipeline {
             && open.tables.is_empty()
             && ready.is_none()
             && !self.begun.engine.has_news();
-        self.status.report(&self.begun.engine, &self.ends, self.begun.epoch, &self.paused);
         if silent && !drain {
             self.committed_at = Instant::now();
             self.look_at_tables().await?;
@@ -472,6 +532,7 @@ impl Pipeline {
             commit.newest_ms,
             self.options.clock.now(),
         );
+        self.status.too_large(done.diverted);
         self.begun.history.epoch(commit.epoch, commit.history).await?;
         self.begun.snapshots.committed(commit.epoch, done.log_offset);
         if let Some(named) = commit.names_snapshot {
@@ -479,6 +540,14 @@ impl Pipeline {
             self.status.snapshot_named(self.options.clock.now());
         }
         Ok(())
+    }
+
+    /// Tells how things stand, if it is time to.
+    fn report(&mut self) {
+        let commit = self.commit.as_ref().map(|commit| commit.began);
+        let asked = [commit, *self.asked.borrow()].into_iter().flatten().min();
+        let Begun { engine, epoch, .. } = &self.begun;
+        self.status.report(engine, &self.ends, *epoch, &self.paused, asked);
     }
 
     /// Queries whose open windows are to be evaluated early now.
@@ -534,9 +603,9 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Takes a snapshot of now and commits a full record that names it: nothing happens between
-    /// the two.
-    async fn record_snapshot(&mut self) -> Result<()> {
+    /// Takes a snapshot of now and commits a full record that names it, with `records`: nothing
+    /// happens between the two.
+    async fn record_snapshot(&mut self, records: Vec<OutRecord>) -> Result<()> {
         self.begun.history.flush().await?;
         self.start_snapshot(self.begun.epoch)?;
         self.begun.snapshots.poll(true).await?;
@@ -550,14 +619,18 @@ impl Pipeline {
             ..Progress::default()
         };
         self.fill(&mut record, reference.clone());
-        self.send(record, Output::default(), reference, Instant::now())?;
+        let output = Output { records, ..Output::default() };
+        self.send(record, output, reference, Instant::now())?;
         self.settle().await
     }
 
     /// Waits for the commit under way.
     async fn settle(&mut self) -> Result<()> {
         if self.commit.is_some() {
-            let done = finished(&mut self.commit).await;
+            let done = tokio::select! {
+                done = finished(&mut self.commit) => done,
+                () = out_of_patience(self.stop.clone()) => Err(unanswered()),
+            };
             self.committed(done).await?;
         }
         Ok(())
@@ -569,11 +642,16 @@ impl Pipeline {
         let complete = self.reached_end();
         self.end_epoch(complete).await?;
         self.settle().await?;
-        self.record_snapshot().await?;
+        self.record_snapshot(Vec::new()).await?;
         self.begun.history.flush().await?;
-        self.status.report(&self.begun.engine, &self.ends, self.begun.epoch, &self.paused);
+        self.report();
         Ok(())
     }
+}
+
+fn unanswered() -> Error {
+    Error::new(Kind::Kafka, "Kafka does not answer: stopped without the last commit")
+        .hint("what is not committed is read again at the next start; nothing is lost")
 }
 
 /// The end of the commit under way; never, when none is.
@@ -616,6 +694,8 @@ fn known(engine: &Engine) -> Known {
 struct Lookout {
     kafka: KafkaConfig,
     known: watch::Receiver<Known>,
+    /// Since when an answer is awaited.
+    asking: watch::Sender<Option<Instant>>,
     first: bool,
 }
 
@@ -639,9 +719,12 @@ impl Lookout {
                 }
                 Ok(Look { joined, ends })
             });
+            // A look that fails leaves the time of the first one that did.
+            self.asking.send_modify(|since| _ = since.get_or_insert_with(Instant::now));
             match look.await {
                 Ok(look) => {
                     self.first = false;
+                    self.asking.send_replace(None);
                     if found.send(look).await.is_err() {
                         return;
                     }

@@ -58,7 +58,8 @@ pub async fn replay(
     planned.now.set(Clock::system().now());
     let mut relations = Relations::new();
     for table in &customer.tables {
-        let rows = tables::read(table, &catalog.root.join(&table.location)).await?;
+        let path = catalog.root.join(&table.location);
+        let rows = tables::read(table, &path, planned.tables.get(&table.name)).await?;
         relations.insert(table.name.clone(), Arc::new(rows));
     }
     let mut steps = chain(&planned.queries, &replay.query, customer)?;

@@ -12,12 +12,15 @@ use super::engine::{Engine, HistoryRows};
 use super::history::{self, EventHistory};
 use super::snapshots::Snapshots;
 use super::tables::ReferenceTables;
-use super::{Options, Reset, history_root};
+use super::{Options, Reset, history_root, topic};
 use crate::catalog::{Catalog, Customer, Start, Topics};
-use crate::log::{Committer, Joined, Progress, Recovered, log_topic};
+use crate::log::{Committer, Joined, Limits, OutRecord, Progress, Recovered, Snapshot, log_topic};
 use crate::source::chunk::Chunk;
 use crate::source::{Cluster, Event, Isolation, NewTopic, Reader, TopicPartition};
 use crate::{Error, Kind, Result, sink, sql};
+
+/// What a topic of dead letters takes, in bytes; managed brokers allow that much.
+const DEAD_LETTER_BYTES: &str = "8388608";
 
 /// What the log and the broker gave; the pipeline goes on from here.
 pub struct Begun {
@@ -40,6 +43,8 @@ pub struct Begun {
     pub first: bool,
     /// Whether state was dropped, so that a snapshot must say so before anything else.
     pub restate: bool,
+    /// Tombstones for what the topics say of that state, to go with the snapshot.
+    pub retracted: Vec<OutRecord>,
 }
 
 /// Plans a customer, with the columns of its reference tables as they are now.
@@ -78,6 +83,7 @@ pub async fn begin(
     options: &Options,
 ) -> Result<Begun> {
     let planned = plan(&catalog.root, customer).await.map_err(first_error)?;
+    let planned_tables = planned.tables.clone();
     let mut engine = Engine::new(customer.clone(), planned)?;
     let cluster = Arc::new(
         blocking({
@@ -94,7 +100,8 @@ pub async fn begin(
     .unwrap_or_default();
     ensure_topics(&cluster, &engine, options).await?;
 
-    let (committer, log) = Committer::open(&options.kafka, &customer.name).await?;
+    let limits = limits(&cluster, &engine).await?;
+    let (committer, log) = Committer::open(&options.kafka, &customer.name, limits).await?;
     let recovered = Recovered::from_log(&log)?;
     let reset = options.reset.contains(&customer.name);
     if !reset {
@@ -115,10 +122,26 @@ pub async fn begin(
         ))
     };
     let versions = options.data_dir.join("tables").join(&customer.name);
-    let mut tables = ReferenceTables::new(&catalog.root, versions, customer.tables.clone());
+    let mut tables =
+        ReferenceTables::new(&catalog.root, versions, customer.tables.clone(), planned_tables);
 
     let fresh = fresh_queries(&recovered, &engine, options);
-    let loaded = if reset { None } else { snapshots.load(&recovered).await.map_err(missing)? };
+    let loaded = match reset {
+        // Nothing is taken from it, so it may be missing: it only tells what is dropped.
+        true => snapshots.load(&recovered).await.ok().flatten(),
+        false => snapshots.load(&recovered).await.map_err(missing)?,
+    };
+    let drops = |query: &str| reset || fresh.contains(query);
+    if let Some((reference, saved)) = &loaded {
+        tell_dropped(&customer.name, reference.epoch, saved, drops);
+    }
+    let loaded = loaded.filter(|_| !reset);
+    let mut retracted = Vec::new();
+    if recovered.last.is_some() {
+        for query in engine.queries.iter().filter(|query| drops(&query.plan.name)) {
+            retracted.extend(topic::retractions(&options.kafka, &query.sink).await?);
+        }
+    }
     let snapshot = loaded.as_ref().map(|(reference, _)| reference.clone());
     if reset {
         let kept = recovered.positions.iter();
@@ -166,18 +189,41 @@ pub async fn begin(
         new_tables: BTreeMap::new(),
         first: recovered.last.is_none(),
         restate: reset || !fresh.is_empty(),
+        retracted,
         engine,
         tables,
     };
     begun.assign_positions()?;
     if !reset {
         begun.run_again(recovered.after(snapshot.as_ref())?).await?;
+        begun.engine.begin_empty(&fresh)?;
     }
     if begun.restate {
         begun.snapshots.forget();
     }
     begun.take_table_changes().await?;
     Ok(begun)
+}
+
+/// Says how much kept state is dropped, as of the snapshot.
+fn tell_dropped(customer: &str, epoch: u64, saved: &Snapshot, drops: impl Fn(&str) -> bool) {
+    let queries = saved.manifest["queries"].as_object();
+    for (query, state) in queries.into_iter().flatten().filter(|(query, _)| drops(query)) {
+        let open = |windows: &Vec<serde_json::Value>| {
+            windows.iter().filter(|window| window[1]["closed"] == false).count()
+        };
+        let windows = state["operator"]["windows"].as_array().map_or(0, open);
+        let own = |name: &str| name.split_once('/').is_some_and(|(of, _)| of == query);
+        let batches = saved.batches.iter().filter(|(name, _)| own(name));
+        let rows: usize = batches.map(|(_, rows)| rows.num_rows()).sum();
+        tracing::warn!(
+            customer,
+            query,
+            windows,
+            rows,
+            "state is dropped: open windows and kept rows, as of epoch {epoch}"
+        );
+    }
 }
 
 impl Begun {
@@ -347,6 +393,24 @@ pub fn new_partitions(
     Ok(joined)
 }
 
+/// How large records of the output topics may be, and what becomes of larger ones.
+async fn limits(cluster: &Arc<Cluster>, engine: &Engine) -> Result<Limits> {
+    let customer = &engine.customer;
+    let dead = sink::dead_letter_topic(&customer.name);
+    let mut outputs: HashMap<Arc<str>, Option<String>> = HashMap::new();
+    for query in &engine.queries {
+        outputs.insert(query.sink.topic.clone(), Some(query.plan.name.clone()));
+    }
+    for stream in &customer.streams {
+        outputs.insert(sink::late_topic(&customer.name, &stream.name), None);
+    }
+    let mut topics: Vec<_> = outputs.keys().cloned().collect();
+    topics.push(dead.clone());
+    let cluster = cluster.clone();
+    let limits = blocking(move || cluster.message_limits(&topics)).await?;
+    Ok(Limits::new(limits, sink::replacement(dead, outputs)))
+}
+
 /// Creates what is missing, or names it.
 async fn ensure_topics(cluster: &Arc<Cluster>, engine: &Engine, options: &Options) -> Result<()> {
     let customer = &engine.customer;
@@ -362,7 +426,8 @@ async fn ensure_topics(cluster: &Arc<Cluster>, engine: &Engine, options: &Option
         NewTopic {
             name: sink::dead_letter_topic(&customer.name).to_string(),
             partitions: 1,
-            config: vec![],
+            // A record as large as Kafka takes by default, and its reasons, are no more than that.
+            config: vec![("max.message.bytes".into(), DEAD_LETTER_BYTES.into())],
         },
     ];
     for stream in &customer.streams {
@@ -481,19 +546,13 @@ fn other_topic(topic: &str, now: Option<&str>, customer: &str) -> Error {
         ))
 }
 
-/// Queries that must begin empty: new ones, changed ones, those named by --reset.
+/// Queries that begin empty: new ones, and those named by --reset.
 fn fresh_queries(recovered: &Recovered, engine: &Engine, options: &Options) -> BTreeSet<String> {
-    let recorded = recovered.base.as_ref().map(|b| &b.plans);
-    let plans = engine.fingerprints();
-    plans
-        .into_iter()
-        .filter(|(name, plan)| recorded.and_then(|r| r.get(name)) != Some(plan))
-        .map(|(name, _)| name)
-        .filter(|name| {
-            options.reset.contains_query(&engine.customer.name, name)
-                || recorded.is_some_and(|r| !r.contains_key(name))
-        })
-        .collect()
+    let recorded = recovered.base.as_ref().map(|base| &base.plans);
+    let is_new = |name: &String| recorded.is_some_and(|plans| !plans.contains_key(name));
+    let customer = &engine.customer.name;
+    let names = engine.fingerprints().into_keys();
+    names.filter(|name| options.reset.contains_query(customer, name) || is_new(name)).collect()
 }
 
 async fn open_history(

@@ -83,6 +83,14 @@ impl Reporter {
         }
     }
 
+    /// Counts results that became dead letters because their topic does not take them.
+    pub fn too_large(&mut self, count: u64) {
+        if count > 0 {
+            self.dead += count;
+            self.metrics.dead_letters(&self.customer, "too_large", count);
+        }
+    }
+
     /// Counts a commit: how long the transaction took, and the whole of it.
     pub fn committed(
         &mut self,
@@ -103,13 +111,15 @@ impl Reporter {
         self.snapshot_at = self.snapshot_at.map(|_| now);
     }
 
-    /// Publishes the status, unless that was done just now.
+    /// Publishes the status, unless that was done just now. `asked`: since when Kafka owes an
+    /// answer.
     pub fn report(
         &mut self,
         engine: &Engine,
         ends: &HashMap<TopicPartition, i64>,
         epoch: u64,
         paused: &BTreeSet<TopicPartition>,
+        asked: Option<Instant>,
     ) {
         if self.reported.is_some_and(|at| at.elapsed() < INTERVAL) {
             return;
@@ -139,6 +149,10 @@ impl Reporter {
         let status = Status {
             history_waits_since: waits.into_iter().flatten().min(),
             snapshot_at: self.snapshot_at,
+            kafka_waits_since: asked.map(|asked| {
+                let waited = Micros::try_from(asked.elapsed().as_micros()).unwrap_or(Micros::MAX);
+                self.clock.now().saturating_sub(waited)
+            }),
             customer: self.customer.clone(),
             zone: engine.customer.zone.name().to_owned(),
             at: self.clock.now(),

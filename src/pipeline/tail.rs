@@ -40,6 +40,22 @@ pub struct Tail {
     pub waits_since: watch::Receiver<Option<Micros>>,
 }
 
+/// Why a tail ended before it was told to; never, where there is none.
+pub async fn failure(tail: &mut Option<Tail>) -> Error {
+    let Some(tail) = tail else { return std::future::pending().await };
+    match (&mut tail.task).await {
+        Ok(Err(error)) => error,
+        _ => Error::internal("the history of results ended"),
+    }
+}
+
+impl Drop for Tail {
+    /// Whoever goes on with the tables must be alone with them.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// How the records of a topic become rows.
 enum Shape {
     /// Values are JSON objects of these columns.
@@ -111,9 +127,11 @@ impl Tail {
     }
 
     /// Reads to the end that the topics have now, commits, and stops.
-    pub async fn finish(self) -> Result<()> {
+    pub async fn finish(mut self) -> Result<()> {
         self.finish.send_replace(true);
-        self.task.await.map_err(|e| Error::internal("the history of results failed").because(e))?
+        (&mut self.task)
+            .await
+            .map_err(|e| Error::internal("the history of results failed").because(e))?
     }
 }
 
@@ -335,6 +353,13 @@ fn dead_letters(chunk: &Chunk, records: &[&Record]) -> Result<RecordBatch> {
     let text = |name: &str| -> ArrayRef {
         Arc::new(records.iter().map(|r| header(r, name)).collect::<StringArray>())
     };
+    let reason = |record: &Record| {
+        let reason = header(record, headers::REASON)?;
+        Some(match header(record, headers::CUT) {
+            Some(was) => format!("{reason} (this dead letter is cut; it was {was})"),
+            None => reason,
+        })
+    };
     let number =
         |name: &str| records.iter().map(|r| header(r, name)?.parse().ok()).collect::<Int64Array>();
     let small = |name: &str| -> ArrayRef {
@@ -358,7 +383,7 @@ fn dead_letters(chunk: &Chunk, records: &[&Record]) -> Result<RecordBatch> {
         Arc::new(number(headers::OFFSET)),
         small(headers::POSITION),
         text(headers::COLUMN),
-        text(headers::REASON),
+        Arc::new(records.iter().map(|r| reason(r)).collect::<StringArray>()),
         Arc::new(records.iter().map(|r| chunk.key(r)).collect::<BinaryArray>()),
         Arc::new(records.iter().map(|r| chunk.value(r)).collect::<BinaryArray>()),
         Arc::new(others.collect::<StringArray>()),

@@ -22,6 +22,8 @@ use crate::time::{Clock, MINUTE, Micros, SECOND};
 
 /// A status older than this is no sign of life: pipelines publish about once a second.
 const STALE_US: Micros = 15 * SECOND;
+/// Kafka answers within milliseconds; a transaction that waits for a disk may take a second.
+const KAFKA_US: Micros = 5 * SECOND;
 /// History commits every 10 s; a row that waits six times as long is stuck.
 const HISTORY_US: Micros = MINUTE;
 /// Recovery runs again what came after the newest snapshot: this much of it is too much.
@@ -155,6 +157,9 @@ fn unready_pipeline(status: &Status, now: Micros) -> Option<String> {
     if now - status.at > STALE_US {
         return Some(format!("the pipeline has said nothing for {} s", seconds(status.at)));
     }
+    if let Some(since) = status.kafka_waits_since.filter(|since| now - since > KAFKA_US) {
+        return Some(format!("Kafka has not answered for {} s", seconds(since)));
+    }
     if let Some(since) = status.history_waits_since.filter(|since| now - since > HISTORY_US) {
         return Some(format!("history has not committed for {} s", seconds(since)));
     }
@@ -227,6 +232,7 @@ mod tests {
             at: now - SECOND,
             history_waits_since: Some(now - 10 * SECOND),
             snapshot_at: Some(now - MINUTE),
+            kafka_waits_since: Some(now - SECOND),
             ..Status::default()
         };
         assert_eq!(unready_pipeline(&good, now), None);
@@ -236,6 +242,10 @@ mod tests {
                 "the pipeline failed: fenced",
             ),
             (Status { at: now - 16 * SECOND, ..good.clone() }, "said nothing for 16 s"),
+            (
+                Status { kafka_waits_since: Some(now - 6 * SECOND), ..good.clone() },
+                "Kafka has not answered for 6 s",
+            ),
             (
                 Status { history_waits_since: Some(now - 61 * SECOND), ..good.clone() },
                 "history has not committed for 61 s",

@@ -36,6 +36,9 @@ pub struct Status {
     /// When the oldest row that history has not committed was read (wall clock); `None`: it has all.
     #[serde(default)]
     pub history_waits_since: Option<Micros>,
+    /// When Kafka was asked something that it has not answered yet (wall clock).
+    #[serde(default)]
+    pub kafka_waits_since: Option<Micros>,
     /// When the newest snapshot was named by a progress record (wall clock); before the first one,
     /// the pipeline's start. `None`: none is due.
     #[serde(default)]

@@ -26,8 +26,18 @@ pub mod headers {
     pub const COLUMN: &str = "millstream.column";
     /// What is wrong with it.
     pub const REASON: &str = "millstream.reason";
+    /// What the record had before it was cut to what the topic takes.
+    pub const CUT: &str = "millstream.cut";
     /// The record's Kafka timestamp, in milliseconds.
     pub const TIMESTAMP: &str = "millstream.timestamp";
+}
+
+/// A reason is cut after this many bytes: an error may quote the whole value.
+const REASON_BYTES: usize = 1_000;
+
+/// The beginning of a text, of at most `limit` bytes.
+fn cut(text: &str, limit: usize) -> &str {
+    &text[..text.floor_char_boundary(limit)]
 }
 
 /// Where a dead letter failed.
@@ -43,6 +53,8 @@ pub enum Stage {
     Query,
     /// The closing plan of a query failed for this window.
     Window,
+    /// A result, or a late row, is larger than its topic takes.
+    Result,
 }
 
 impl fmt::Display for Stage {
@@ -53,6 +65,7 @@ impl fmt::Display for Stage {
             Self::EventTime => "event_time",
             Self::Query => "query",
             Self::Window => "window",
+            Self::Result => "result",
         })
     }
 }
@@ -130,6 +143,13 @@ impl DeadLetter {
         }
     }
 
+    /// The record for a result that its topic does not take.
+    pub fn from_result(&self, topic: &Arc<str>, result: OutRecord) -> OutRecord {
+        let mut headers = result.headers;
+        self.describe(&mut headers);
+        OutRecord { topic: topic.clone(), headers, ..result }
+    }
+
     fn describe(&self, all: &mut Vec<(String, Option<Bytes>)>) {
         let mut say = |name: &str, text: &str| {
             all.push((name.to_owned(), Some(Bytes::copy_from_slice(text.as_bytes()))));
@@ -141,6 +161,6 @@ impl DeadLetter {
         if let Some(column) = &self.column {
             say(headers::COLUMN, column);
         }
-        say(headers::REASON, &self.reason);
+        say(headers::REASON, cut(&self.reason, REASON_BYTES));
     }
 }

@@ -5,6 +5,7 @@
 //! RFC 3339 with the zone's offset, nulls written out), keys are JSON objects of the key columns.
 
 mod dead_letter;
+mod large;
 mod late;
 mod results;
 
@@ -15,6 +16,7 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 
 pub use dead_letter::{DeadLetter, Origin, Stage, headers};
+pub use large::replacement;
 pub use late::late_schema;
 pub use late::{late_rows, origins};
 pub use results::{Publication, ResultSink};

@@ -3,10 +3,12 @@
 //! Every call blocks, up to half a minute when no broker answers: in async code, call from
 //! `tokio::task::spawn_blocking`.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
-use rdkafka::admin::{self, AdminClient, AdminOptions, TopicReplication};
+use rdkafka::admin::{self, AdminClient, AdminOptions, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -137,8 +139,8 @@ impl Cluster {
     /// No broker answers, or no such topic.
     pub fn topic_id(&self, topic: &str) -> Result<Option<String>> {
         self.serve();
-        // librdkafka's broker for demos and tests has no ids, and never answers when asked for one.
-        if self.cluster_id()?.is_some_and(|id| id.starts_with(MOCK_CLUSTER)) {
+        // The embedded one has no ids, and never answers when asked for one.
+        if self.is_embedded()? {
             return Ok(None);
         }
         match ffi::topic_id(self.consumer.client(), topic, WAIT) {
@@ -279,6 +281,42 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// How many bytes a batch may have, for each of `topics` that tells; also the client's own
+    /// `message.max.bytes`, where that is set and lower.
+    ///
+    /// # Errors
+    /// No broker answers.
+    pub fn message_limits(&self, topics: &[Arc<str>]) -> Result<HashMap<Arc<str>, usize>> {
+        let set = self.kafka.settings.iter().rev().find(|(name, _)| name == "message.max.bytes");
+        let set = set.and_then(|(_, value)| value.parse().ok()).unwrap_or(usize::MAX);
+        let mut limits = HashMap::new();
+        if !self.is_embedded()? {
+            let failed = |error| self.unanswered("the settings of topics", error);
+            let wanted: Vec<_> = topics.iter().map(|t| ResourceSpecifier::Topic(t)).collect();
+            let options = AdminOptions::new().request_timeout(Some(WAIT));
+            let answer = block_on(self.admin()?.describe_configs(&wanted, &options));
+            for (topic, described) in topics.iter().zip(answer.map_err(failed)?) {
+                // Without the permission to look, Kafka's default is taken for the limit.
+                let Ok(described) = described else { continue };
+                let limit = described.get("max.message.bytes").and_then(|e| e.value.as_deref());
+                let limit = limit.and_then(|value| value.parse().ok());
+                limits.extend(limit.map(|limit| (topic.clone(), limit)));
+            }
+        }
+        if set != usize::MAX {
+            for topic in topics {
+                let limit = limits.entry(topic.clone()).or_insert(set);
+                *limit = set.min(*limit);
+            }
+        }
+        Ok(limits)
+    }
+
+    /// Whether this is librdkafka's broker for demos and tests, which answers to less.
+    fn is_embedded(&self) -> Result<bool> {
+        Ok(self.cluster_id()?.is_some_and(|id| id.starts_with(MOCK_CLUSTER)))
     }
 
     /// Removes the records before `offset` for ever.

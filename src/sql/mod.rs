@@ -23,6 +23,7 @@ mod stream;
 mod trace;
 mod windows;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -46,6 +47,8 @@ pub struct CustomerPlan {
     pub streams: Vec<Arc<StreamPlan>>,
     /// A query comes after those that it reads.
     pub queries: Vec<Arc<QueryPlan>>,
+    /// The columns that reference tables have in these plans, by name.
+    pub tables: BTreeMap<String, SchemaRef>,
     /// The time that `now()` and its kin read in all of these plans.
     pub now: EpochNow,
 }
@@ -105,7 +108,11 @@ pub fn plan_customer(
             }
         }
     }
-    if errors.is_empty() { Ok(CustomerPlan { streams, queries, now }) } else { Err(errors) }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let tables = tables.iter().cloned().collect();
+    Ok(CustomerPlan { streams, queries, tables, now })
 }
 
 fn add(leaves: &mut Leaves, relation: Relation) {

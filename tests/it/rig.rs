@@ -196,9 +196,7 @@ struct Rig {
 impl Rig {
     async fn new(root: &Path, customer: &Arc<Customer>) -> Result<Self> {
         let versions = tempfile::tempdir()?;
-        let mut tables =
-            ReferenceTables::new(root, versions.path().into(), customer.tables.clone());
-        let engine = fresh(root, customer, &mut tables).await?;
+        let (engine, tables) = fresh(root, customer, versions.path()).await?;
         let join = engine.snapshot()?;
         let (log, records, history) = (Vec::new(), Vec::new(), BTreeMap::new());
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
@@ -284,9 +282,8 @@ impl Rig {
     }
 
     async fn recovered(&mut self, root: &Path) -> Result<Engine> {
-        self.tables =
-            ReferenceTables::new(root, self.versions.path().into(), self.customer.tables.clone());
-        let mut engine = fresh(root, &self.customer, &mut self.tables).await?;
+        let (mut engine, tables) = fresh(root, &self.customer, self.versions.path()).await?;
+        self.tables = tables;
         let saved = match self.kept {
             Some(number) => snapshot::read(&self.store, &format!("s{number}").into()).await?,
             None => Snapshot {
@@ -332,14 +329,16 @@ impl Rig {
 async fn fresh(
     root: &Path,
     customer: &Arc<Customer>,
-    tables: &mut ReferenceTables,
-) -> Result<Engine> {
+    versions: &Path,
+) -> Result<(Engine, ReferenceTables)> {
     let plan = plan(root, customer).await.map_err(|mut errors| errors.swap_remove(0))?;
+    let (tables, planned) = (customer.tables.clone(), plan.tables.clone());
+    let mut tables = ReferenceTables::new(root, versions.into(), tables, planned);
     let mut engine = Engine::new(customer.clone(), plan)?;
     for version in tables.changed().await? {
         engine.set_table(&version.name, version.rows);
     }
-    Ok(engine)
+    Ok((engine, tables))
 }
 
 async fn again(

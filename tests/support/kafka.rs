@@ -119,6 +119,16 @@ impl Kafka {
         producer.flush(Duration::from_secs(120)).unwrap();
     }
 
+    /// Produces records that are larger than Kafka takes by default.
+    pub fn produce_large(&self, topic: &str, records: impl IntoIterator<Item = Write>) {
+        let producer: ThreadedProducer<_> =
+            self.client().set("message.max.bytes", "100000000").create().unwrap();
+        for record in records {
+            send(&producer, topic, &record);
+        }
+        producer.flush(Duration::from_secs(120)).unwrap();
+    }
+
     pub fn topics(&self) -> HashSet<String> {
         let consumer: BaseConsumer = self.client().create().unwrap();
         let metadata = consumer.fetch_metadata(None, TIMEOUT).unwrap();

@@ -1,0 +1,203 @@
+//! What must not stop a pipeline, or must stop it in good order: values that are too large, a
+//! customer whose files are wrong, a broker that is gone, a reset.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use rdkafka::mocking::MockCluster;
+
+use crate::place::{LONG, Place, place};
+use crate::support::kafka::{Kafka, Write};
+use crate::support::process::{self, run};
+use crate::support::project::{Project, unique};
+
+fn event(minute: i64, sensor: i64, room: &str) -> Write {
+    Write::value(format!(
+        r#"{{"ts":"2024-05-01 10:{minute:02}:00","sensor":{sensor},"room":"{room}"}}"#
+    ))
+}
+
+fn topic(place: &Place, name: &str) -> String {
+    format!("millstream.{}.{name}", place.customer)
+}
+
+#[test]
+fn a_result_that_is_too_large_is_a_dead_letter_and_the_others_go_on() {
+    let Some(kafka) = Kafka::require("large values") else { return };
+    let place = place(kafka, 1);
+    // In results the room is in the key and in the value: larger than what came in.
+    place.project.query(
+        &place.customer,
+        "by_room",
+        "SELECT room, count(*) AS events FROM events GROUP BY room",
+    );
+    let large = "x".repeat(700_000);
+    place.kafka.produce(&place.topic, [event(1, 1, "hall"), event(2, 2, &large)]);
+    let said = place.run(&["--create-topics", "--until-end"]).ok().said();
+    assert!(said.contains("larger than its topic takes"), "{said}");
+    place.kafka.produce(&place.topic, [event(3, 3, "kitchen")]);
+    place.run(&["--drain"]).ok();
+
+    let rooms: Vec<_> = place.results("by_room").iter().map(|r| r["room"].to_string()).collect();
+    assert_eq!(rooms, [r#""hall""#, r#""kitchen""#]);
+    assert_eq!(place.results("hourly").len(), 2);
+    let mut dead = place.kafka.read(&topic(&place, "dead_letters"));
+    dead.sort_by_key(|letter| letter.header("millstream.query"));
+    let queries: Vec<_> = dead.iter().filter_map(|l| l.header("millstream.query")).collect();
+    assert_eq!(queries, ["by_room", "hourly"]);
+    assert_eq!(dead[0].header("millstream.stage").as_deref(), Some("result"));
+    let reason = dead[0].header("millstream.reason").unwrap();
+    assert!(reason.contains(&topic(&place, "by_room")) && reason.contains("1048588"), "{reason}");
+    assert!(dead[0].value.as_ref().unwrap().len() > 700_000, "it is whole");
+    let told = place.ask("SELECT stage, query FROM {c}.dead_letters ORDER BY query");
+    assert_eq!(told, ["result,by_room", "result,hourly"]);
+    run(place.project.path(), &["audit", "--brokers", &place.kafka.brokers]).ok();
+}
+
+#[test]
+fn a_dead_letter_that_is_too_large_is_cut_and_says_so() {
+    let Some(kafka) = Kafka::require("large dead letters") else { return };
+    let mut place = place(kafka, 1);
+    place.topic = unique("large_events");
+    place.kafka.create_with(&place.topic, 1, &[("max.message.bytes", "20000000")]);
+    let schema = format!(
+        "CREATE STREAM events (ts TIMESTAMP NOT NULL, sensor BIGINT NOT NULL, room VARCHAR NOT NULL,
+           WATERMARK FOR ts AS ts) WITH (topics = '{}');
+         CREATE EXTERNAL TABLE rooms STORED AS CSV LOCATION 'data/rooms.csv';",
+        place.topic
+    );
+    place.project.schema(&place.customer, &schema);
+    let bad = format!(r#"{{"ts":"no time","sensor":1,"room":"{}"}}"#, "z".repeat(9_000_000));
+    place.kafka.produce_large(&place.topic, [Write::value(bad)]);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let dead = place.kafka.read(&topic(&place, "dead_letters"));
+    let cut = dead[0].header("millstream.cut").unwrap();
+    assert!(cut.contains("value: 9000037 bytes"), "{cut}");
+    assert_eq!(dead[0].header("millstream.offset").as_deref(), Some("0"));
+    let told = place.ask("SELECT \"column\", length(value) > 8000000 FROM {c}.dead_letters");
+    assert_eq!(told, ["ts,true"]);
+    run(place.project.path(), &["audit", "--brokers", &place.kafka.brokers]).ok();
+    let retry = ["dead-letters", "retry", "--brokers", &place.kafka.brokers];
+    let said = run(place.project.path(), &retry).ok().said();
+    assert!(said.contains("1 were larger than the topic takes"), "{said}");
+}
+
+#[test]
+fn one_customer_s_fault_does_not_stop_another() {
+    let Some(kafka) = Kafka::require("customers apart") else { return };
+    let place = place(kafka, 1);
+    place.events(0..70);
+    let schema = |topic: &str| {
+        format!(
+            "CREATE STREAM events (ts TIMESTAMP NOT NULL, WATERMARK FOR ts AS ts) WITH (topics = '{topic}');"
+        )
+    };
+    let (lost, broken) = (unique("lost"), unique("broken"));
+    place.project.schema(&lost, &schema(&unique("no_such_topic")));
+    place.project.schema(&broken, "CREATE STREM events ();");
+    let first = place.run(&["--create-topics", "--until-end", "--customer", &place.customer]);
+    first.ok();
+
+    place.events(70..130);
+    let said = place.run(&["--drain"]).failed().said();
+    assert!(said.contains("not started: its files have errors"), "{said}");
+    assert!(said.contains("CREATE STREM"), "{said}");
+    assert!(said.contains("topics are missing"), "{said}");
+    assert!(said.contains(&format!("the pipelines of {lost} failed")), "{said}");
+    let events: i64 = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    assert_eq!(events, 130, "the third customer's pipeline came to its end");
+}
+
+#[test]
+fn a_reset_takes_back_what_a_view_said() {
+    let Some(kafka) = Kafka::require("reset of views") else { return };
+    let place = place(kafka, 1);
+    place.kafka.produce(&place.topic, [event(1, 1, "hall"), event(2, 2, "hall")]);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    assert_eq!(place.ask("SELECT sensor FROM {c}.latest ORDER BY sensor"), ["1", "2"]);
+    place.kafka.produce(&place.topic, [event(3, 2, "hall")]);
+    let said = place.run(&["--until-end", "--reset", &place.customer]).ok().said();
+    assert!(said.contains("state is dropped"), "{said}");
+    assert!(said.contains("query=\"hourly\" windows=1"), "{said}");
+    // Sensor 1 has not been heard of since; of sensor 2 only what came after.
+    assert_eq!(place.ask("SELECT sensor, events FROM {c}.latest"), ["2,1"]);
+    let records = place.kafka.read(&topic(&place, "latest"));
+    let tombstones = records.iter().filter(|record| record.value.is_none()).count();
+    assert_eq!(tombstones, 2);
+    // The same for one query alone.
+    let name = format!("{}/latest", place.customer);
+    place.run(&["--until-end", "--reset", &name]).ok();
+    assert!(place.ask("SELECT sensor FROM {c}.latest").is_empty());
+}
+
+/// A small project against a broker inside this process.
+fn embedded() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, Project) {
+    let cluster = MockCluster::new(1).unwrap();
+    for name in [
+        "in",
+        "millstream.a.log",
+        "millstream.a.dead_letters",
+        "millstream.a.q",
+        "millstream.a.events_late",
+    ] {
+        cluster.create_topic(name, 1, 1).unwrap();
+    }
+    let project = Project::new();
+    project
+        .schema("a", "CREATE STREAM events (ts TIMESTAMP NOT NULL, WATERMARK FOR ts AS ts) WITH (topics = 'in');")
+        .query("a", "q", "SELECT ts FROM events");
+    (cluster, project)
+}
+
+/// The answer to GET; nothing when nobody listens.
+fn get(address: &str, path: &str) -> String {
+    let Ok(mut stream) = TcpStream::connect(address) else { return String::new() };
+    let mut answer = String::new();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn without_kafka_it_is_not_ready_and_still_stops_at_once() {
+    let (cluster, project) = embedded();
+    let brokers = cluster.bootstrap_servers();
+    let arguments = ["run", "--brokers", &brokers, "--http", "127.0.0.1:0"];
+    let mut running = process::start(project.path(), &arguments);
+    running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
+    let said = running.stderr();
+    let address = said.split("address=").nth(1).unwrap().split_whitespace().next().unwrap();
+    let wait_for = |wanted: &str, limit: Duration| {
+        let deadline = Instant::now() + limit;
+        while !get(address, "/readyz").contains(wanted) {
+            assert!(Instant::now() < deadline, "{wanted}: {}", get(address, "/readyz"));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    wait_for("ready\n", LONG);
+    let producer = Kafka { brokers: brokers.clone() };
+    producer.produce("in", [Write::value(r#"{"ts":"2024-05-01T10:00:00Z"}"#)]);
+    std::thread::sleep(Duration::from_secs(2));
+    drop(cluster);
+    wait_for("Kafka has not answered for", Duration::from_secs(20));
+    running.signal("INT");
+    let begun = Instant::now();
+    let finished = running.wait(LONG);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(finished.stderr.contains("stopped without the last commit"), "{}", finished.stderr);
+}
+
+#[test]
+fn before_kafka_answers_it_stops_at_once() {
+    // Somebody listens there and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let brokers = silent.local_addr().unwrap().to_string();
+    let project = embedded().1;
+    let running = process::start(project.path(), &["run", "--brokers", &brokers]);
+    std::thread::sleep(Duration::from_secs(2));
+    running.signal("TERM");
+    let begun = Instant::now();
+    running.wait(LONG).ok();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
