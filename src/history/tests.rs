@@ -243,6 +243,13 @@ async fn compaction_keeps_every_row_and_position() {
     );
     let reports = compact_all(&root, &[], true).await.unwrap();
     assert_eq!(reports[0].compacted.dates, 1);
+    let said = reports[0].to_string();
+    assert!(
+        said.starts_with("customer_a.positions: 2 files (")
+            && said.contains(" kB) of 1 date merged into 1 (")
+            && said.ends_with(" kB); no file is old enough to delete"),
+        "{said}"
+    );
     assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 1201);
 }
 
@@ -257,6 +264,7 @@ async fn vacuum_deletes_what_a_killed_process_left_behind_a_day_ago() {
     let days_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 86_400);
     for (name, old) in [("part-old.zstd.parquet", true), ("part-new.zstd.parquet", false)] {
         let file = std::fs::File::create(date.join(name)).unwrap();
+        file.set_len(1500).unwrap();
         if old {
             file.set_modified(days_ago).unwrap();
         }
@@ -273,7 +281,10 @@ async fn vacuum_deletes_what_a_killed_process_left_behind_a_day_ago() {
         }
     }
     let reports = compact_all(&root, &[], true).await.unwrap();
-    assert_eq!(reports[0].compacted.files_deleted, 1);
+    assert_eq!(
+        reports[0].to_string(),
+        "customer_a.positions: nothing to merge; 1 old file (1.5 kB) deleted"
+    );
     assert!(
         !date.join("part-old.zstd.parquet").exists() && date.join("part-new.zstd.parquet").exists()
     );
