@@ -58,7 +58,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut reader = Reader::start(&kafka, "millstream-subscribe", Isolation::Committed)?;
     reader.assign(&starts)?;
     let mut printer = Printer::new(args.format, io::stdout());
-    let mut stop = super::stop_signal();
+    let mut stop = super::stop_signal_saying("stopping: no more results are read");
     let end = async {
         match args.duration_us {
             Some(us) => tokio::time::sleep(Duration::from_micros(us.unsigned_abs())).await,
