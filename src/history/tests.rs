@@ -364,6 +364,28 @@ async fn the_plain_name_of_a_keyed_result_is_the_latest_row_of_each_key() {
 }
 
 #[tokio::test]
+async fn a_dead_letter_shows_its_reason_first_and_all_its_columns() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let text = |name: &str| Field::new(name, DataType::Utf8, true);
+    let columns = ["stage", "query", "topic", "column", "reason", "key", "value"].map(text);
+    let schema: SchemaRef = Arc::new(Schema::new(columns.to_vec()));
+    let spec = TableSpec::new("customer_a", "dead_letters", &schema, None, None, ZONE);
+    writer(&root, spec).await.commit(START).await.unwrap();
+    let sql = "SELECT column_name FROM information_schema.columns
+        WHERE table_schema = 'customer_a' AND table_name = 'dead_letters' ORDER BY ordinal_position";
+    let names = ask(&root, &catalog, sql).await;
+    let names: Vec<_> = (names.iter())
+        .flat_map(|batch| batch.column(0).as_string::<i32>().iter().flatten().map(str::to_owned))
+        .collect();
+    let expected = [
+        ["stage", "reason", "column", "value", "key", "query"],
+        ["topic", "_topic", "_partition", "_offset", "_position", "_timestamp"],
+    ];
+    assert_eq!(names, expected.concat());
+}
+
+#[tokio::test]
 async fn local_time_survives_the_hour_that_comes_twice() {
     let (folder, catalog) = project();
     let root = root(&folder);
