@@ -320,12 +320,14 @@ impl Cluster {
         Ok(answer)
     }
 
-    /// What librdkafka says of its connections is the best reason; it says none while one hangs.
+    /// What librdkafka says of its connections is the best reason; while one hangs it says nothing.
     fn say_silent(&self, error: &KafkaError) {
+        let context = self.consumer.client().context();
         self.serve();
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-        let reason = format!("no broker of {} has said anything yet", self.kafka.brokers);
-        self.consumer.client().context().disturbed(code, &reason);
+        let reason = context.failure();
+        let reason = reason.unwrap_or_else(|| format!("no word yet from {}", self.kafka.brokers));
+        context.disturbed(code, &reason);
     }
 
     /// Passes on what librdkafka has to say: its lines wait in a queue until asked for.

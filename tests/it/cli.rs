@@ -271,7 +271,9 @@ fn a_broker_that_is_not_there_is_named_within_seconds_and_without_colours() {
     let arguments = ["subscribe", "c", "q", "--brokers", "127.0.0.1:1"];
     let mut running = start(project.path(), &arguments);
     running.until("the silent broker", Duration::from_secs(5), |said| {
-        said.contains("WARN") && said.contains("127.0.0.1:1") && said.contains("trying again")
+        said.contains("WARN")
+            && said.contains("trying again: 127.0.0.1:1")
+            && said.contains("Connection refused")
     });
     assert!(!running.ended() && !running.stderr().contains('\u{1b}'), "{}", running.stderr());
 }
