@@ -280,7 +280,7 @@ fn texts(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
 
 /// A text on one line, cut where it is too long. Control characters would break the table, or the
 /// terminal.
-fn cell(text: &str) -> String {
+pub fn cell(text: &str) -> String {
     let mut plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut cell: String = plain.by_ref().take(CELL).collect();
     if plain.next().is_some() {

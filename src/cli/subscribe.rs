@@ -8,8 +8,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use super::audit::header;
-use super::output::text_or_hex;
-use super::{Kafka, Project};
+use super::{Kafka, Project, output};
 use crate::sensors::units;
 use crate::sink::headers;
 use crate::source::chunk::Record;
@@ -158,8 +157,6 @@ struct Printer<W> {
 
 /// The first column of a table, empty except for deletes.
 const CHANGE: &str = "";
-/// A table's cells are cut beyond this.
-const CELL: usize = 60;
 
 impl<W: Write> Printer<W> {
     fn new(format: Format, out: W) -> Self {
@@ -279,7 +276,8 @@ fn dead_letter(chunk: &Chunk, record: &Record) -> Option<Map<String, Value>> {
         let number = header(chunk, record, name).and_then(|text| text.parse::<i64>().ok());
         number.map_or(Value::Null, Value::from)
     };
-    let bytes = |bytes: Option<&[u8]>| bytes.map_or(Value::Null, |b| Value::from(text_or_hex(b)));
+    let bytes =
+        |bytes: Option<&[u8]>| bytes.map_or(Value::Null, |b| Value::from(output::text_or_hex(b)));
     let stage = header(chunk, record, headers::STAGE)?;
     let said = [
         ("stage", Value::from(stage)),
@@ -302,12 +300,7 @@ fn cell(value: &Value) -> String {
         Value::Null => String::new(),
         other => other.to_string(),
     };
-    // Control characters would break the table, or the terminal.
-    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    match text.chars().count() > CELL {
-        true => plain.take(CELL - 1).chain(['…']).collect(),
-        false => plain.collect(),
-    }
+    output::cell(&text)
 }
 
 #[cfg(test)]
