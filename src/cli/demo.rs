@@ -53,6 +53,12 @@ pub struct Args {
 /// How far back the sensors' clock starts, so that it may run fast for a while.
 const HEAD_START: i64 = 60 * DAY;
 
+/// A query that measures how old events are: nothing true, where the sensors' clock is another.
+const LEFT_OUT: live::LeftOut = live::LeftOut {
+    query: "latency",
+    because: "not shown, for these sensors' clock began 60 days ago and runs fast: their events have no true age",
+};
+
 impl Args {
     /// Whether the live view takes over the terminal.
     pub fn draws(&self) -> bool {
@@ -99,7 +105,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let drivers = sensors(&args, &catalog, &kafka, clock.now(), &stop)?;
     let view = tokio::spawn(live::run(
         board,
-        introduction(&args, &brokers, &data_dir),
+        live::Shown { notes: notes(&brokers, &data_dir), left_out: LEFT_OUT },
         stop.clone(),
         args.draws(),
     ));
@@ -201,6 +207,15 @@ fn introduction(args: &Args, brokers: &str, data_dir: &std::path::Path) -> Vec<S
         format!("  history  {}   (the first commit comes after 10 s)", data_dir.display()),
         format!("  try      {}", suggestion(data_dir)),
         "  stop     Ctrl-C\n".to_owned(),
+    ]
+}
+
+/// What the live view shows all the time, the most important first.
+fn notes(brokers: &str, data_dir: &std::path::Path) -> Vec<String> {
+    vec![
+        format!("broker {brokers}"),
+        format!("history {} (from 10 s on)", data_dir.display()),
+        format!("try {}", suggestion(data_dir)),
     ]
 }
 

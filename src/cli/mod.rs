@@ -13,6 +13,8 @@ mod run;
 mod sensors;
 mod subscribe;
 
+use std::ffi::OsStr;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -91,11 +93,9 @@ pub struct Kafka {
 impl Kafka {
     /// The settings together; the command line wins over the file.
     pub fn config(&self) -> Result<KafkaConfig> {
-        KafkaConfig::from_flags(
-            self.brokers.as_deref(),
-            self.kafka_config.as_deref(),
-            &self.settings,
-        )
+        // `MILLSTREAM_BROKERS=` names none.
+        let brokers = self.brokers.as_deref().filter(|brokers| !brokers.trim().is_empty());
+        KafkaConfig::from_flags(brokers, self.kafka_config.as_deref(), &self.settings)
     }
 }
 
@@ -141,7 +141,10 @@ pub fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(log_filter(&cli.log)));
     let interactive_view = matches!(&cli.command, Command::Demo(args) if args.draws());
     if !interactive_view {
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        let colours =
+            colours(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref());
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+        log.with_writer(std::io::stderr).init();
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -159,6 +162,11 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether the log is coloured: on a terminal, unless NO_COLOR has a value (<https://no-color.org>).
+fn colours(terminal: bool, no_color: Option<&OsStr>) -> bool {
+    terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 /// Our own events at `level`, the libraries' only from warnings on.
@@ -186,12 +194,18 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
     }
 }
 
-/// True once SIGINT or SIGTERM came; a second one ends the process at once, which loses nothing.
+/// As [`stop_signal_saying`], for pipelines.
 pub fn stop_signal() -> tokio::sync::watch::Receiver<bool> {
+    stop_signal_saying("stopping: committing and taking a snapshot; once more to stop at once")
+}
+
+/// True once SIGINT or SIGTERM came, of which the log says `what`; a second one ends the process
+/// at once, which loses nothing.
+pub fn stop_signal_saying(what: &'static str) -> tokio::sync::watch::Receiver<bool> {
     let (sender, receiver) = tokio::sync::watch::channel(false);
     tokio::spawn(async move {
         wait_for_signal().await;
-        tracing::info!("stopping: committing and taking a snapshot; once more to stop at once");
+        tracing::info!("{what}");
         sender.send_replace(true);
         wait_for_signal().await;
         std::process::exit(130);
@@ -207,5 +221,29 @@ async fn wait_for_signal() {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         }
         _ => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_terminal_is_coloured_and_only_without_no_color() {
+        assert!(colours(true, None) && colours(true, Some(OsStr::new(""))));
+        assert!(!colours(true, Some(OsStr::new("1"))));
+        assert!(!colours(false, None));
+    }
+
+    #[test]
+    fn empty_brokers_are_none_and_a_file_may_name_them() {
+        let kafka = |settings: &[&str]| Kafka {
+            brokers: Some(" ".to_owned()),
+            settings: settings.iter().map(|&setting| setting.to_owned()).collect(),
+            kafka_config: None,
+        };
+        let error = kafka(&[]).config().unwrap_err().to_string();
+        assert!(error.contains("no Kafka brokers are named"), "{error}");
+        assert_eq!(kafka(&["bootstrap.servers=a:1"]).config().unwrap().brokers, "a:1");
     }
 }

@@ -1,16 +1,20 @@
 //! Answers, written as a table, CSV, JSON lines or Parquet; row by row as they come, for an answer
 //! may be larger than memory.
+//!
+//! A table is for people: bytes that are text show as text, and long cells are cut. The other formats
+//! hold every value whole, bytes in CSV and JSON as hexadecimal digits, so that they can be read back.
 
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::path::Path;
+use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::csv::WriterBuilder as CsvBuilder;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::writer::{LineDelimited, Writer as JsonWriter, WriterBuilder as JsonBuilder};
-use arrow::util::display::FormatOptions;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow::util::pretty::pretty_format_batches_with_options;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::TryStreamExt;
@@ -23,11 +27,13 @@ use crate::{Error, Kind, Result, history};
 
 /// Rows whose widths make the columns of a table; a longer answer is several tables.
 const TABLE_ROWS: usize = 5_000;
+/// Characters of a table's cell at most.
+const CELL: usize = 100;
 
 /// How an answer is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// Columns and lines, for people.
+    /// Columns and lines, for people; long cells are cut
     Table,
     /// Comma-separated values with a header.
     Csv,
@@ -214,9 +220,11 @@ impl<W: Write + Send> Sink<W> {
         if held.is_empty() {
             held.push(RecordBatch::new_empty(schema.clone()));
         }
-        let options = FormatOptions::default().with_display_error(true);
-        writeln!(out, "{}", pretty_format_batches_with_options(held, &options)?)?;
-        held.clear();
+        let readable = match is_plan(schema) {
+            true => std::mem::take(held),
+            false => held.drain(..).map(|rows| texts(&rows)).collect::<Result<_, _>>()?,
+        };
+        writeln!(out, "{}", pretty_format_batches_with_options(&readable, &options())?)?;
         *rows = 0;
         *shown = true;
         Ok(())
@@ -239,12 +247,62 @@ impl<W: Write + Send> Sink<W> {
     }
 }
 
+fn options() -> FormatOptions<'static> {
+    FormatOptions::default().with_display_error(true)
+}
+
+/// Whether the answer is EXPLAIN's, whose lines are worth nothing when they are cut.
+fn is_plan(schema: &SchemaRef) -> bool {
+    schema.fields().iter().any(|field| field.name() == "plan_type")
+}
+
+/// The same rows as texts for the cells of a table.
+fn texts(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let options = options();
+    let (mut fields, mut columns) = (Vec::new(), Vec::<ArrayRef>::new());
+    for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
+        let texts: StringArray = match column.data_type() {
+            DataType::Binary => {
+                column.as_binary::<i32>().iter().map(|v| Some(cell(&text_or_hex(v?)))).collect()
+            }
+            _ => {
+                let formatter = ArrayFormatter::try_new(column.as_ref(), &options)?;
+                let text = |row| column.is_valid(row).then(|| formatter.value(row).to_string());
+                (0..rows.num_rows()).map(|row| Some(cell(&text(row)?))).collect()
+            }
+        };
+        fields.push(Field::new(field.name(), DataType::Utf8, true));
+        columns.push(Arc::new(texts));
+    }
+    let count = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &count)
+}
+
+/// A text on one line, cut where it is too long. Control characters would break the table, or the
+/// terminal.
+pub fn cell(text: &str) -> String {
+    let mut plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut cell: String = plain.by_ref().take(CELL).collect();
+    if plain.next().is_some() {
+        cell.pop();
+        cell.push('…');
+    }
+    cell
+}
+
+/// Bytes as the text that they are, or in hexadecimal digits if they are none.
+pub fn text_or_hex(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
-    use arrow::array::{ArrayRef, Int64Array, TimestampMicrosecondArray};
+    use arrow::array::{BinaryArray, Int64Array, TimestampMicrosecondArray};
     use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
     use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 
@@ -282,6 +340,48 @@ mod tests {
         write_to(rows(all()), Format::Parquet, &mut out).await.unwrap();
         let read = ParquetRecordBatchReader::try_new(bytes::Bytes::from(out), 10).unwrap();
         assert_eq!(read.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_table_shows_text_and_cuts_and_the_other_formats_hold_all() {
+        let long = "ä".repeat(1000);
+        let values =
+            [Some("{\"a\":\n1}".as_bytes()), Some(b"\xff\x00"), None, Some(long.as_bytes())];
+        let all = RecordBatch::try_from_iter_with_nullable([
+            ("value", Arc::new(BinaryArray::from_iter(values)) as ArrayRef, true),
+            ("text", Arc::new(StringArray::from(vec![long.as_str(); 4])), true),
+        ])
+        .unwrap();
+        let text = async |format| {
+            let mut out = Vec::new();
+            write_to(rows(vec![all.clone()]), format, &mut out).await.unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let table = text(Format::Table).await;
+        assert!(table.contains("| {\"a\": 1} "), "{table}");
+        assert!(table.contains("| ff00 "), "{table}");
+        let cut = format!("{}…", "ä".repeat(99));
+        assert_eq!(table.matches(&format!("| {cut} |")).count(), 4, "{table}");
+        assert!(table.contains(&format!("| {cut} | {cut} |")), "{table}");
+        for format in [Format::Csv, Format::Json] {
+            let whole = text(format).await;
+            assert_eq!(whole.matches(&long).count(), 4);
+            assert!(whole.contains("7b2261223a0a317d") && whole.contains("ff00"), "{whole}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_plan_is_not_cut() {
+        let plan = "x".repeat(200) + "\nsecond line";
+        let all = RecordBatch::try_from_iter([
+            ("plan_type", Arc::new(StringArray::from(vec!["logical_plan"])) as ArrayRef),
+            ("plan", Arc::new(StringArray::from(vec![plan]))),
+        ])
+        .unwrap();
+        let mut out = Vec::new();
+        write_to(rows(vec![all]), Format::Table, &mut out).await.unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains(&"x".repeat(200)) && text.contains("| second line"), "{text}");
     }
 
     #[tokio::test]

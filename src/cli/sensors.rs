@@ -81,7 +81,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let (readings, topics) = readings(&args, &profile, Clock::system().now())?;
     prepare_topics(&kafka, &topics, args.create_topics).await?;
     let pace = if args.unpaced { Pace::Unpaced } else { Pace::RealTime };
-    let stop = super::stop_signal();
+    let stop = super::stop_signal_saying("stopping: sending what is on its way");
     let driver = Driver::start(kafka.client(), readings, pace, stop)?;
     let sent = follow(&driver).await;
     // It has ended, so this does not block.

@@ -7,8 +7,11 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 
-use super::{Kafka, Project};
+use super::audit::header;
+use super::{Kafka, Project, output};
 use crate::sensors::units;
+use crate::sink::headers;
+use crate::source::chunk::Record;
 use crate::source::{Chunk, Cluster, Event, Isolation, KafkaConfig, Reader, TopicPartition};
 use crate::{Error, Result, catalog};
 
@@ -40,7 +43,8 @@ pub struct Args {
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// One JSON object a line, as it is in the topic; a delete as {"deleted": key}
+    /// One JSON object a line, as it is in the topic; a delete as {"deleted": key}, a dead letter
+    /// with its reason, place, key and value
     Json,
     /// Columns
     Table,
@@ -58,7 +62,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut reader = Reader::start(&kafka, "millstream-subscribe", Isolation::Committed)?;
     reader.assign(&starts)?;
     let mut printer = Printer::new(args.format, io::stdout());
-    let mut stop = super::stop_signal();
+    let mut stop = super::stop_signal_saying("stopping: no more results are read");
     let end = async {
         match args.duration_us {
             Some(us) => tokio::time::sleep(Duration::from_micros(us.unsigned_abs())).await,
@@ -153,8 +157,6 @@ struct Printer<W> {
 
 /// The first column of a table, empty except for deletes.
 const CHANGE: &str = "";
-/// A table's cells are cut beyond this.
-const CELL: usize = 60;
 
 impl<W: Write> Printer<W> {
     fn new(format: Format, out: W) -> Self {
@@ -165,7 +167,10 @@ impl<W: Write> Printer<W> {
     fn chunk(&mut self, chunk: &Chunk, max: u64) -> Result<u64> {
         let mut printed = 0;
         for record in chunk.records.iter().take(usize::try_from(max).unwrap_or(usize::MAX)) {
-            self.record(chunk.key(record), chunk.value(record))?;
+            match dead_letter(chunk, record) {
+                Some(letter) => self.dead_letter(&letter)?,
+                None => self.record(chunk.key(record), chunk.value(record))?,
+            }
             printed += 1;
         }
         Ok(printed)
@@ -175,6 +180,18 @@ impl<W: Write> Printer<W> {
         match self.format {
             Format::Json => self.json(key, value),
             Format::Table => self.row(key, value),
+        }
+    }
+
+    fn dead_letter(&mut self, letter: &Map<String, Value>) -> Result<()> {
+        match self.format {
+            Format::Json => {
+                let text = serde_json::to_string(letter).map_err(|cause| {
+                    Error::internal("a dead letter cannot be written as JSON").because(cause)
+                })?;
+                self.line(&text)
+            }
+            Format::Table => self.object("", letter),
         }
     }
 
@@ -191,7 +208,7 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    /// A delete shows the key's columns; a value that is no object (a dead letter) one column.
+    /// A delete shows the key's columns; a value that is no object one column.
     fn row(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<()> {
         let object = |bytes: &[u8]| match serde_json::from_slice(bytes) {
             Ok(Value::Object(object)) => object,
@@ -201,11 +218,14 @@ impl<W: Write> Printer<W> {
             )]),
         };
         let change = if value.is_some() { "" } else { "deleted" };
-        let object = value.or(key).map(object).unwrap_or_default();
+        self.object(change, &value.or(key).map(object).unwrap_or_default())
+    }
+
+    fn object(&mut self, change: &str, object: &Map<String, Value>) -> Result<()> {
         let names: Vec<&str> = self.columns.iter().skip(1).map(|(name, _)| name.as_str()).collect();
         let known = !names.is_empty() && object.keys().all(|name| names.contains(&name.as_str()));
         if !known {
-            self.head(&object)?;
+            self.head(object)?;
         }
         let mut cells = vec![change.to_owned()];
         for (name, _) in self.columns.iter().skip(1) {
@@ -248,23 +268,45 @@ impl<W: Write> Printer<W> {
     }
 }
 
+/// What a dead letter's headers say of it, where it comes from, its key and its value; `None` for
+/// any other record.
+fn dead_letter(chunk: &Chunk, record: &Record) -> Option<Map<String, Value>> {
+    let text = |name: &str| header(chunk, record, name).map_or(Value::Null, Value::from);
+    let number = |name: &str| {
+        let number = header(chunk, record, name).and_then(|text| text.parse::<i64>().ok());
+        number.map_or(Value::Null, Value::from)
+    };
+    let bytes =
+        |bytes: Option<&[u8]>| bytes.map_or(Value::Null, |b| Value::from(output::text_or_hex(b)));
+    let stage = header(chunk, record, headers::STAGE)?;
+    let said = [
+        ("stage", Value::from(stage)),
+        ("reason", text(headers::REASON)),
+        ("column", text(headers::COLUMN)),
+        ("query", text(headers::QUERY)),
+        ("topic", text(headers::TOPIC)),
+        ("partition", number(headers::PARTITION)),
+        ("offset", number(headers::OFFSET)),
+        ("position", number(headers::POSITION)),
+        ("key", bytes(chunk.key(record))),
+        ("value", bytes(chunk.value(record))),
+    ];
+    Some(said.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
 fn cell(value: &Value) -> String {
     let text = match value {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
         other => other.to_string(),
     };
-    // Control characters would break the table, or the terminal.
-    let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    match text.chars().count() > CELL {
-        true => plain.take(CELL - 1).chain(['…']).collect(),
-        false => plain.collect(),
-    }
+    output::cell(&text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::{DeadLetter, Origin, Stage};
 
     fn print(format: Format, records: &[(Option<&str>, Option<&str>)]) -> String {
         let mut printer = Printer::new(format, Vec::new());
@@ -331,6 +373,72 @@ mod tests {
             error.contains("there is no topic millstream.a.nothing")
                 && error.contains("there are millstream.a.q"),
             "{error}"
+        );
+    }
+
+    /// A dead letter as the engine makes it of a record, in the chunk that a reader gives.
+    fn letter(value: &[u8]) -> Chunk {
+        let source = Chunk {
+            topic: "1084".into(),
+            partition: 2,
+            first_offset: 7,
+            next_offset: 8,
+            bytes: [b"a key".as_slice(), value].concat().into(),
+            records: vec![Record {
+                offset: 7,
+                timestamp_ms: -1,
+                key: Some(0..5),
+                value: Some(5..5 + u32::try_from(value.len()).unwrap()),
+                headers: 0..0,
+            }],
+            append_time: false,
+        };
+        let letter = DeadLetter {
+            stage: Stage::Decode,
+            query: None,
+            column: Some("part_id".to_owned()),
+            reason: "column part_id: \"abc\" is no BIGINT (at byte 11)".to_owned(),
+        };
+        let origin = Origin { chunk: &source, record: &source.records[0], position: 1 };
+        let out = letter.from_source(&"millstream.a.dead_letters".into(), origin, None);
+        // Kafka's own layout; zigzag numbers below 64 are one byte.
+        let mut bytes = [b"a key".as_slice(), value].concat();
+        let start = u32::try_from(bytes.len()).unwrap();
+        bytes.push(u8::try_from(out.headers.len() * 2).unwrap());
+        for (name, value) in &out.headers {
+            for part in [name.as_bytes(), value.as_ref().unwrap()] {
+                bytes.push(u8::try_from(part.len() * 2).unwrap());
+                bytes.extend_from_slice(part);
+            }
+        }
+        let headers = start..u32::try_from(bytes.len()).unwrap();
+        let records = vec![Record { headers, ..source.records[0].clone() }];
+        Chunk { topic: out.topic, bytes: bytes.into(), records, ..source }
+    }
+
+    #[test]
+    fn a_dead_letter_says_why_and_where_and_shows_its_text() {
+        let print = |format, value: &[u8]| {
+            let mut printer = Printer::new(format, Vec::new());
+            assert_eq!(printer.chunk(&letter(value), 5).unwrap(), 1);
+            String::from_utf8(printer.out).unwrap()
+        };
+        assert_eq!(
+            print(Format::Json, br#"{"part_id":"abc"}"#),
+            concat!(
+                r#"{"stage":"decode","reason":"column part_id: \"abc\" is no BIGINT (at byte 11)","#,
+                r#""column":"part_id","query":null,"topic":"1084","partition":2,"offset":7,"#,
+                r#""position":1,"key":"a key","value":"{\"part_id\":\"abc\"}"}"#,
+                "\n"
+            )
+        );
+        assert!(print(Format::Json, b"\xff\x01").contains(r#""value":"ff01""#));
+        let table = print(Format::Table, br#"{"part_id":"abc"}"#);
+        let head: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+        assert_eq!(head[..3], ["stage", "reason", "column"]);
+        assert!(
+            table.contains("decode  column part_id: \"abc\" is no BIGINT (at byte 11)"),
+            "{table}"
         );
     }
 

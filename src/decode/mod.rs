@@ -18,6 +18,7 @@
 
 mod column;
 mod date;
+mod explain;
 mod layout;
 mod number;
 mod scan;
@@ -84,12 +85,34 @@ pub struct Rejected {
     /// The column that refused it, if one did.
     pub column: Option<String>,
     /// Why.
-    pub reason: Reason,
+    pub reason: Why,
     /// Where it stands in the chunk's bytes.
     pub bytes: Range<u32>,
 }
 
-/// Why a message is no row. `Display` is for people, [`Reason::as_str`] for metrics.
+/// Why a message is no row. `Display` says it to people with value and place, [`Why::as_str`]
+/// is a word for metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Why {
+    /// What kind of fault it is.
+    pub kind: Reason,
+    text: String,
+}
+
+impl Why {
+    /// A word for metrics: one of few, whatever the message holds.
+    pub fn as_str(&self) -> &'static str {
+        self.kind.as_str()
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The kinds of fault that make a message no row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// Not what RFC 8259 allows, or followed by something else on its line.
@@ -117,7 +140,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// A word for metrics and headers.
+    /// A word for metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::NotJson => "not_json",
@@ -160,6 +183,8 @@ type Refusal = (Option<usize>, Reason);
 #[derive(Debug)]
 pub struct Decoder {
     schema: SchemaRef,
+    /// As declared, to say what was wanted.
+    fields: Vec<Field>,
     names: HashMap<Vec<u8>, usize>,
     row: Row,
     shape: Shape,
@@ -188,12 +213,12 @@ impl Decoder {
         let mut columns = Vec::with_capacity(fields.len());
         let mut names = HashMap::with_capacity(fields.len());
         let mut declared = Vec::with_capacity(fields.len());
-        for (index, Field { name, data_type, nullable, format }) in fields.into_iter().enumerate() {
-            columns.push(Column::new(&name, &data_type, nullable, format.as_deref(), zone)?);
+        for (index, Field { name, data_type, nullable, format }) in fields.iter().enumerate() {
+            columns.push(Column::new(name, data_type, *nullable, format.as_deref(), zone)?);
             if names.insert(name.clone().into_bytes(), index).is_some() {
                 return Err(Error::sql(format!("column '{name}' is declared twice")));
             }
-            declared.push(datatypes::Field::new(name, data_type, nullable));
+            declared.push(datatypes::Field::new(name, data_type.clone(), *nullable));
         }
         let row = Row {
             columns,
@@ -204,7 +229,7 @@ impl Decoder {
             scratch: Vec::new(),
         };
         let schema = Arc::new(Schema::new(declared));
-        Ok(Self { schema, names, row, shape: Shape::default() })
+        Ok(Self { schema, fields, names, row, shape: Shape::default() })
     }
 
     /// The schema of the batches: the fields, in order.
@@ -263,18 +288,23 @@ impl Decoder {
                     out.records.push(record);
                     out.positions.push(position);
                 }
-                Some((column, reason)) => {
+                Some((column, kind)) => {
                     self.row.roll_back();
                     self.row.unknown_fields = unknown_fields;
-                    let column = column.map(|index| self.schema.field(index).name().clone());
-                    let bytes = begin as u32..scanner.position() as u32;
+                    let field = column.map(|index| &self.fields[index]);
+                    let own = begin..scanner.position();
+                    let text = explain::explain(kind, field, bytes, own.clone(), end);
+                    let column = field.map(|field| field.name.clone());
+                    let (reason, bytes) = (Why { kind, text }, own.start as u32..own.end as u32);
                     out.rejected.push(Rejected { record, position, column, reason, bytes });
                 }
             }
             position += 1;
         }
         if position == 0 {
-            let (column, reason, bytes) = (None, Reason::Empty, value.clone());
+            let kind = Reason::Empty;
+            let (column, bytes) = (None, value.clone());
+            let reason = Why { kind, text: kind.to_string() };
             out.rejected.push(Rejected { record, position, column, reason, bytes });
         }
     }

@@ -277,9 +277,89 @@ fn exactly_what_rfc_8259_allows_is_json() {
         let text = format!("{{\"x\": {json}}}");
         let decoded = decode(vec![], &[&text]);
         assert_eq!(decoded.batch.num_rows(), 0, "{json}");
-        assert_eq!(decoded.rejected.first().map(|r| r.reason), Some(Reason::NotJson), "{json}");
+        assert_eq!(
+            decoded.rejected.first().map(|r| r.reason.kind),
+            Some(Reason::NotJson),
+            "{json}"
+        );
         assert_eq!(decoded.unknown_fields, 0, "{json}");
         assert!(serde_json::from_str::<Value>(&text).is_err(), "{json}");
+    }
+}
+
+/// What dead letters say: the value, the type wanted, and the place, in a bounded text.
+#[test]
+fn a_reason_shows_value_type_and_place() {
+    let fields = || {
+        let item = Arc::new(ArrowField::new("item", DataType::Int64, false));
+        let mut fields = people();
+        fields.push(field("price", DataType::Decimal128(5, 2), true));
+        fields.push(field("at", timestamp(), true));
+        fields.push(Field { format: Some("%Y%m%d".to_owned()), ..field("day", timestamp(), true) });
+        fields.push(field("born", DataType::Date32, true));
+        fields.push(field("flag", DataType::Boolean, true));
+        fields.push(field("raw", DataType::Binary, true));
+        fields.push(field("all", DataType::List(item), true));
+        fields
+    };
+    let cases = [
+        (r#"{"part_id": "abc"}"#, r#"column part_id: "abc" is no BIGINT (at byte 12)"#),
+        (r#"{"part_id": "a", "part_id": 1.5}"#, "column part_id: 1.5 is no BIGINT (at byte 28)"),
+        (r#"{"p\u0061rt_id":{"a":[]}}"#, r#"column part_id: {"a":[]} is no BIGINT (at byte 16)"#),
+        (
+            r#"{"part_id":99999999999999999999}"#,
+            "column part_id: 99999999999999999999 is out of the range of BIGINT (at byte 11)",
+        ),
+        (r#"{"room": "a"}"#, "column part_id: missing, but the column is NOT NULL"),
+        (r#"{"part_id":null}"#, "column part_id: null, but the column is NOT NULL (at byte 11)"),
+        (r#"{"room": [1]}"#, "column room: [1] is no VARCHAR (at byte 9)"),
+        (r#"{"level": "high"}"#, r#"column level: "high" is no DOUBLE (at byte 10)"#),
+        (r#"{"price": 1.005}"#, "column price: 1.005 is no DECIMAL(5, 2) (at byte 10)"),
+        (
+            r#"{"at": "yesterday"}"#,
+            r#"column at: "yesterday" is no TIMESTAMP such as 2019-10-30T14:06:35Z (at byte 7)"#,
+        ),
+        (r#"{"day": 7}"#, "column day: 7 is no TIMESTAMP in the format '%Y%m%d' (at byte 8)"),
+        (r#"{"born": "1"}"#, r#"column born: "1" is no DATE such as 2019-10-30 (at byte 9)"#),
+        (r#"{"flag": 1}"#, "column flag: 1 is no BOOLEAN (at byte 9)"),
+        (r#"{"raw": "0g"}"#, r#"column raw: "0g" is no BYTEA (hexadecimal) (at byte 8)"#),
+        (r#"{"all": [true]}"#, "column all: [true] is no array of BIGINT (at byte 8)"),
+        (r#"{"all": [null]}"#, "column all: [null] lacks a value that is NOT NULL (at byte 8)"),
+        ("sensor 1 says hello to all", "not valid JSON at byte 0: sensor 1 says hello…"),
+        ("{\"part_id\": 1, \"n\": 007}", "not valid JSON at byte 21: 07}"),
+        ("{\"room\": \"a\tb\"}", "not valid JSON at byte 11:  b\"}"),
+        (r#"{"room": "hal"#, "not valid JSON: cut off after 13 bytes"),
+        ("[1, 2]", "not a JSON object: [1, 2]"),
+        (" ", "empty"),
+    ];
+    for (text, expected) in cases {
+        // A message before it does not move the place, which is its own.
+        let decoded = decode(fields(), &[&format!("{{\"part_id\": 1, \"room\": \"a\"}}\n{text}")]);
+        let alone = decode(fields(), &[text]);
+        assert_eq!(alone.rejected[0].reason.to_string(), expected, "{text}");
+        match text {
+            " " => assert!(decoded.rejected.is_empty()),
+            _ => assert_eq!(decoded.rejected[0].reason, alone.rejected[0].reason, "{text}"),
+        }
+    }
+    let cut = decode(people(), &["{\"part_id\": 1,\n{\"part_id\": 2, \"room\": \"b\"}"]);
+    assert_eq!(cut.rejected[0].reason.to_string(), "not valid JSON: cut off after 14 bytes");
+    let bad = decoder(people()).decode(&chunk(&[Some(b"{\"room\": \"\xff\"}")])).unwrap();
+    assert_eq!(bad.rejected[0].reason.to_string(), "not valid UTF-8 at byte 10: 0xff");
+}
+
+#[test]
+fn a_reason_quotes_no_more_than_80_characters() {
+    let long = "ä".repeat(1 << 19);
+    for text in [
+        format!("{{\"part_id\": \"{long}\"}}"),
+        format!("\"{long}\""),
+        format!("{{{long}"),
+        format!("[\"{long}\"]"),
+    ] {
+        let decoded = decode(people(), &[&text]);
+        let said = decoded.rejected[0].reason.to_string();
+        assert!(said.contains('…') && said.chars().count() < 150, "{said}");
     }
 }
 
@@ -290,10 +370,10 @@ fn nesting_ends_at_128() {
     {
         let text = format!("{{\"x\": {}1{}}}", "[".repeat(inner), "]".repeat(inner));
         let decoded = decode(vec![], &[&text]);
-        assert_eq!(decoded.rejected.first().map(|r| r.reason), expected, "{inner}");
+        assert_eq!(decoded.rejected.first().map(|r| r.reason.kind), expected, "{inner}");
         let text = format!("{}1{}", "{\"x\":".repeat(inner + 1), "}".repeat(inner + 1));
         let decoded = decode(vec![], &[&text]);
-        assert_eq!(decoded.rejected.first().map(|r| r.reason), expected, "{inner}");
+        assert_eq!(decoded.rejected.first().map(|r| r.reason.kind), expected, "{inner}");
     }
 }
 
@@ -505,7 +585,7 @@ fn lists_and_structs_hold_what_their_types_say() {
     ];
     let decoded = decode(fields(), &cases.map(|(text, _)| text));
     let rejected: Vec<_> =
-        decoded.rejected.iter().map(|r| (r.column.as_deref().unwrap(), r.reason)).collect();
+        decoded.rejected.iter().map(|r| (r.column.as_deref().unwrap(), r.reason.kind)).collect();
     let expected: Vec<_> = cases.iter().filter_map(|(_, expected)| *expected).collect();
     assert_eq!(rejected, expected);
     let places = decoded.batch.column(0).as_struct();
@@ -746,7 +826,8 @@ fn as_serde_json_for_one_message() {
         }
         let decoded = decoder.decode(&chunk(&[Some(&text), Some(b"{\"id\": 1}")])).unwrap();
         let shown = String::from_utf8_lossy(&text);
-        let rejected: Vec<_> = decoded.rejected.iter().map(|rejected| rejected.reason).collect();
+        let rejected: Vec<_> =
+            decoded.rejected.iter().map(|rejected| rejected.reason.kind).collect();
         assert_eq!(decoded.records.last(), Some(&1), "{shown}");
         let rows = decoded.batch.num_rows() - 1;
         match serde_json::from_slice::<Value>(&text) {

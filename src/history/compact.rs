@@ -5,7 +5,7 @@
 //! next commit on the new snapshot. Two rewriters of one table would not notice each other (Delta
 //! sees no conflict in this deltalake), so a lock file keeps them apart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -41,10 +41,16 @@ pub struct Compacted {
     pub dates: usize,
     /// Small files that were merged.
     pub files_removed: u64,
+    /// How large they were. They stay for a day, for those who read an older version.
+    pub bytes_removed: u64,
     /// Files that hold their rows now.
     pub files_added: u64,
+    /// How large these are.
+    pub bytes_added: u64,
     /// Files deleted because nothing referred to them for a day.
     pub files_deleted: usize,
+    /// How large they were.
+    pub bytes_deleted: u64,
 }
 
 /// Rewrites one table. Cheap to make; it opens the table when it runs.
@@ -109,13 +115,27 @@ impl Compactor {
         let fail = |error| delta_error(&self.path, "vacuum", error);
         let mut table = DeltaTable::new(table::log_store(&self.path)?);
         table.load().await.map_err(fail)?;
-        let vacuum = table
-            .vacuum()
-            .with_mode(VacuumMode::Full)
-            .with_retention_period(chrono::Duration::hours(RETENTION_HOURS))
-            .with_enforce_retention_duration(false);
-        let (_, metrics) = vacuum.await.map_err(fail)?;
-        Ok(Compacted { files_deleted: metrics.files_deleted.len(), ..Compacted::default() })
+        let vacuum = |table: DeltaTable| {
+            table
+                .vacuum()
+                .with_mode(VacuumMode::Full)
+                .with_retention_period(chrono::Duration::hours(RETENTION_HOURS))
+                .with_enforce_retention_duration(false)
+        };
+        // How large a file is can be asked only while it is there.
+        let (table, chosen) = vacuum(table).with_dry_run(true).await.map_err(fail)?;
+        let size = |file: &String| {
+            std::fs::metadata(self.path.join(file)).map_or(0, |metadata| metadata.len())
+        };
+        let sizes: HashMap<String, u64> =
+            chosen.files_deleted.into_iter().map(|file| (file.clone(), size(&file))).collect();
+        let (_, deleted) = vacuum(table).await.map_err(fail)?;
+        let bytes = deleted.files_deleted.iter().filter_map(|file| sizes.get(file)).sum();
+        Ok(Compacted {
+            files_deleted: deleted.files_deleted.len(),
+            bytes_deleted: bytes,
+            ..Compacted::default()
+        })
     }
 
     async fn rewrite(&self, chosen: impl Fn(&Date) -> bool) -> Result<Compacted> {
@@ -170,6 +190,8 @@ impl Compactor {
         total.dates += dates.len();
         total.files_removed += metrics.num_files_removed;
         total.files_added += metrics.num_files_added;
+        total.bytes_removed += u64::try_from(metrics.files_removed.total_size).unwrap_or(0);
+        total.bytes_added += u64::try_from(metrics.files_added.total_size).unwrap_or(0);
         Ok(table)
     }
 
@@ -244,21 +266,57 @@ pub struct Report {
     pub table: String,
     /// What was done.
     pub compacted: Compacted,
+    /// Whether old files were looked for, to delete them.
+    pub vacuumed: bool,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Compacted { dates, files_removed, files_added, files_deleted } = self.compacted;
+        let done = &self.compacted;
         write!(f, "{}.{}: ", self.customer, self.table)?;
-        match dates {
+        match done.files_removed {
             0 => write!(f, "nothing to merge")?,
-            _ => write!(f, "{files_removed} files of {dates} dates merged into {files_added}")?,
+            merged => write!(
+                f,
+                "{} ({}) of {} merged into {} ({})",
+                counted(merged, "file"),
+                size(done.bytes_removed),
+                counted(done.dates as u64, "date"),
+                done.files_added,
+                size(done.bytes_added)
+            )?,
         }
-        if files_deleted > 0 {
-            write!(f, ", {files_deleted} old files deleted")?;
+        match done.files_deleted {
+            _ if !self.vacuumed => Ok(()),
+            0 => write!(f, "; no file is old enough to delete"),
+            files => write!(
+                f,
+                "; {} ({}) deleted",
+                counted(files as u64, "old file"),
+                size(done.bytes_deleted)
+            ),
         }
-        Ok(())
     }
+}
+
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Bytes for people: `812 B`, `3.4 MB`.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    let mut value = bytes as f64 / 1e3;
+    if value < 1.0 {
+        return format!("{bytes} B");
+    }
+    let mut unit = 0;
+    // What would be rounded to 1000.0 is one of the next unit.
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1e3;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
 }
 
 /// Rewrites every table of `customers` (none named: of all) that has dates with several small
@@ -282,9 +340,10 @@ pub async fn compact_all(root: &Path, customers: &[String], vacuum: bool) -> Res
             let compactor = Compactor::new(root, &customer, &table);
             let mut compacted = compactor.run_all().await?;
             if vacuum {
-                compacted.files_deleted = compactor.vacuum().await?.files_deleted;
+                let Compacted { files_deleted, bytes_deleted, .. } = compactor.vacuum().await?;
+                compacted = Compacted { files_deleted, bytes_deleted, ..compacted };
             }
-            reports.push(Report { customer: customer.clone(), table, compacted });
+            reports.push(Report { customer: customer.clone(), table, compacted, vacuumed: vacuum });
         }
     }
     Ok(reports)

@@ -34,6 +34,8 @@ use crate::{Error, Result};
 
 /// The name that ends the table of every change of a keyed result.
 const CHANGES: &str = "_changes";
+/// The table of what could not be processed.
+const DEAD_LETTERS: &str = "dead_letters";
 /// What one query may hold in memory; sorts and joins go to disk beyond it.
 const QUERY_BYTES: usize = 2 << 30;
 
@@ -97,6 +99,7 @@ impl CustomerSchema {
         if let Some(found) = self.history(name).await? {
             return match found.key().map(<[String]>::to_vec) {
                 Some(key) => Ok(Some(latest(found, &key)?)),
+                None if name == DEAD_LETTERS => Ok(Some(reason_first(found)?)),
                 None => Ok(Some(Arc::new(found))),
             };
         }
@@ -147,6 +150,17 @@ impl SchemaProvider for CustomerSchema {
     fn table_exist(&self, name: &str) -> bool {
         self.table_names().iter().any(|known| known == name)
     }
+}
+
+/// Dead letters with the columns first that one reads first; all others follow.
+fn reason_first(letters: HistoryTable) -> Result<Arc<dyn TableProvider>> {
+    let schema = letters.schema();
+    let first = ["stage", "reason", "column", "value", "key"];
+    let first = first.into_iter().filter(|name| schema.index_of(name).is_ok());
+    let rest = (schema.fields().iter().map(|field| field.name().as_str()))
+        .filter(|name| !first.clone().any(|early| early == *name));
+    let columns: Vec<Expr> = first.clone().chain(rest).map(ident).collect();
+    Ok(SessionContext::new().read_table(Arc::new(letters))?.select(columns)?.into_view())
 }
 
 /// The latest row of each key, if that is not a tombstone; without the columns that say where a

@@ -243,6 +243,13 @@ async fn compaction_keeps_every_row_and_position() {
     );
     let reports = compact_all(&root, &[], true).await.unwrap();
     assert_eq!(reports[0].compacted.dates, 1);
+    let said = reports[0].to_string();
+    assert!(
+        said.starts_with("customer_a.positions: 2 files (")
+            && said.contains(" kB) of 1 date merged into 1 (")
+            && said.ends_with(" kB); no file is old enough to delete"),
+        "{said}"
+    );
     assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 1201);
 }
 
@@ -257,6 +264,7 @@ async fn vacuum_deletes_what_a_killed_process_left_behind_a_day_ago() {
     let days_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 86_400);
     for (name, old) in [("part-old.zstd.parquet", true), ("part-new.zstd.parquet", false)] {
         let file = std::fs::File::create(date.join(name)).unwrap();
+        file.set_len(1500).unwrap();
         if old {
             file.set_modified(days_ago).unwrap();
         }
@@ -273,7 +281,10 @@ async fn vacuum_deletes_what_a_killed_process_left_behind_a_day_ago() {
         }
     }
     let reports = compact_all(&root, &[], true).await.unwrap();
-    assert_eq!(reports[0].compacted.files_deleted, 1);
+    assert_eq!(
+        reports[0].to_string(),
+        "customer_a.positions: nothing to merge; 1 old file (1.5 kB) deleted"
+    );
     assert!(
         !date.join("part-old.zstd.parquet").exists() && date.join("part-new.zstd.parquet").exists()
     );
@@ -350,6 +361,28 @@ async fn the_plain_name_of_a_keyed_result_is_the_latest_row_of_each_key() {
         number(&root, &catalog, "SELECT count(*) FROM occupancy WHERE room = 'kitchen'").await,
         0
     );
+}
+
+#[tokio::test]
+async fn a_dead_letter_shows_its_reason_first_and_all_its_columns() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let text = |name: &str| Field::new(name, DataType::Utf8, true);
+    let columns = ["stage", "query", "topic", "column", "reason", "key", "value"].map(text);
+    let schema: SchemaRef = Arc::new(Schema::new(columns.to_vec()));
+    let spec = TableSpec::new("customer_a", "dead_letters", &schema, None, None, ZONE);
+    writer(&root, spec).await.commit(START).await.unwrap();
+    let sql = "SELECT column_name FROM information_schema.columns
+        WHERE table_schema = 'customer_a' AND table_name = 'dead_letters' ORDER BY ordinal_position";
+    let names = ask(&root, &catalog, sql).await;
+    let names: Vec<_> = (names.iter())
+        .flat_map(|batch| batch.column(0).as_string::<i32>().iter().flatten().map(str::to_owned))
+        .collect();
+    let expected = [
+        ["stage", "reason", "column", "value", "key", "query"],
+        ["topic", "_topic", "_partition", "_offset", "_position", "_timestamp"],
+    ];
+    assert_eq!(names, expected.concat());
 }
 
 #[tokio::test]

@@ -1,17 +1,20 @@
 //! What a pipeline says of itself: the status board and the metrics, from the engine's state.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono_tz::Tz;
 use tokio::sync::watch;
 
 use super::engine::{Engine, Output};
 use super::history::Written;
 use super::stream::StreamStage;
 use super::{Options, seconds, spoken};
+use crate::log::OutRecord;
 use crate::serve::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
 use crate::serve::{Metrics, StatusBoard};
+use crate::sink::headers;
 use crate::source::TopicPartition;
 use crate::sql::Input;
 use crate::time::{Clock, Micros, Window};
@@ -21,6 +24,8 @@ use crate::watermark::Waiting;
 const INTERVAL: Duration = Duration::from_millis(500);
 /// Open windows named in the status, the oldest first.
 const OPEN_WINDOWS: usize = 8;
+/// Dead letters in the status, the newest.
+const NEWEST_DEAD: usize = 5;
 
 /// Snapshots further apart than this are wanted so: nobody is to be warned of their age.
 const RARE_SNAPSHOTS: Duration = Duration::from_secs(600);
@@ -43,6 +48,7 @@ pub struct Reporter {
     waits: Waits,
     snapshot_at: Option<Micros>,
     dead: u64,
+    newest_dead: VecDeque<String>,
     rows: u64,
     bytes: u64,
     sent: HashMap<String, u64>,
@@ -62,6 +68,7 @@ impl Reporter {
             customer: engine.customer.name.clone(),
             reported: None,
             dead: 0,
+            newest_dead: VecDeque::new(),
             rows: 0,
             bytes: 0,
             sent: HashMap::new(),
@@ -80,6 +87,13 @@ impl Reporter {
         for (reason, count) in &output.dead {
             self.dead += count;
             self.metrics.dead_letters(&self.customer, reason, *count);
+        }
+        if !output.dead.is_empty() {
+            let newest = output.records.iter().rev().filter_map(dead_letter).take(NEWEST_DEAD);
+            let newest: Vec<_> = newest.collect();
+            self.newest_dead.extend(newest.into_iter().rev());
+            let surplus = self.newest_dead.len().saturating_sub(NEWEST_DEAD);
+            self.newest_dead.drain(..surplus);
         }
     }
 
@@ -160,6 +174,7 @@ impl Reporter {
             streams,
             queries: queries.collect(),
             dead_letters: self.dead,
+            newest_dead: self.newest_dead.iter().cloned().collect(),
             ..Status::default()
         };
         self.measure(&status);
@@ -224,20 +239,39 @@ fn open_windows(engine: &Engine, input: &Input, windows: &[Window]) -> Vec<OpenW
         .take(OPEN_WINDOWS)
         .map(|window| {
             let why = stage.watermarks.why(window.end);
+            let zone = engine.customer.zone;
             OpenWindow {
                 window: *window,
                 held_by: why.as_ref().map(|w| w.partition.to_string()),
                 held_at: why.as_ref().and_then(|w| spoken(w.watermark)),
-                because: why.map_or_else(|| "it is about to close".to_owned(), |w| because(&w)),
+                because: why
+                    .map_or_else(|| "it is about to close".to_owned(), |w| because(&w, zone)),
             }
         })
         .collect()
 }
 
-/// What a window waits for, in words.
-fn because(waiting: &Waiting) -> String {
+/// A dead letter in words, `1084/0 at 17: reason`; `None` for any other record.
+fn dead_letter(record: &OutRecord) -> Option<String> {
+    let header = |wanted: &str| {
+        let (_, value) = record.headers.iter().find(|(name, _)| name == wanted)?;
+        value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned())
+    };
+    let reason = header(headers::REASON)?;
+    let source = [headers::TOPIC, headers::PARTITION, headers::OFFSET].map(header);
+    Some(match (source, header(headers::QUERY)) {
+        ([Some(topic), Some(partition), Some(offset)], _) => {
+            format!("{topic}/{partition} at {offset}: {reason}")
+        }
+        (_, Some(query)) => format!("{query}: {reason}"),
+        _ => reason,
+    })
+}
+
+/// What a window waits for, in words; times are on the customer's clocks.
+fn because(waiting: &Waiting, zone: Tz) -> String {
     let instant = |at: Micros| match chrono::DateTime::from_timestamp_micros(at) {
-        Some(at) => at.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
+        Some(at) => at.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S %Z").to_string(),
         None => "never".to_owned(),
     };
     let stands = match spoken(waiting.watermark) {
@@ -247,5 +281,47 @@ fn because(waiting: &Waiting) -> String {
     match waiting.closes_at {
         Some(at) => format!("{stands}; without further events it closes at {}", instant(at)),
         None => stands,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::SECOND;
+
+    #[test]
+    fn a_window_waits_on_the_clocks_of_its_customer() {
+        let waiting = Waiting {
+            partition: TopicPartition::new("1084", 0),
+            watermark: 1_572_138_000 * SECOND,
+            since: None,
+            closes_at: Some(1_572_134_400 * SECOND),
+        };
+        assert_eq!(
+            because(&waiting, Tz::Europe__Helsinki),
+            "1084/0 stands at 2019-10-27 03:00:00 EET; without further events it closes at 2019-10-27 03:00:00 EEST"
+        );
+    }
+
+    #[test]
+    fn a_dead_letter_says_where_it_was_and_why() {
+        let record = |headers: &[(&str, &str)]| OutRecord {
+            topic: "dead".into(),
+            partition: None,
+            key: None,
+            value: None,
+            headers: (headers.iter())
+                .map(|(name, value)| ((*name).to_owned(), Some(value.to_string().into())))
+                .collect(),
+            timestamp_ms: None,
+        };
+        let source = [(headers::TOPIC, "1084"), (headers::PARTITION, "0"), (headers::OFFSET, "17")];
+        let why = (headers::REASON, "empty");
+        assert_eq!(
+            dead_letter(&record(&[&source[..], &[why]].concat())).unwrap(),
+            "1084/0 at 17: empty"
+        );
+        assert_eq!(dead_letter(&record(&[(headers::QUERY, "q"), why])).unwrap(), "q: empty");
+        assert_eq!(dead_letter(&record(&source)), None);
     }
 }

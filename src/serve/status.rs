@@ -30,6 +30,9 @@ pub struct Status {
     pub queries: Vec<QueryStatus>,
     /// Dead letters since the start.
     pub dead_letters: u64,
+    /// The newest dead letters in words, the newest last; a handful.
+    #[serde(default)]
+    pub newest_dead: Vec<String>,
     /// What stopped the pipeline, if it failed.
     #[serde(default)]
     pub failed: Option<String>,
@@ -95,7 +98,7 @@ pub struct QueryStatus {
     pub input: String,
     /// Records sent to its topic since the start.
     pub emitted: u64,
-    /// Rows refused as late since the start.
+    /// Rows refused as late since the start; a row that several queries refuse counts for each.
     pub late: u64,
     /// Rows of kept state.
     pub state_rows: u64,

@@ -32,13 +32,9 @@ pub mod headers {
     pub const TIMESTAMP: &str = "millstream.timestamp";
 }
 
-/// A reason is cut after this many bytes: an error may quote the whole value.
-const REASON_BYTES: usize = 1_000;
-
-/// The beginning of a text, of at most `limit` bytes.
-fn cut(text: &str, limit: usize) -> &str {
-    &text[..text.floor_char_boundary(limit)]
-}
+/// Characters of a reason at most. Decoding bounds its own; what DataFusion says of a row may quote
+/// a whole value.
+const LONGEST_REASON: usize = 1_000;
 
 /// Where a dead letter failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,6 +157,26 @@ impl DeadLetter {
         if let Some(column) = &self.column {
             say(headers::COLUMN, column);
         }
-        say(headers::REASON, cut(&self.reason, REASON_BYTES));
+        match self.reason.char_indices().nth(LONGEST_REASON) {
+            Some((end, _)) => say(headers::REASON, &format!("{}…", &self.reason[..end])),
+            None => say(headers::REASON, &self.reason),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_bounded() {
+        let said = |reason: String| {
+            let letter = DeadLetter { stage: Stage::Query, query: None, column: None, reason };
+            let record = letter.from_window(&"t".into(), Bytes::new());
+            let (_, value) = record.headers.into_iter().next_back().unwrap();
+            String::from_utf8(value.unwrap().to_vec()).unwrap()
+        };
+        assert_eq!(said("ä".repeat(1_000)), "ä".repeat(1_000));
+        assert_eq!(said("ä".repeat(1 << 20)), format!("{}…", "ä".repeat(1_000)));
     }
 }

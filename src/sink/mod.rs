@@ -2,9 +2,11 @@
 //!
 //! Everything here turns batches into [`OutRecord`]s and nothing more: they leave in the one
 //! transaction of their epoch. Values are JSON objects in arrow-json's encoding (timestamps in
-//! RFC 3339 with the zone's offset, nulls written out), keys are JSON objects of the key columns.
+//! RFC 3339 with the zone's offset, see [`instant`]; nulls written out), keys are JSON objects of
+//! the key columns.
 
 mod dead_letter;
+mod instant;
 mod large;
 mod late;
 mod results;
@@ -40,6 +42,7 @@ pub fn json_rows(batch: &RecordBatch) -> Result<Vec<Bytes>> {
     }
     let mut writer = WriterBuilder::new()
         .with_explicit_nulls(true)
+        .with_encoder_factory(Arc::new(instant::Exact))
         .build::<_, LineDelimited>(Vec::with_capacity(batch.num_rows() * 96));
     writer.write(batch)?;
     writer.finish()?;

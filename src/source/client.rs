@@ -4,6 +4,7 @@
 //! outage we say one warning when it begins and one line when it is over.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -19,11 +20,23 @@ pub(crate) struct Context {
     role: String,
     away: AtomicBool,
     disturbances: AtomicU64,
+    /// What librdkafka said last of a connection that failed.
+    failure: Mutex<Option<String>>,
 }
 
 impl Context {
     pub(crate) fn new(role: impl Into<String>) -> Self {
-        Self { role: role.into(), away: AtomicBool::new(false), disturbances: AtomicU64::new(0) }
+        Self {
+            role: role.into(),
+            away: AtomicBool::new(false),
+            disturbances: AtomicU64::new(0),
+            failure: Mutex::default(),
+        }
+    }
+
+    /// What librdkafka said last of a connection that failed.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many transport errors there have been.
@@ -51,6 +64,12 @@ impl Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "FAIL" {
+            // Before it stands the thread: `[thrd:b:9092/bootstrap]: b:9092/bootstrap: Connect ...`.
+            let said = message.split_once("]: ").map_or(message, |(_, said)| said);
+            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            *failure = Some(said.to_owned());
+        }
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(target: "librdkafka", client = %self.role, facility, "{message}");

@@ -12,7 +12,7 @@ use rdkafka::admin::{self, AdminClient, AdminOptions, ResourceSpecifier, TopicRe
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::metadata::MetadataTopic;
+use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -25,6 +25,8 @@ use crate::{Error, Kind, Result};
 
 /// How long a call waits for an answer.
 const WAIT: Duration = Duration::from_secs(30);
+/// After this long without one the log says so: who mistyped an address shall not wait in silence.
+const SILENCE: Duration = Duration::from_millis(2500);
 /// What the id of librdkafka's embedded cluster begins with.
 const MOCK_CLUSTER: &str = "mockCluster";
 /// How long a topic just made may stay without leaders.
@@ -77,7 +79,7 @@ impl Cluster {
             return Ok(Some(id));
         }
         // The id comes with metadata: without an answer there is an error and not "none".
-        let asked = self.consumer.fetch_metadata(Some("__consumer_offsets"), WAIT);
+        let asked = self.metadata(Some("__consumer_offsets"));
         asked.map_err(|error| self.unanswered("the cluster's id", error))?;
         Ok(self.consumer.client().fetch_cluster_id(Duration::from_secs(1)))
     }
@@ -105,7 +107,7 @@ impl Cluster {
 
     fn look_up(&self, topic: &str) -> Result<Found> {
         self.serve();
-        let metadata = self.consumer.fetch_metadata(Some(topic), WAIT);
+        let metadata = self.metadata(Some(topic));
         let metadata =
             metadata.map_err(|error| self.unanswered(&format!("topic {topic}"), error))?;
         let Some(found) = metadata.topics().first() else { return Ok(Found::Nothing) };
@@ -160,7 +162,7 @@ impl Cluster {
     /// No broker answers.
     pub fn topics(&self) -> Result<Vec<(String, i32)>> {
         self.serve();
-        let metadata = self.consumer.fetch_metadata(None, WAIT);
+        let metadata = self.metadata(None);
         let metadata = metadata.map_err(|error| self.unanswered("the topics", error))?;
         let wanted =
             |topic: &&MetadataTopic| topic.error().is_none() && !topic.name().starts_with("__");
@@ -343,6 +345,29 @@ impl Cluster {
         .map_err(|error| kafka_error("cannot make a Kafka client", error))
     }
 
+    /// The metadata of one topic or of all. Two tries: a silence is told of after the first.
+    fn metadata(&self, topic: Option<&str>) -> Result<Metadata, KafkaError> {
+        let answer = match self.consumer.fetch_metadata(topic, SILENCE) {
+            Err(error) if error.rdkafka_error_code().is_some_and(is_silence) => {
+                self.say_silent(&error);
+                self.consumer.fetch_metadata(topic, WAIT - SILENCE)?
+            }
+            other => other?,
+        };
+        self.consumer.client().context().answered();
+        Ok(answer)
+    }
+
+    /// What librdkafka says of its connections is the best reason; while one hangs it says nothing.
+    fn say_silent(&self, error: &KafkaError) {
+        let context = self.consumer.client().context();
+        self.serve();
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+        let reason = context.failure();
+        let reason = reason.unwrap_or_else(|| format!("no word yet from {}", self.kafka.brokers));
+        context.disturbed(code, &reason);
+    }
+
     /// Passes on what librdkafka has to say: its lines wait in a queue until asked for.
     fn serve(&self) {
         while self.consumer.poll(Duration::ZERO).is_some() {}
@@ -352,6 +377,12 @@ impl Cluster {
         self.serve();
         kafka_error(format!("Kafka at {} does not tell {what}", self.kafka.brokers), error)
     }
+}
+
+/// Whether the brokers said nothing, and may yet.
+fn is_silence(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut, Resolve};
+    matches!(code, AllBrokersDown | BrokerTransportFailure | OperationTimedOut | Resolve)
 }
 
 /// Whether a group's coordinator will answer soon.

@@ -261,7 +261,21 @@ fn subscribe_follows_a_results_topic() {
     place.run(&["--until-end"]).ok();
     follower.until("the new alerts", LONG, |text| rows(text) == 6);
     follower.signal("INT");
-    follower.wait(Duration::from_secs(10));
+    let said = follower.wait(Duration::from_secs(10)).stderr;
+    assert!(said.contains("no more results are read") && !said.contains("snapshot"), "{said}");
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_named_within_seconds_and_without_colours() {
+    let project = Project::new();
+    let arguments = ["subscribe", "c", "q", "--brokers", "127.0.0.1:1"];
+    let mut running = start(project.path(), &arguments);
+    running.until("the silent broker", Duration::from_secs(5), |said| {
+        said.contains("WARN")
+            && said.contains("trying again: 127.0.0.1:1")
+            && said.contains("Connection refused")
+    });
+    assert!(!running.ended() && !running.stderr().contains('\u{1b}'), "{}", running.stderr());
 }
 
 #[test]

@@ -42,42 +42,48 @@ const fn kind(
 const KINDS: &[Kind] = &[
     kind("empty", None, "empty", |_| Vec::new()),
     kind("white space", None, "empty", |_| b" \t ".to_vec()),
-    kind("not JSON", None, "JSON", |id| format!("sensor {id} says hello").into_bytes()),
-    kind("cut short", None, "JSON", |id| good(id).as_bytes()[..30].to_vec()),
+    kind("not JSON", None, "JSON at byte 0: sensor", |id| {
+        format!("sensor {id} says hello").into_bytes()
+    }),
+    kind("cut short", None, "JSON: cut off after 30 bytes", |id| {
+        good(id).as_bytes()[..30].to_vec()
+    }),
     kind("trailing rubbish", None, "JSON", |id| format!("{}}}", good(id)).into_bytes()),
-    kind("single quotes", None, "JSON", |id| good(id).replace('"', "'").into_bytes()),
-    kind("an array", None, "object", |id| format!("[{id}]").into_bytes()),
+    kind("single quotes", None, "JSON at byte 1: 'ts'", |id| {
+        good(id).replace('"', "'").into_bytes()
+    }),
+    kind("an array", None, "not a JSON object: [", |id| format!("[{id}]").into_bytes()),
     kind("a number", None, "object", |id| id.to_string().into_bytes()),
     kind("null", None, "object", |_| b"null".to_vec()),
-    kind("invalid UTF-8", None, "UTF-8", |id| {
+    kind("invalid UTF-8", None, "UTF-8 at byte ", |id| {
         let mut bytes = good(id).replace("hall", "h~ll").into_bytes();
         let at = bytes.iter().position(|b| *b == b'~').unwrap();
         bytes[at] = 0xff;
         bytes
     }),
     kind("a lone surrogate", None, "valid", |id| good(id).replace("hall", "\\ud800").into_bytes()),
-    kind("missing column", Some("id"), "missing", |id| {
+    kind("missing column", Some("id"), "column id: missing", |id| {
         good(id).replace("\"id\"", "\"di\"").into_bytes()
     }),
-    kind("null column", Some("room"), "null", |id| {
+    kind("null column", Some("room"), "column room: null", |id| {
         good(id).replace("\"hall\"", "null").into_bytes()
     }),
-    kind("text for a number", Some("id"), "column's type", |id| {
+    kind("text for a number", Some("id"), "column id: \"many\" is no BIGINT (at byte 34)", |id| {
         good(id).replace(&format!("\"id\":{id}"), "\"id\":\"many\"").into_bytes()
     }),
-    kind("a fraction for an integer", Some("id"), "column's type", |id| {
+    kind("a fraction for an integer", Some("id"), ".5 is no BIGINT (at byte 34)", |id| {
         good(id).replace(&format!("\"id\":{id}"), &format!("\"id\":{id}.5")).into_bytes()
     }),
-    kind("out of range", Some("id"), "range", |id| {
+    kind("out of range", Some("id"), "99999999999999999999 is out of the range of BIGINT", |id| {
         good(id).replace(&format!("\"id\":{id}"), "\"id\":99999999999999999999").into_bytes()
     }),
-    kind("an object for a number", Some("n"), "column's type", |id| {
+    kind("an object for a number", Some("n"), "column n: {} is no BIGINT", |id| {
         good(id).replace(&format!("\"n\":{}", id % 7), "\"n\":{}").into_bytes()
     }),
-    kind("no such month", Some("ts"), "timestamp", |id| {
+    kind("no such month", Some("ts"), "is no TIMESTAMP such as", |id| {
         good(id).replace("2024-05", "2024-13").into_bytes()
     }),
-    kind("no time at all", Some("ts"), "timestamp", |id| {
+    kind("no time at all", Some("ts"), "column ts: \"yesterday 10:", |id| {
         good(id).replace("2024-05-01T", "yesterday ").into_bytes()
     }),
     kind("the far future", Some("ts"), "future", |id| {

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod broker;
 mod cli;
 mod faults;
 mod garbage;

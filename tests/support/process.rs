@@ -73,7 +73,6 @@ pub fn start_with(folder: &Path, arguments: &[&str], input: Option<&str>) -> Run
         .args(arguments)
         .current_dir(folder)
         .env_remove("RUST_LOG")
-        .env("NO_COLOR", "1")
         .stdin(stdin)
         .stdout(file("out"))
         .stderr(file("err"))

@@ -6,7 +6,9 @@
 
 mod draw;
 mod plain;
+mod streams;
 mod view;
+mod wrap;
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -22,23 +24,40 @@ use view::View;
 /// How often the view is drawn anew, and how soon a key is seen.
 const FRAME: Duration = Duration::from_millis(250);
 
+/// What the view shows besides the board, and what it does not show.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// Lines to show all the time, the most important first.
+    pub notes: Vec<String>,
+    /// A query without results in the view.
+    pub left_out: LeftOut,
+}
+
+/// A query whose results would mislead whoever sees them here.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LeftOut {
+    /// Its name.
+    pub query: &'static str,
+    /// What is shown in their place.
+    pub because: &'static str,
+}
+
 /// Shows the board until `stop` turns true, or until `q` or Ctrl-C in the view. With `draw` it takes
-/// the whole terminal (logs must not be printed meanwhile) and shows `notes` all the time: where
-/// the broker is, where history lies. Without, or without a keyboard, it prints plain lines.
+/// the whole terminal (logs must not be printed meanwhile). Without, or without a keyboard, it prints plain lines.
 ///
 /// # Errors
 /// A terminal that cannot be drawn on.
 pub async fn run(
     board: StatusBoard,
-    notes: Vec<String>,
+    shown: Shown,
     stop: watch::Receiver<bool>,
     draw: bool,
 ) -> Result<()> {
     if !draw || !std::io::stdin().is_terminal() {
-        plain::run(&board, stop).await;
+        plain::run(&board, shown.left_out, stop).await;
         return Ok(());
     }
-    let drawing = tokio::task::spawn_blocking(move || draw_until(&board, notes, &stop));
+    let drawing = tokio::task::spawn_blocking(move || draw_until(&board, shown, &stop));
     drawing.await.map_err(|error| Error::internal("the live view panicked").because(error))?
 }
 
@@ -51,7 +70,7 @@ impl Drop for Restore {
     }
 }
 
-fn draw_until(board: &StatusBoard, notes: Vec<String>, stop: &watch::Receiver<bool>) -> Result<()> {
+fn draw_until(board: &StatusBoard, shown: Shown, stop: &watch::Receiver<bool>) -> Result<()> {
     let _restore = Restore;
     let failed = |error| {
         Error::new(Kind::Config, "the terminal cannot be drawn on")
@@ -59,7 +78,7 @@ fn draw_until(board: &StatusBoard, notes: Vec<String>, stop: &watch::Receiver<bo
             .hint("pipe the output, as in `millstream demo | cat`, for plain lines")
     };
     let mut terminal = ratatui::try_init().map_err(failed)?;
-    let mut view = View::new(notes);
+    let mut view = View::new(shown);
     // Nobody left who could say stop is a stop too.
     while !*stop.borrow() && stop.has_changed().is_ok() {
         view.observe(&board.all());

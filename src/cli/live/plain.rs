@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::view::{View, grouped, is_alert, local, short};
+use super::{LeftOut, Shown};
 use crate::serve::StatusBoard;
 use crate::serve::status::Status;
 
@@ -16,8 +17,8 @@ const NEW: usize = 4;
 const WINDOW_EVERY: u64 = 10;
 
 /// Prints until `stop` turns true or its sender is gone, or until nobody reads any more.
-pub async fn run(board: &StatusBoard, mut stop: watch::Receiver<bool>) {
-    let mut lines = Lines::new();
+pub async fn run(board: &StatusBoard, left_out: LeftOut, mut stop: watch::Receiver<bool>) {
+    let mut lines = Lines::new(left_out);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.tick().await;
     loop {
@@ -42,12 +43,19 @@ fn print(lines: &[String]) -> bool {
 struct Lines {
     view: View,
     shown: HashMap<(String, String), (u64, String)>,
+    /// By customer: the newest dead letter shown.
+    shown_dead: HashMap<String, String>,
     ticks: u64,
 }
 
 impl Lines {
-    fn new() -> Self {
-        Self { view: View::new(Vec::new()), shown: HashMap::new(), ticks: 0 }
+    fn new(left_out: LeftOut) -> Self {
+        Self {
+            view: View::new(Shown { notes: Vec::new(), left_out }),
+            shown: HashMap::new(),
+            shown_dead: HashMap::new(),
+            ticks: 0,
+        }
     }
 
     fn next(&mut self) -> Vec<String> {
@@ -57,6 +65,7 @@ impl Lines {
         for status in self.view.statuses.clone() {
             self.streams(&status, &mut lines);
             self.results(&status, &mut lines);
+            self.dead_letter(&status, &mut lines);
             let oldest =
                 status.queries.iter().filter_map(|query| Some((query, query.open.first()?)));
             if let Some((query, open)) =
@@ -86,7 +95,7 @@ impl Lines {
                 .sum();
             let open: u64 = status.queries.iter().map(|query| query.windows_open).sum();
             lines.push(format!(
-                "{} {}: {:.0} events/s, {} events, watermark {}, lag {}, {} late, {} dead letters, {} windows open",
+                "{} {}: {:.0} events/s, {} events, watermark {}, lag {}, {} late (once for each query), {} dead letters, {} windows open",
                 status.customer,
                 stream.name,
                 self.view.rate(&status.customer, &stream.name),
@@ -100,6 +109,15 @@ impl Lines {
         }
     }
 
+    /// The newest dead letter, if it is another than last time.
+    fn dead_letter(&mut self, status: &Status, lines: &mut Vec<String>) {
+        let Some(newest) = status.newest_dead.last() else { return };
+        if self.shown_dead.get(&status.customer) != Some(newest) {
+            lines.push(format!("  dead letter {newest}"));
+            self.shown_dead.insert(status.customer.clone(), newest.clone());
+        }
+    }
+
     /// What came since the last time, alerts first, then those whose turn it has been least.
     fn results(&mut self, status: &Status, lines: &mut Vec<String>) {
         let mut new = Vec::new();
@@ -108,14 +126,20 @@ impl Lines {
             let key = (status.customer.clone(), query.name.clone());
             let (times, last) =
                 self.shown.get(&key).map_or((0, ""), |(times, last)| (*times, last.as_str()));
-            if last != newest {
+            if let Some(because) = self.view.left_out(query) {
+                // Once; how many results there are is of no interest then.
+                if times == 0 {
+                    lines.push(format!("  {}: {because}", key.1));
+                    self.shown.insert(key, (1, String::new()));
+                }
+            } else if last != newest {
                 new.push((!is_alert(query), times, key, newest.clone()));
             }
         }
         new.sort();
         for (no_alert, times, key, newest) in new.into_iter().take(NEW) {
             let mark = if no_alert { " " } else { "!" };
-            lines.push(format!(" {mark} {}: {}", key.1, short(&newest)));
+            lines.push(format!(" {mark} {}: {}", key.1, short(&newest, &status.zone)));
             self.shown.insert(key, (times + 1, newest));
         }
     }
@@ -123,17 +147,21 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use super::super::view::tests_support::{at, busy};
+    use super::super::view::tests_support::{at, busy, shown};
     use super::*;
     use std::sync::Arc;
 
     #[test]
     fn a_line_a_stream_and_what_is_new_once() {
-        let mut lines = Lines::new();
+        let mut lines = Lines::new(shown().left_out);
         lines.view.observe(&[Arc::new(busy(at(0), 0))]);
-        lines.next();
+        let first = lines.next();
+        assert!(first.contains(&"  latency: not true here".to_owned()), "{first:?}");
+        let letter =
+            "  dead letter 1084/0 at 17: column part_id: \"abc\" is no BIGINT (at byte 12)";
+        assert_eq!(first.last().unwrap(), letter);
         lines.view.observe(&[Arc::new(busy(at(1), 100))]);
-        let expected = "customer_a positions: 100 events/s, 100 events, watermark 2019-10-30 14:06:05, lag 3, 5 late, 9 dead letters, 2 windows open";
+        let expected = "customer_a positions: 100 events/s, 100 events, watermark 2019-10-30 14:06:05 EET, lag 3, 5 late (once for each query), 9 dead letters, 2 windows open";
         assert_eq!(lines.next(), [expected]);
         let mut changed = busy(at(2), 200);
         changed.queries[2].newest.push(r#"{"part_id":1085,"room":"hall"}"#.to_owned());
@@ -141,7 +169,7 @@ mod tests {
         assert_eq!(lines.next()[1..], [" ! presence_alert: part_id=1085 room=hall"]);
         let all: Vec<String> = (0..10).flat_map(|_| lines.next()).collect();
         assert!(all.contains(
-            &"  daily_visits open until 2019-10-31 00:00:00: 1084/0 stands at 14:06:05".to_owned()
+            &"  daily_visits open until 2019-10-31 00:00:00 EET: 1084/0 stands at 2019-10-30 14:06:05 EET; without further events it closes at 2026-11-24 12:00:00 EET".to_owned()
         ));
     }
 }

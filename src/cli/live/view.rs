@@ -7,6 +7,7 @@ use chrono::DateTime;
 use chrono_tz::Tz;
 use serde_json::Value;
 
+use super::{LeftOut, Shown};
 use crate::serve::status::{QueryStatus, Status};
 use crate::time::{BEGINNING, END, Micros, SECOND};
 
@@ -18,8 +19,9 @@ const ALERTS: [&str; 2] = ["alert", "overcrowded"];
 /// The newest statuses and what was seen before.
 #[derive(Debug, Default)]
 pub struct View {
-    /// Lines to show all the time.
+    /// Lines to show all the time, the most important first.
     pub notes: Vec<String>,
+    left_out: LeftOut,
     /// The newest status of each customer.
     pub statuses: Vec<Arc<Status>>,
     /// How far the results are scrolled, in lines.
@@ -30,8 +32,13 @@ pub struct View {
 
 impl View {
     /// A view that has seen nothing yet.
-    pub fn new(notes: Vec<String>) -> Self {
-        Self { notes, ..Self::default() }
+    pub fn new(shown: Shown) -> Self {
+        Self { notes: shown.notes, left_out: shown.left_out, ..Self::default() }
+    }
+
+    /// Why the query's results are not shown, if they are not.
+    pub fn left_out(&self, query: &QueryStatus) -> Option<&'static str> {
+        (query.name == self.left_out.query).then_some(self.left_out.because)
     }
 
     /// Takes in what the board shows now.
@@ -81,17 +88,24 @@ pub fn is_alert(query: &QueryStatus) -> bool {
     ALERTS.iter().any(|word| query.name.contains(word))
 }
 
-/// An instant on the clock's face of the customer.
+/// An instant on the clock's face of the customer, and the zone that it is in.
 pub fn local(at: Option<Micros>, zone: &str) -> String {
-    let zone: Tz = zone.parse().unwrap_or(Tz::UTC);
     match at {
         None | Some(BEGINNING) => "nothing yet".to_owned(),
         Some(END) => "drained".to_owned(),
         Some(at) => match DateTime::from_timestamp_micros(at) {
-            Some(at) => at.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S").to_string(),
+            Some(at) => clock(at.with_timezone(&tz(zone))),
             None => "out of range".to_owned(),
         },
     }
+}
+
+fn tz(zone: &str) -> Tz {
+    zone.parse().unwrap_or(Tz::UTC)
+}
+
+fn clock(at: DateTime<Tz>) -> String {
+    at.format("%Y-%m-%d %H:%M:%S %Z").to_string()
 }
 
 /// `1234567` as `1,234,567`.
@@ -107,17 +121,48 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-/// A result as `room=hall persons=2`; what is not a JSON object stays as it is.
-pub fn short(result: &str) -> String {
-    let Ok(Value::Object(object)) = serde_json::from_str(result) else { return plain(result) };
-    let pairs = object.iter().map(|(name, value)| match value {
-        Value::String(text) => format!("{name}={text}"),
+/// A result as `room=hall persons=2`, its times on the clock's face of the customer and its window
+/// in one; what is not a JSON object stays as it is.
+pub fn short(result: &str, zone: &str) -> String {
+    let Ok(Value::Object(mut object)) = serde_json::from_str(result) else { return plain(result) };
+    let zone = tz(zone);
+    let instant = |value: &Value| {
+        let at = DateTime::parse_from_rfc3339(value.as_str()?).ok()?;
+        Some(at.with_timezone(&zone))
+    };
+    let mut pairs = Vec::with_capacity(object.len());
+    let bounds = ["window_start", "window_end"].map(|name| object.get(name).and_then(instant));
+    if let [Some(start), Some(end)] = bounds {
+        pairs.push(window(start, end));
+        object.retain(|name, _| name != "window_start" && name != "window_end");
+    }
+    pairs.extend(object.iter().map(|(name, value)| match value {
         Value::Number(number) if number.is_f64() => {
             format!("{name}={:.1}", number.as_f64().unwrap_or_default())
         }
-        other => format!("{name}={other}"),
-    });
-    plain(&pairs.collect::<Vec<_>>().join(" "))
+        value => match (instant(value), value) {
+            (Some(at), _) => format!("{name}={}", clock(at)),
+            (None, Value::String(text)) => format!("{name}={text}"),
+            (None, other) => format!("{name}={other}"),
+        },
+    }));
+    plain(&pairs.join(" "))
+}
+
+/// `2019-10-30 14:00 to 15:00 EET`; whatever both ends share is said once.
+fn window(start: DateTime<Tz>, end: DateTime<Tz>) -> String {
+    let whole = start.timestamp() % 60 == 0 && end.timestamp() % 60 == 0;
+    let time = if whole { "%H:%M" } else { "%H:%M:%S" };
+    let until = match start.date_naive() == end.date_naive() {
+        true => format!("{time} %Z"),
+        false => format!("%Y-%m-%d {time} %Z"),
+    };
+    let from = match start.offset().to_string() == end.offset().to_string() {
+        true => format!("%Y-%m-%d {time}"),
+        // The clock changes inside.
+        false => format!("%Y-%m-%d {time} %Z"),
+    };
+    format!("{} to {}", start.format(&from), end.format(&until))
 }
 
 /// Without control characters, which would move the cursor.
@@ -132,7 +177,7 @@ mod tests {
 
     #[test]
     fn rates_follow_the_last_seconds() {
-        let mut view = View::new(Vec::new());
+        let mut view = View::default();
         let mut at = |second: i64, events: u64| {
             let stream =
                 StreamStatus { name: "positions".to_owned(), events, ..StreamStatus::default() };
@@ -160,11 +205,25 @@ mod tests {
     fn wording() {
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(12), "12");
-        assert_eq!(short(r#"{"room":"hall","p":2.25,"x":null}"#), "room=hall p=2.2 x=null");
-        assert_eq!(short("not\u{1b}json"), "not json");
+        let zone = "Europe/Helsinki";
+        assert_eq!(short(r#"{"room":"hall","p":2.25,"x":null}"#, zone), "room=hall p=2.2 x=null");
+        assert_eq!(short("not\u{1b}json", zone), "not json");
+        for (result, expected) in [
+            (r#"{"seen":"2019-10-30T12:06:35Z"}"#, "seen=2019-10-30 14:06:35 EET"),
+            (
+                r#"{"window_start":"2019-10-30T14:00:00+02:00","window_end":"2019-10-30T15:00:00+02:00","n":1}"#,
+                "2019-10-30 14:00 to 15:00 EET n=1",
+            ),
+            (
+                r#"{"window_start":"2019-10-27T00:00:00+03:00","window_end":"2019-10-28T00:00:00+02:00"}"#,
+                "2019-10-27 00:00 EEST to 2019-10-28 00:00 EET",
+            ),
+        ] {
+            assert_eq!(short(result, zone), expected);
+        }
         let midnight = Some(1_572_386_400 * SECOND);
-        assert_eq!(local(midnight, "Europe/Helsinki"), "2019-10-30 00:00:00");
-        assert_eq!(local(midnight, ""), "2019-10-29 22:00:00");
+        assert_eq!(local(midnight, "Europe/Helsinki"), "2019-10-30 00:00:00 EET");
+        assert_eq!(local(midnight, ""), "2019-10-29 22:00:00 UTC");
         assert_eq!(local(None, ""), "nothing yet");
     }
 }
@@ -172,12 +231,39 @@ mod tests {
 /// A status with everything in it, for tests of what is shown.
 #[cfg(test)]
 pub mod tests_support {
+    use super::super::{LeftOut, Shown};
     use crate::serve::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
     use crate::time::{HOUR, MINUTE, Micros, SECOND, Window};
 
     /// So many seconds after 2019-10-30 14:06:35 in Helsinki.
     pub fn at(second: i64) -> Micros {
         1_572_386_400 * SECOND + 14 * HOUR + 6 * MINUTE + (35 + second) * SECOND
+    }
+
+    /// Notes as the demo has them, and a query left out.
+    pub fn shown() -> Shown {
+        let notes =
+            ["broker 127.0.0.1:1234", "history .millstream/demo/20261124-120000 (from 10 s on)"];
+        Shown {
+            notes: notes.map(str::to_owned).to_vec(),
+            left_out: LeftOut { query: "latency", because: "not true here" },
+        }
+    }
+
+    /// Two pipelines at work, with the longest names of the demo and in two zones.
+    pub fn two(now: Micros, events: u64) -> [Status; 2] {
+        let first = busy(now, events);
+        let mut second = Status {
+            customer: "customer_b".to_owned(),
+            zone: "UTC".to_owned(),
+            ..busy(now, events)
+        };
+        let first_query = &mut second.queries[0];
+        first_query.name = "half_day_visits".to_owned();
+        first_query.newest = vec![
+            r#"{"window_start":"2019-10-30T10:00:00Z","window_end":"2019-10-30T22:00:00Z","part_id":1084,"room":"living room","visits":17}"#.to_owned(),
+        ];
+        [first, second]
     }
 
     /// A pipeline at work that has read so many events.
@@ -197,7 +283,7 @@ pub mod tests_support {
             window: Window { start: midnight, end: midnight + 24 * HOUR },
             held_by: Some("1084/0".to_owned()),
             held_at: Some(at(-30)),
-            because: "1084/0 stands at 14:06:05".to_owned(),
+            because: "1084/0 stands at 2019-10-30 14:06:05 EET; without further events it closes at 2026-11-24 12:00:00 EET".to_owned(),
         };
         Status {
             customer: "customer_a".to_owned(),
@@ -224,9 +310,17 @@ pub mod tests_support {
                     ..query("daily_visits", r#"{"part_id":1084,"events":7}"#)
                 },
                 query("occupancy", r#"{"room":"hall","persons":2}"#),
-                query("presence_alert", r#"{"part_id":1084,"room":"hall"}"#),
+                query(
+                    "presence_alert",
+                    r#"{"event_time":"2019-10-30T14:06:05+02:00","part_id":1084,"room":"hall"}"#,
+                ),
+                query("latency", r#"{"to_kafka_p50_ms":5000000.0}"#),
             ],
             dead_letters: 9,
+            newest_dead: vec![
+                "1084/0 at 3: empty".to_owned(),
+                "1084/0 at 17: column part_id: \"abc\" is no BIGINT (at byte 12)".to_owned(),
+            ],
             ..Status::default()
         }
     }

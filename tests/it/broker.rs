@@ -1,0 +1,53 @@
+//! The broker that `.ci/kafka` starts.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::kafka::{Kafka, Write};
+
+/// Runs `.ci/kafka WHAT FOLDER` and gives what it prints.
+fn script(what: &str, folder: &Path) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/kafka");
+    let output = Command::new(script).arg(what).arg(folder).output().unwrap();
+    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Stops the broker even when the test fails.
+struct Stop<'a>(&'a Path);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        script("stop", self.0);
+    }
+}
+
+fn cluster_id(folder: &Path) -> String {
+    let text = std::fs::read_to_string(folder.join("data/meta.properties")).unwrap();
+    text.lines().find(|line| line.starts_with("cluster.id=")).unwrap().to_owned()
+}
+
+#[test]
+fn a_cluster_comes_back_with_its_id_its_topics_and_its_port() {
+    if Kafka::require("broker").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let _stop = Stop(folder);
+    let address = script("start", folder);
+    let (id, kafka) = (cluster_id(folder), Kafka { brokers: address.clone() });
+    kafka.create("kept", 1);
+    kafka.produce("kept", [Write::value("a record")]);
+    script("stop", folder);
+
+    assert_eq!(script("start", folder), address);
+    assert_eq!((cluster_id(folder), kafka.read("kept").len()), (id.clone(), 1));
+    script("stop", folder);
+
+    let _taken = TcpListener::bind(&address).unwrap();
+    let elsewhere = script("start", folder);
+    assert_ne!(elsewhere, address);
+    assert_eq!((cluster_id(folder), Kafka { brokers: elsewhere }.read("kept").len()), (id, 1));
+}
