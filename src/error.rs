@@ -111,6 +111,13 @@ impl Error {
         self
     }
 
+    /// Adds what to do, if that is known.
+    #[must_use]
+    pub fn hint_if(mut self, hint: Option<String>) -> Self {
+        self.hint = hint.or(self.hint);
+        self
+    }
+
     /// Adds where it is, unless a nearer place is known already.
     #[must_use]
     pub fn at(mut self, place: Place) -> Self {
