@@ -10,7 +10,7 @@
 
 mod cut;
 mod distinct;
-mod errors;
+pub(crate) mod errors;
 mod explain;
 mod functions;
 mod in_order;
@@ -18,6 +18,7 @@ mod physical;
 mod plan;
 mod query;
 mod scope;
+pub(crate) mod shown;
 mod slots;
 mod stream;
 mod trace;
@@ -89,8 +90,14 @@ pub fn plan_customer(
         }
     }
     let (mut queries, mut failed) = (Vec::new(), Vec::new());
+    // Of what is not in the catalog, the catalog has told already what is wrong with it.
+    let declared = |name: &String| {
+        customer.stream(name).is_some()
+            || customer.table(name).is_some()
+            || customer.query(name).is_some()
+    };
     for query in &customer.queries {
-        if query.inputs.iter().any(|input| failed.contains(input)) {
+        if query.inputs.iter().any(|input| failed.contains(input) || !declared(input)) {
             failed.push(query.name.clone());
             continue;
         }

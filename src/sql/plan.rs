@@ -69,6 +69,8 @@ pub struct QueryPlan {
     pub key: Vec<usize>,
     /// The output column that is event time to those who read the results.
     pub event_time: Option<usize>,
+    /// Whether an output column says which window a row belongs to.
+    pub tells_window: bool,
     /// Reference tables and views that it reads besides its input.
     pub tables: Vec<String>,
     /// Equal for equal plans: a SHA-256 over plans and schemas, in hexadecimal.

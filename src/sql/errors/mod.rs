@@ -1,171 +1,209 @@
 //! DataFusion's errors as ours: what is wrong, where in the file, and what would be right.
+//!
+//! DataFusion says most of it in words only. [`explained`] reads them; what it does not know is
+//! shown as DataFusion has it, but never as a defect of DataFusion, nor as Rust's debug text.
 
-use std::ops::ControlFlow;
+mod function;
+mod place;
+mod wording;
 
 use datafusion::common::{Column, SchemaError, Span};
 use datafusion::error::DataFusionError;
-use datafusion::sql::sqlparser::ast::{self, Ident, ObjectName, Spanned};
-use datafusion::sql::sqlparser::tokenizer;
 
-use crate::catalog::Query;
-use crate::catalog::walk::{Look, walk};
-use crate::error::{Error, Place};
+use crate::catalog::{Query, suggestion};
+use crate::error::{Error, Kind, Place};
+use crate::sql::shown::plain;
 
-/// How many valid names a hint lists.
-const NAMES_IN_A_HINT: usize = 12;
+pub(crate) use place::{Source, find_in, keyword_in, place_of_span};
+pub(crate) use wording::two_columns;
+
+/// An error of DataFusion, read.
+#[derive(Debug)]
+pub(crate) struct Explained {
+    pub(crate) kind: Kind,
+    pub(crate) message: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) hint: Option<String>,
+    /// Where it is, if DataFusion knows.
+    pub(crate) span: Option<Span>,
+    /// Otherwise it is at the first of these words that the statement has.
+    pub(crate) words: Vec<String>,
+    /// The clauses that the words are looked for in, before the whole statement.
+    clauses: &'static [&'static str],
+}
+
+impl Explained {
+    fn new(message: impl Into<String>) -> Self {
+        let message = message.into();
+        let words = quoted(&message);
+        Self { kind: Kind::Sql, message, detail: None, hint: None, span: None, words, clauses: &[] }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    fn word(mut self, word: &str) -> Self {
+        self.words.insert(0, word.to_owned());
+        self
+    }
+
+    fn find(&self, source: &Source<'_>, word: &str) -> Option<Place> {
+        let behind = |clause: &&str| source.find_behind(clause, word);
+        self.clauses.iter().find_map(behind).or_else(|| source.find(word))
+    }
+
+    /// Without its place.
+    pub(crate) fn into_error(self) -> Error {
+        let ours = Error::new(self.kind, self.message).hint_if(self.hint);
+        match self.detail {
+            Some(detail) => ours.detail(detail),
+            None => ours,
+        }
+    }
+}
 
 /// `error`, met while planning `query`, as ours.
 pub(crate) fn in_query(error: &DataFusionError, query: &Query) -> Error {
-    let (message, hint) = describe(error);
-    let mut ours = Error::sql(message);
-    if let Some(hint) = hint {
-        ours = ours.hint(hint);
-    }
-    let span = error.diagnostic().and_then(|diagnostic| diagnostic.span);
-    let place = match span {
-        Some(span) => Some(place_of(query, span.start.line, span.start.column, span_width(span))),
-        None => named_in(error).iter().find_map(|name| find_name(query, name)),
+    in_source(error, &Source::of(query)).at(query.place.clone())
+}
+
+/// `error`, met while planning or running `source`, as ours.
+pub(crate) fn in_source(error: &DataFusionError, source: &Source<'_>) -> Error {
+    let explained = explained(error);
+    let place = match explained.span {
+        Some(span) => Some(source.place(span)),
+        None => explained.words.iter().find_map(|word| explained.find(source, word)),
     };
-    ours.at(place.unwrap_or_else(|| query.place.clone()))
+    let hint = missing_column(error).and_then(|name| match &place {
+        Some(place) if Source::is_quoted(place) => {
+            Some(format!("a text stands in single quotes: '{name}'"))
+        }
+        _ if source.gives_name(name) => Some(format!(
+            "the name that AS gives is known behind WHERE only: write what '{name}' stands for"
+        )),
+        _ => None,
+    });
+    // A near name is likelier than either.
+    let is_near = explained.hint.as_ref().is_some_and(|hint| hint.starts_with("did you mean"));
+    let ours = explained.into_error().hint_if(hint.filter(|_| !is_near));
+    match place {
+        Some(place) => ours.at(place),
+        None => ours,
+    }
+}
+
+fn missing_column(error: &DataFusionError) -> Option<&str> {
+    let DataFusionError::SchemaError(error, _) = error.find_root() else { return None };
+    match error.as_ref() {
+        SchemaError::FieldNotFound { field, .. } => Some(&field.name),
+        _ => None,
+    }
 }
 
 /// What is wrong, and what would be right, of an error met anywhere.
 pub(crate) fn describe(error: &DataFusionError) -> (String, Option<String>) {
-    match error.find_root() {
-        DataFusionError::SchemaError(schema_error, _) => match schema_error.as_ref() {
-            SchemaError::FieldNotFound { field, valid_fields } => {
-                (format!("there is no column '{}'", field.flat_name()), valid(valid_fields))
-            }
-            SchemaError::AmbiguousReference { field } => {
-                let hint = format!("write relation.{}", field.name);
-                (format!("the column '{}' is ambiguous", field.name), Some(hint))
-            }
-            other => (other.to_string(), None),
-        },
-        DataFusionError::Plan(message) if message.starts_with(OURS) => {
-            let message = message.trim_start_matches(OURS);
-            match message.split_once(HINT) {
-                Some((message, hint)) => (message.to_owned(), Some(hint.to_owned())),
-                None => (message.to_owned(), None),
-            }
+    let explained = explained(error);
+    (explained.message, explained.hint)
+}
+
+/// Reads any error.
+pub(crate) fn explained(error: &DataFusionError) -> Explained {
+    let span = error.diagnostic().and_then(|diagnostic| diagnostic.span);
+    let explained = match error.find_root() {
+        DataFusionError::SchemaError(schema_error, _) => of_schema(schema_error),
+        DataFusionError::Plan(message) if message.starts_with(OURS) => ours(message),
+        DataFusionError::ResourcesExhausted(message) => {
+            let ours = Explained::new("the query needs more memory than it may have")
+                .detail(message.clone())
+                .hint("ask for less at once: a shorter time range, fewer columns or groups");
+            Explained { kind: Kind::Config, ..ours }
         }
-        root => {
-            let text = root.strip_backtrace();
-            let text = ["Error during planning: ", "This feature is not implemented: "]
-                .iter()
-                .fold(text.as_str(), |text, prefix| text.trim_start_matches(prefix));
-            // DataFusion starts with a capital and may add several lines; one sentence is enough.
-            let line = text.lines().next().unwrap_or(text).trim_end_matches('.');
-            (lower_first(line), None)
+        root => wording::explained(&root.strip_backtrace()),
+    };
+    Explained { span: span.filter(|span| span.start.line > 0).or(explained.span), ..explained }
+}
+
+fn of_schema(error: &SchemaError) -> Explained {
+    match error {
+        SchemaError::FieldNotFound { field, valid_fields } => {
+            let explained = Explained::new(format!("there is no column '{}'", field.flat_name()));
+            let span = field.spans().first();
+            let hint = valid_columns(field, valid_fields);
+            Explained { hint, span, ..explained }.word(&field.name)
+        }
+        SchemaError::AmbiguousReference { field } => {
+            Explained::new(format!("the column '{}' is ambiguous", field.name))
+                .hint(format!("write relation.{}", field.name))
+        }
+        SchemaError::DuplicateUnqualifiedField { name } => wording::two_columns(name),
+        SchemaError::DuplicateQualifiedField { name, .. } => wording::two_columns(name),
+    }
+}
+
+/// The nearest column, or the list of all. A wrong relation is told before a wrong column.
+fn valid_columns(field: &Column, valid: &[Column]) -> Option<String> {
+    let mut names: Vec<&str> = Vec::new();
+    let mut relations: Vec<&str> = Vec::new();
+    for column in valid {
+        let relation = column.relation.as_ref().map(|relation| relation.table());
+        relations.extend(relation.filter(|relation| !relations.contains(relation)));
+        if !names.contains(&column.name.as_str()) {
+            names.push(&column.name);
         }
     }
+    let relation = field.relation.as_ref().map(|relation| relation.table());
+    if let Some(relation) = relation
+        && names.contains(&field.name.as_str())
+        && !relations.contains(&relation)
+    {
+        let near = suggestion::nearest(relation, relations.iter().copied());
+        let relation = near.or(relations.first().copied()).unwrap_or_default();
+        return Some(format!("did you mean '{relation}.{}'?", field.name));
+    }
+    suggestion::among(&field.name, names)
 }
 
 /// Marks a message of ours that travels through DataFusion.
 const OURS: &str = "millstream: ";
 const HINT: &str = " | hint: ";
 
-/// An error of ours that travels through DataFusion and comes out of [`describe`].
+/// An error of ours that travels through DataFusion and comes out of [`explained`].
 pub(crate) fn through_datafusion(message: &str, hint: &str) -> DataFusionError {
     DataFusionError::Plan(format!("{OURS}{message}{HINT}{hint}"))
 }
 
-fn lower_first(text: &str) -> String {
+fn ours(message: &str) -> Explained {
+    let message = message.trim_start_matches(OURS);
+    let (message, hint) = match message.split_once(HINT) {
+        Some((message, hint)) => (message, (!hint.is_empty()).then(|| hint.to_owned())),
+        None => (message, None),
+    };
+    let explained = Explained { hint, ..Explained::new(message) };
+    match place::keyword_in(message) {
+        Some(keyword) => explained.word(keyword),
+        None => explained,
+    }
+}
+
+/// What a message puts into quotes.
+fn quoted(message: &str) -> Vec<String> {
+    message.split(['\'', '"', '`']).skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// A message with a small letter at its beginning, in SQL's words.
+fn sentence(text: &str) -> String {
+    let text = plain(text.trim().trim_end_matches('.'));
     let mut chars = text.chars();
     let second_is_upper = text.chars().nth(1).is_some_and(char::is_uppercase);
     match chars.next() {
         Some(first) if !second_is_upper => first.to_lowercase().chain(chars).collect(),
-        _ => text.to_owned(),
-    }
-}
-
-fn valid(fields: &[Column]) -> Option<String> {
-    let mut names: Vec<_> = fields.iter().map(|field| field.name.as_str()).collect();
-    names.dedup();
-    let more = names.len().saturating_sub(NAMES_IN_A_HINT);
-    names.truncate(NAMES_IN_A_HINT);
-    let list = names.join(", ");
-    match (names.is_empty(), more) {
-        (true, _) => None,
-        (false, 0) => Some(format!("there are: {list}")),
-        (false, more) => Some(format!("there are: {list} and {more} more")),
-    }
-}
-
-fn span_width(span: Span) -> u64 {
-    if span.end.line == span.start.line {
-        span.end.column.saturating_sub(span.start.column)
-    } else {
-        1
-    }
-}
-
-/// The place in the file of `query`.
-pub(crate) fn place_of(query: &Query, line: u64, column: u64, width: u64) -> Place {
-    Place::new(&query.file, &query.text, line, column, width)
-}
-
-/// The place of a span of the parser; none if the span is empty.
-pub(crate) fn place_of_span(query: &Query, span: tokenizer::Span) -> Option<Place> {
-    let on_one_line = span.start.line == span.end.line;
-    let width = if on_one_line { span.end.column.saturating_sub(span.start.column) } else { 1 };
-    (span.start.line > 0).then(|| place_of(query, span.start.line, span.start.column, width))
-}
-
-/// Names that the message puts into quotes, and the field that was not found.
-fn named_in(error: &DataFusionError) -> Vec<String> {
-    let root = error.find_root();
-    let mut names = Vec::new();
-    if let DataFusionError::SchemaError(schema_error, _) = root
-        && let SchemaError::FieldNotFound { field, .. } = schema_error.as_ref()
-    {
-        names.push(field.name.clone());
-    }
-    let text = root.strip_backtrace();
-    names.extend(text.split(['\'', '"', '`']).skip(1).step_by(2).map(str::to_owned));
-    names
-}
-
-/// Where `name` first stands in the query, as a column, function or relation.
-pub(crate) fn find_name(query: &Query, name: &str) -> Option<Place> {
-    let last = name.rsplit('.').next().unwrap_or(name);
-    let mut finder = Finder { name: last };
-    place_of_span(query, walk(&query.select, &mut finder)?)
-}
-
-struct Finder<'a> {
-    name: &'a str,
-}
-
-impl Finder<'_> {
-    fn check(&self, ident: Option<&Ident>) -> ControlFlow<tokenizer::Span> {
-        match ident {
-            Some(ident) if ident.value.eq_ignore_ascii_case(self.name) => {
-                ControlFlow::Break(ident.span)
-            }
-            _ => ControlFlow::Continue(()),
-        }
-    }
-
-    fn check_object(&self, name: &ObjectName) -> ControlFlow<tokenizer::Span> {
-        self.check(name.0.last().and_then(|part| part.as_ident()))
-    }
-}
-
-impl Look for Finder<'_> {
-    fn relation(&mut self, relation: &ObjectName) -> ControlFlow<tokenizer::Span> {
-        self.check_object(relation)
-    }
-
-    fn expr(&mut self, expr: &ast::Expr) -> ControlFlow<tokenizer::Span> {
-        match expr {
-            ast::Expr::Identifier(ident) => self.check(Some(ident)),
-            ast::Expr::CompoundIdentifier(idents) => match self.check(idents.last()) {
-                ControlFlow::Break(_) => ControlFlow::Break(expr.span()),
-                next => next,
-            },
-            ast::Expr::Function(function) => self.check_object(&function.name),
-            _ => ControlFlow::Continue(()),
-        }
+        _ => text,
     }
 }
