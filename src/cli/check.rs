@@ -48,6 +48,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
                 }
                 for query in &plan.queries {
                     describe(query);
+                    errors.extend(query.trial().await.err());
                 }
                 queries += plan.queries.len();
             }

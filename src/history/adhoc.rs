@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use arrow::datatypes::DataType;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
@@ -26,29 +27,70 @@ const SOURCE: &str = "query";
 pub async fn run_sql(context: &SessionContext, text: &str) -> Result<SendableRecordBatchStream> {
     let text = catalog::without_mark(text);
     catalog::check_single(Path::new(SOURCE), text)?;
+    let source = in_text(text);
     let state = context.state();
     let dialect = state.config().options().sql_parser.dialect;
     let statement = state
         .sql_to_statement(text, &dialect)
-        .map_err(|error| explain(Some(context), text, None, error))?;
+        .map_err(|error| explain(Some(context), &source, error))?;
     if !is_question(&statement) {
         return Err(read_only(text));
     }
-    let select = select_of(&statement).cloned();
-    let explain = |error| explain(Some(context), text, select.as_deref(), error);
+    match run_statement(context, statement.clone()).await {
+        Ok(rows) => Ok(rows),
+        Err(Failed::Refused) => Err(read_only(text)),
+        Err(Failed::Error(error)) => {
+            let columns = columns_of(context, &statement).await;
+            let select = select_of(&statement);
+            Err(explain(Some(context), &Source { select, columns: &columns, ..source }, error))
+        }
+    }
+}
+
+/// Why a statement gives no rows.
+enum Failed {
+    /// It would change something.
+    Refused,
+    Error(DataFusionError),
+}
+
+impl From<DataFusionError> for Failed {
+    fn from(error: DataFusionError) -> Self {
+        Self::Error(error)
+    }
+}
+
+async fn run_statement(
+    context: &SessionContext,
+    statement: Statement,
+) -> Result<SendableRecordBatchStream, Failed> {
     let listing = is_listing(&statement);
-    let plan = state.statement_to_plan(statement).await.map_err(explain)?;
+    let plan = context.state().statement_to_plan(statement).await?;
     // What EXPLAIN explains is no question by its own word.
     let only_questions =
         SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    only_questions.verify_plan(&plan).map_err(|_| read_only(text))?;
-    let plan = if listing { in_order(plan).map_err(explain)? } else { plan };
-    let rows = context.execute_logical_plan(plan).await.map_err(explain)?;
-    rows.execute_stream().await.map_err(explain)
+    only_questions.verify_plan(&plan).map_err(|_| Failed::Refused)?;
+    let plan = if listing { in_order(plan)? } else { plan };
+    Ok(context.execute_logical_plan(plan).await?.execute_stream().await?)
+}
+
+/// The columns of the tables that a statement names, as far as there are such tables.
+async fn columns_of(context: &SessionContext, statement: &Statement) -> Vec<(String, DataType)> {
+    let mut columns = Vec::new();
+    for name in context.state().resolve_table_references(statement).unwrap_or_default() {
+        let Ok(table) = context.table_provider(name).await else { continue };
+        let schema = table.schema();
+        columns.extend(schema.fields().iter().map(|f| (f.name().clone(), f.data_type().clone())));
+    }
+    columns
+}
+
+fn in_text(text: &str) -> Source<'_> {
+    Source { file: Path::new(SOURCE), text, select: None, line: 1, columns: &[] }
 }
 
 /// The query of a statement, for the places of errors.
-fn select_of(statement: &Statement) -> Option<&Box<ast::Query>> {
+fn select_of(statement: &Statement) -> Option<&ast::Query> {
     match statement {
         Statement::Statement(statement) => match statement.as_ref() {
             ast::Statement::Query(select) => Some(select),
@@ -99,38 +141,31 @@ fn read_only(text: &str) -> Error {
 
 /// Turns an error of a query's run into one that says what to do.
 pub fn sql_error(error: DataFusionError) -> Error {
-    explain(None, "", None, error)
+    explain(None, &in_text(""), error)
 }
 
 /// Turns an error of a query's planning or run into one that says where and what to do.
-fn explain(
-    context: Option<&SessionContext>,
-    text: &str,
-    select: Option<&ast::Query>,
-    error: DataFusionError,
-) -> Error {
+fn explain(context: Option<&SessionContext>, source: &Source<'_>, error: DataFusionError) -> Error {
     match error {
         DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner)
             if is_ours(&inner) =>
         {
-            explain(context, text, select, *inner)
+            explain(context, source, *inner)
         }
         DataFusionError::External(cause) => match cause.downcast::<Error>() {
             Ok(own) => *own,
             Err(other) if other.to_string().starts_with("regex parse error") => {
-                let source = Source { file: Path::new(SOURCE), text, select, line: 1 };
-                in_source(&DataFusionError::Execution(other.to_string()), &source)
+                in_source(&DataFusionError::Execution(other.to_string()), source)
             }
             Err(other) => Error::new(Kind::Storage, "history could not be read").because(other),
         },
-        DataFusionError::SQL(cause, _) => catalog::parser_error(Path::new(SOURCE), text, *cause),
-        error => {
-            let source = Source { file: Path::new(SOURCE), text, select, line: 1 };
-            match missing_table(&error) {
-                Some(table) => no_table(context, &source, &table),
-                None => in_source(&error, &source),
-            }
+        DataFusionError::SQL(cause, _) => {
+            catalog::parser_error(Path::new(SOURCE), source.text, *cause)
         }
+        error => match missing_table(&error) {
+            Some(table) => no_table(context, source, &table),
+            None => in_source(&error, source),
+        },
     }
 }
 

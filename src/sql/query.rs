@@ -15,7 +15,7 @@ use crate::catalog::walk::{Look, walk};
 use crate::catalog::{Emit, Query, QueryKind, suggestion};
 use crate::error::{Error, Place};
 use crate::sql::cut::{self, Windowing};
-use crate::sql::errors::{Source, in_query, keyword_in, place_of_span, two_columns};
+use crate::sql::errors::{Source, in_query, in_source, keyword_in, place_of_span, two_columns};
 use crate::sql::plan::{Input, PlanKind, QueryPlan, can_be_output};
 use crate::sql::scope::{Leaf, Relation, RelationKind, Relations, Session, window_fields};
 use crate::sql::shown::sql_type;
@@ -37,8 +37,9 @@ pub(crate) fn plan(
     let windowed = windows::resolve(&mut select, query)?;
     let relations = planner.with_windows(relations, windowed)?;
     planner.check_written_names().map_err(|error| vec![error])?;
-    let analysed = session.analyse(select, &relations).map_err(|error| planner.errors(&error))?;
-    let plan = session.simplify(analysed).map_err(|error| planner.errors(&error))?;
+    let failed = |error: DataFusionError| planner.errors(&error, &relations);
+    let analysed = session.analyse(select, &relations).map_err(failed)?;
+    let plan = session.simplify(analysed).map_err(failed)?;
     planner.plan(contexts, plan).map_err(|error| vec![error])
 }
 
@@ -57,8 +58,14 @@ struct Reading {
 }
 
 impl Planner<'_> {
-    fn errors(&self, error: &DataFusionError) -> Vec<Error> {
-        error.iter().map(|error| in_query(error, self.query)).collect()
+    fn errors(&self, error: &DataFusionError, relations: &Relations) -> Vec<Error> {
+        let leaves = relations.values();
+        let columns: Vec<_> = (leaves.flat_map(|leaf| leaf.relation.schema.fields()))
+            .map(|field| (field.name().clone(), field.data_type().clone()))
+            .collect();
+        let source = Source { columns: &columns, ..Source::of(self.query) };
+        let placed = |error| in_source(error, &source).at(self.query.place.clone());
+        error.iter().map(placed).collect()
     }
 
     fn error(&self, message: impl Into<String>) -> Error {

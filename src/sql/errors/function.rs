@@ -129,6 +129,7 @@ fn called_wrongly(name: &str, got: &str, takes: &[String]) -> Explained {
         return with_signatures(explained, name, takes);
     }
     let explained = Explained::new(format!("{name}() does not take {got}")).word(name);
+    let explained = Explained { arguments: Some(got.to_owned()), ..explained };
     let explained = with_signatures(explained, name, takes);
     explained
         .hint(format!("CAST the argument, as in {name}(CAST(x AS DOUBLE)), or take another column"))

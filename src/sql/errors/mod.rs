@@ -28,6 +28,8 @@ pub(crate) struct Explained {
     pub(crate) span: Option<Span>,
     /// Otherwise it is at the first of these words that the statement has.
     pub(crate) words: Vec<String>,
+    /// What the arguments of the named function are, where it is about them.
+    arguments: Option<String>,
     /// The clauses that the words are looked for in, before the whole statement.
     clauses: &'static [&'static str],
 }
@@ -36,7 +38,16 @@ impl Explained {
     fn new(message: impl Into<String>) -> Self {
         let message = message.into();
         let words = quoted(&message);
-        Self { kind: Kind::Sql, message, detail: None, hint: None, span: None, words, clauses: &[] }
+        Self {
+            kind: Kind::Sql,
+            message,
+            detail: None,
+            hint: None,
+            span: None,
+            words,
+            arguments: None,
+            clauses: &[],
+        }
     }
 
     fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -55,6 +66,11 @@ impl Explained {
     }
 
     fn find(&self, source: &Source<'_>, word: &str) -> Option<Place> {
+        if let Some(arguments) = &self.arguments
+            && let Some(place) = source.find_call(word, arguments)
+        {
+            return Some(place);
+        }
         let behind = |clause: &&str| source.find_behind(clause, word);
         self.clauses.iter().find_map(behind).or_else(|| source.find(word))
     }
@@ -72,6 +88,13 @@ impl Explained {
 /// `error`, met while planning `query`, as ours.
 pub(crate) fn in_query(error: &DataFusionError, query: &Query) -> Error {
     in_source(error, &Source::of(query)).at(query.place.clone())
+}
+
+/// An error of ours about `query`, at the first word that its message quotes.
+pub(crate) fn at_quoted(error: Error, query: &Query) -> Error {
+    let source = Source::of(query);
+    let place = quoted(&error.message).iter().find_map(|word| source.find(word));
+    error.at(place.unwrap_or_else(|| query.place.clone()))
 }
 
 /// `error`, met while planning or running `source`, as ours.

@@ -3,14 +3,18 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use arrow::datatypes::DataType;
 use datafusion::common::Span;
-use datafusion::sql::sqlparser::ast::{self, Ident, ObjectName, Spanned, Value};
+use datafusion::sql::sqlparser::ast::{
+    self, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, Spanned, Value,
+};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{self, Token, TokenWithSpan, Tokenizer};
 
 use crate::catalog::Query;
 use crate::catalog::walk::{Look, walk, walk_expr};
 use crate::error::Place;
+use crate::sql::shown::sql_type;
 
 /// A statement, for the places of errors in it.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +26,8 @@ pub(crate) struct Source<'a> {
     pub(crate) select: Option<&'a ast::Query>,
     /// The line on which it begins.
     pub(crate) line: u64,
+    /// The columns that it may name, with their types, as far as they are known.
+    pub(crate) columns: &'a [(String, DataType)],
 }
 
 impl<'a> Source<'a> {
@@ -31,6 +37,7 @@ impl<'a> Source<'a> {
             text: &query.text,
             select: Some(&query.select),
             line: query.place.line,
+            columns: &[],
         }
     }
 
@@ -41,6 +48,13 @@ impl<'a> Source<'a> {
             false => 1,
         };
         Place::new(self.file, self.text, span.start.line, span.start.column, width)
+    }
+
+    /// The first call of `function` whose arguments may have the types of `arguments`.
+    pub(super) fn find_call(&self, function: &str, arguments: &str) -> Option<Place> {
+        let types: Vec<&str> = arguments.split(", ").collect();
+        let mut finder = CallFinder { function, types: &types, columns: self.columns };
+        Some(self.place_of_parser(walk(self.select?, &mut finder)?))
     }
 
     /// Where `word` first stands behind the word `start`, which is a clause's.
@@ -122,6 +136,44 @@ pub(crate) fn find_in(expr: &ast::Expr, word: &str) -> Option<tokenizer::Span> {
 pub(crate) fn keyword_in(message: &str) -> Option<&str> {
     let word = message.split(' ').next()?;
     (word.len() > 1 && word.chars().all(|c| c.is_ascii_uppercase())).then_some(word)
+}
+
+/// Finds a call by its name and the types of those arguments that are plain columns.
+struct CallFinder<'a> {
+    function: &'a str,
+    types: &'a [&'a str],
+    columns: &'a [(String, DataType)],
+}
+
+impl CallFinder<'_> {
+    fn fits(&self, argument: &FunctionArg, wanted: &str) -> bool {
+        let FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) = argument else { return true };
+        let ident = match expr {
+            ast::Expr::Identifier(ident) => Some(ident),
+            ast::Expr::CompoundIdentifier(parts) => parts.last(),
+            _ => None,
+        };
+        let Some(ident) = ident else { return true };
+        let named = |column: &&(String, DataType)| column.0.eq_ignore_ascii_case(&ident.value);
+        let mut types = self.columns.iter().filter(named).map(|column| &column.1).peekable();
+        types.peek().is_none() || types.any(|data_type| sql_type(data_type) == wanted)
+    }
+}
+
+impl Look for CallFinder<'_> {
+    fn expr(&mut self, expr: &ast::Expr) -> ControlFlow<tokenizer::Span> {
+        let ast::Expr::Function(function) = expr else { return ControlFlow::Continue(()) };
+        let FunctionArguments::List(list) = &function.args else {
+            return ControlFlow::Continue(());
+        };
+        let name = function.name.0.last().and_then(|part| part.as_ident());
+        let is_named = name.is_some_and(|name| name.value.eq_ignore_ascii_case(self.function));
+        let fit = list.args.iter().zip(self.types).all(|(argument, of)| self.fits(argument, of));
+        match name {
+            Some(name) if is_named && fit => ControlFlow::Break(name.span),
+            _ => ControlFlow::Continue(()),
+        }
+    }
 }
 
 struct Finder<'a> {
