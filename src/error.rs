@@ -152,8 +152,14 @@ impl fmt::Display for Error {
             write!(f, "\n  {detail}")?;
         }
         let mut cause = self.source.as_deref().map(|c| c as &dyn std::error::Error);
+        let mut told = String::new();
         while let Some(error) = cause {
-            write!(f, "\n  cause: {error}")?;
+            let text = error.to_string();
+            // Many causes repeat those behind them.
+            if !told.contains(&text) {
+                write!(f, "\n  cause: {text}")?;
+                told = text;
+            }
             cause = error.source();
         }
         if let Some(hint) = &self.hint {

@@ -161,7 +161,10 @@ impl Draft {
                         .push(text.error(query.span, "a schema file holds no queries").hint(hint));
                 }
                 Err(error) => {
-                    self.names.declare_broken(created_names(segment));
+                    let names = created_names(segment);
+                    // A CREATE that lacks its name could be any.
+                    self.names.incomplete |= names.is_empty() && segment.creates();
+                    self.names.declare_broken(names);
                     self.errors.push(error);
                 }
             }

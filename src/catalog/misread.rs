@@ -9,8 +9,8 @@ use super::suggestion::nearest;
 use super::text::{SqlText, WINDOW_FUNCTIONS, keyword};
 use crate::error::Error;
 
-/// Words that begin or join the parts of a query.
-const CLAUSES: [&str; 30] = [
+/// Words that begin or join the parts of a statement.
+const CLAUSES: [&str; 35] = [
     "SELECT",
     "DISTINCT",
     "FROM",
@@ -41,6 +41,11 @@ const CLAUSES: [&str; 30] = [
     "OVER",
     "VALUES",
     "INTERVAL",
+    "WATERMARK",
+    "METADATA",
+    "DESCRIPTOR",
+    "STORED",
+    "LOCATION",
 ];
 
 const UNITS: [&str; 7] = ["SECOND", "MINUTE", "HOUR", "DAY", "WEEK", "MONTH", "YEAR"];
@@ -192,8 +197,11 @@ impl<'a> Context<'a> {
             ));
         }
         let found = self.words.get(self.found);
+        let in_columns = message.contains("a comma or a closing parenthesis");
         match self.parentheses() {
-            Some(Parenthesis::Unclosed(open)) if message.starts_with("expected )") => {
+            Some(Parenthesis::Unclosed(open))
+                if message.starts_with("expected )") || in_columns =>
+            {
                 return Some(format!(
                     "the parenthesis that opens at line {}, column {} is not closed",
                     open.start.line, open.start.column
@@ -205,6 +213,12 @@ impl<'a> Context<'a> {
             _ => {}
         }
         let Some(found) = found else { return Some("the statement is not complete".to_owned()) };
+        let is_name = |token: &TokenWithSpan| {
+            plain_word(token).is_some() && keyword(token) == Keyword::NoKeyword
+        };
+        if in_columns && is_name(found) {
+            return Some(format!("is a comma missing before {found}?"));
+        }
         if !message.starts_with("expected the end of the statement") {
             return None;
         }
@@ -212,8 +226,8 @@ impl<'a> Context<'a> {
             return Some(format!("is a semicolon missing before {found}?"));
         }
         let is_value = |token: &TokenWithSpan| {
-            let is_name = plain_word(token).is_some() && keyword(token) == Keyword::NoKeyword;
-            is_name || matches!(token.token, Token::Number(..) | Token::SingleQuotedString(_))
+            is_name(token)
+                || matches!(token.token, Token::Number(..) | Token::SingleQuotedString(_))
         };
         let after_value =
             self.before(1).is_some_and(|token| is_value(token) || token.token == Token::RParen);

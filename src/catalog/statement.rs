@@ -135,7 +135,8 @@ fn created_name(words: &[&TokenWithSpan]) -> Option<String> {
         [create, middle, last, ..] if is(create, "create") => {
             match (keyword(middle), keyword(last)) {
                 (Keyword::MATERIALIZED, Keyword::VIEW) | (Keyword::EXTERNAL, Keyword::TABLE) => 3,
-                _ => return None,
+                // A misspelt word, or a kind of thing that there is not here.
+                _ => 2,
             }
         }
         _ => return None,
@@ -213,6 +214,9 @@ impl StatementParser<'_> {
         let (columns, watermarks) = self.columns()?;
         let options = self.with_options()?;
         let next = self.parser.peek_token();
+        if next.token == Token::LParen {
+            return Err(self.unexpected("WITH", &next));
+        }
         if keyword(&next) == Keyword::AS {
             return Err(self.unexpected("the end of the statement", &next).hint(
                 "CREATE STREAM ... AS takes its columns from the query: leave the list out",

@@ -386,6 +386,32 @@ fn what_is_misread_is_told_at_its_own_word() {
 }
 
 #[test]
+fn what_is_misread_in_a_schema() {
+    let closing =
+        "expected NOT NULL, AS, METADATA FROM, FORMAT, a comma or a closing parenthesis, found";
+    for (from, to, message, place, hint) in [
+        ("NOT NULL,", "NOT NULL", format!("{closing} ts"), "3:3", "is a comma missing before ts?"),
+        (
+            ") WITH",
+            "WITH",
+            format!("{closing} WITH"),
+            "5:1",
+            "the parenthesis that opens at line 1, column 17 is not closed",
+        ),
+        (
+            "WATERMARK",
+            "WATERMRAK",
+            "'WATERMRAK' does not belong here".to_owned(),
+            "4:3",
+            "did you mean WATERMARK?",
+        ),
+        (") WITH (", ") (", "expected WITH, found (".to_owned(), "5:3", ""),
+    ] {
+        expect(&broken(from, to), &message, &format!("schemas/c.sql:{place}"), hint);
+    }
+}
+
+#[test]
 fn what_is_never_closed_is_told_where_it_opens() {
     let text = "SELECT 'a'\nFROM s\nWHERE x = 'hall\nAND y = 'kitchen'";
     let closing = "write the closing '";
@@ -430,6 +456,11 @@ fn a_declaration_that_failed_is_told_once() {
         "schemas/c.sql:2:1",
         "is a semicolon missing before CREATE?",
     );
+    let nameless = with(&GOOD.replace("STREAM s (", "STREAM ("));
+    expect(&nameless, "expected identifier, found (", "schemas/c.sql:1:15", "");
+    let misspelt = with(&GOOD.replace("STREAM", "STRAEM"));
+    let message = "expected STREAM, MATERIALIZED VIEW or EXTERNAL TABLE, found STRAEM";
+    expect(&misspelt, message, "schemas/c.sql:1:8", "did you mean STREAM?");
     expect(&with("-- later\n"), "the file declares nothing", "schemas/c.sql:1:1", "");
 }
 

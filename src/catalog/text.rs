@@ -109,6 +109,11 @@ impl Segment {
         self.words().next().map_or(self.last, |token| token.span)
     }
 
+    /// Whether the statement begins with CREATE.
+    pub fn creates(&self) -> bool {
+        self.words().next().is_some_and(|word| is(word, "create"))
+    }
+
     /// The tokens that are no white space.
     pub fn words(&self) -> impl Iterator<Item = &TokenWithSpan> {
         self.tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_)))

@@ -143,6 +143,14 @@ fn warnings(query: &QueryPlan) -> Vec<String> {
             "nothing tells which window a row belongs to{keys}: select window_start"
         ));
     }
+    if let Some(WindowSpec::Hop { slide, size, .. }) = &query.window
+        && is_longer(slide, size)
+    {
+        warnings.push(
+            "rows between two windows are in none: HOP takes the slide first, then the size"
+                .to_owned(),
+        );
+    }
     for field in query.output.fields() {
         let shown = plain(field.name());
         if shown != *field.name() {
@@ -151,6 +159,17 @@ fn warnings(query: &QueryPlan) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// Whether a length is longer than another, where they are of one kind.
+fn is_longer(a: &Size, b: &Size) -> bool {
+    match (a, b) {
+        (Size::Fixed(a), Size::Fixed(b)) => a > b,
+        (Size::Days(a), Size::Days(b))
+        | (Size::Weeks(a), Size::Weeks(b))
+        | (Size::Months(a), Size::Months(b)) => a > b,
+        _ => false,
+    }
 }
 
 /// A window in words.

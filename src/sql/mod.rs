@@ -31,7 +31,7 @@ use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 
-use crate::catalog::Customer;
+use crate::catalog::{Customer, Table};
 use crate::error::Error;
 use crate::sql::scope::{Leaf, Relation, RelationKind, Relations as Leaves, Session};
 
@@ -69,8 +69,13 @@ pub fn plan_customer(
     let session = Session::new(customer.zone, &now).map_err(|error| vec![error])?;
     let contexts = contexts(&session, customer).map_err(|error| vec![error])?;
     let mut errors = Vec::new();
-    let mut leaves = Leaves::new();
+    let (mut leaves, mut failed) = (Leaves::new(), Vec::new());
     for (name, schema) in tables {
+        if schema.fields().is_empty() {
+            errors.extend(customer.table(name).map(|table| no_columns(table)));
+            failed.push(name.clone());
+            continue;
+        }
         let kind = RelationKind::Table;
         let schema = Arc::clone(schema);
         add(
@@ -89,7 +94,7 @@ pub fn plan_customer(
             Err(more) => errors.extend(more),
         }
     }
-    let (mut queries, mut failed) = (Vec::new(), Vec::new());
+    let mut queries = Vec::new();
     // Of what is not in the catalog, the catalog has told already what is wrong with it.
     let declared = |name: &String| {
         customer.stream(name).is_some()
@@ -113,6 +118,14 @@ pub fn plan_customer(
         }
     }
     if errors.is_empty() { Ok(CustomerPlan { streams, queries, now }) } else { Err(errors) }
+}
+
+fn no_columns(table: &Table) -> Error {
+    let message = format!("the file of the table '{}' has no columns", table.name);
+    Error::sql(message).at(table.place.clone()).hint(format!(
+        "write the columns' names into the first line of {}",
+        table.location.display()
+    ))
 }
 
 fn add(leaves: &mut Leaves, relation: Relation) {

@@ -119,8 +119,10 @@ impl Resolver<'_> {
         let Expr::Identifier(input) = exprs[0] else {
             return Err(misused("the first argument must name a stream or query"));
         };
-        let time = descriptor(exprs[1])
-            .ok_or_else(|| misused("the second argument must be DESCRIPTOR(column)"))?;
+        let time = descriptor(exprs[1]).ok_or_else(|| {
+            let message = "the second argument must be DESCRIPTOR(column)";
+            self.error(message.to_owned(), exprs[1].span()).hint(usage)
+        })?;
         let size = |expr: &Expr| self.size(expr, usage);
         let offset_us = match exprs.get(2 + sizes) {
             Some(expr) => self.offset(expr, usage)?,

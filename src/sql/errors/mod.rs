@@ -170,25 +170,25 @@ fn of_schema(error: &SchemaError) -> Explained {
     }
 }
 
-/// The nearest column, or the list of all. A wrong relation is told before a wrong column.
+/// The nearest column, or the list of all. Behind a relation's name these are its own ones; where
+/// there is no such relation, it is the relation that is wrong.
 fn valid_columns(field: &Column, valid: &[Column]) -> Option<String> {
+    let relation_of = |column: &Column| column.relation.as_ref().map(|r| r.table().to_owned());
+    let wanted = relation_of(field);
+    let is_known = wanted.is_some() && valid.iter().any(|column| relation_of(column) == wanted);
+    if let (Some(wanted), false) = (&wanted, is_known) {
+        let having = valid.iter().filter(|column| column.name == field.name);
+        let relations: Vec<String> = having.filter_map(relation_of).collect();
+        let near = suggestion::nearest(wanted, relations.iter().map(String::as_str));
+        if let Some(relation) = near.or(relations.first().map(String::as_str)) {
+            return Some(format!("did you mean '{relation}.{}'?", field.name));
+        }
+    }
     let mut names: Vec<&str> = Vec::new();
-    let mut relations: Vec<&str> = Vec::new();
-    for column in valid {
-        let relation = column.relation.as_ref().map(|relation| relation.table());
-        relations.extend(relation.filter(|relation| !relations.contains(relation)));
+    for column in valid.iter().filter(|column| !is_known || relation_of(column) == wanted) {
         if !names.contains(&column.name.as_str()) {
             names.push(&column.name);
         }
-    }
-    let relation = field.relation.as_ref().map(|relation| relation.table());
-    if let Some(relation) = relation
-        && names.contains(&field.name.as_str())
-        && !relations.contains(&relation)
-    {
-        let near = suggestion::nearest(relation, relations.iter().copied());
-        let relation = near.or(relations.first().copied()).unwrap_or_default();
-        return Some(format!("did you mean '{relation}.{}'?", field.name));
     }
     suggestion::among(&field.name, names)
 }

@@ -117,7 +117,8 @@ fn is_word(token: &TokenWithSpan, word: &str) -> bool {
     match &token.token {
         Token::Word(found) => found.value.eq_ignore_ascii_case(word),
         Token::Number(found, _) | Token::SingleQuotedString(found) => found == word,
-        _ => false,
+        Token::Whitespace(_) => false,
+        operator => operator.to_string() == word,
     }
 }
 

@@ -129,6 +129,10 @@ fn names(message: &str) -> Option<Explained> {
         let message = "WHERE sees single rows, and no aggregates";
         return Some(Explained::new(message).word("WHERE").hint("write HAVING after GROUP BY"));
     }
+    if message.starts_with("Physical plan does not support logical expression Aggregate") {
+        let explained = Explained::new("an aggregate stands where there can be none").word("GROUP");
+        return Some(explained.hint("aggregates stand in SELECT, HAVING and ORDER BY"));
+    }
     if message.starts_with("Aggregate function calls cannot be nested") {
         let inner = plain(between(message, "'", "'")?);
         let name = inner.split('(').next().unwrap_or(&inner).to_owned();
@@ -183,11 +187,29 @@ fn types(message: &str) -> Option<Explained> {
         };
         return Some(Explained::new(format!("there is no {operation}")).hint(hint));
     }
-    if let Some(rest) = message.strip_prefix("There isn't a common type to coerce ") {
+    let coerced = (message.strip_prefix("There isn't a common type to coerce "))
+        .or_else(|| message.strip_prefix("Failed to coerce types "));
+    if let Some(rest) = coerced {
         let (sides, operator) = rest.split_once(" in ")?;
         let operator = operator.split(' ').next()?;
         let explained = Explained::new(format!("{operator} does not compare {}", plain(sides)));
         return Some(explained.word(operator).hint(CAST));
+    }
+    if let Some(operation) = message
+        .strip_prefix("Cannot infer common argument type for ")
+        .and_then(|rest| rest.split_once(" operation "))
+        .map(|(_, operation)| plain(operation))
+    {
+        let operator = operation.split(' ').nth(1)?.to_owned();
+        let hint = match operator.as_str() {
+            "AND" | "OR" => "conditions stand on both sides of it, as in x = 1 AND y = 2",
+            _ if operation.contains("TIMESTAMP") => {
+                "compare it with a time, as in event_time > '2019-10-30 07:41:38'"
+            }
+            _ => CAST,
+        };
+        let explained = Explained::new(format!("there is no {operation}")).word(&operator);
+        return Some(Explained { clauses: &["WHERE", "HAVING", "ON"], ..explained.hint(hint) });
     }
     if let Some(name) = message.strip_prefix("Unsupported SQL type ") {
         let explained = Explained::new(format!("there is no type '{name}'"));
