@@ -187,7 +187,13 @@ fn no_table(context: Option<&SessionContext>, source: &Source<'_>, table: &str) 
     let default =
         context.map(|c| format!("{}.", c.copied_config().options().catalog.default_schema));
     let short = default.and_then(|default| table.strip_prefix(&default)).unwrap_or(table);
-    let hint = suggestion::among(short, known.iter().map(String::as_str));
+    let qualified = format!(".{short}");
+    let elsewhere: Vec<&str> =
+        known.iter().map(String::as_str).filter(|name| name.ends_with(&qualified)).collect();
+    let hint = match elsewhere.is_empty() {
+        true => suggestion::among(short, known.iter().map(String::as_str)),
+        false => Some(format!("write {}", elsewhere.join(" or "))),
+    };
     let error = Error::sql(format!("there is no table '{short}'"))
         .hint(hint.unwrap_or_else(|| "there is no history here yet".to_owned()));
     match source.find(short) {

@@ -559,6 +559,14 @@ async fn mistakes_in_questions_are_plain() {
             "TUMBLE is for query files",
             "date_bin",
         ),
+        ("SELECT TOP 5 room FROM positions", "1:8", "TOP is not supported", ""),
+        (
+            "SELECT nullif(room) FROM positions",
+            "1:8",
+            "nullif() does not take 1 argument\n",
+            "nullif(value, value)",
+        ),
+        ("SELECT room[1] FROM positions", "", "array_element() does not take VARCHAR, BIGINT", ""),
         ("SELECT regexp_like('a', '[')", "", "the regular expression cannot be read", ""),
     ] {
         let text = match run_sql(&context, sql).await {
@@ -573,6 +581,17 @@ async fn mistakes_in_questions_are_plain() {
             assert!(!text.contains(raw), "{sql}\n{text}\nhas: {raw}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_table_without_its_customer_is_told_with_it() {
+    let (folder, _) = project();
+    let schema = "CREATE STREAM visits (t TIMESTAMP, WATERMARK FOR t AS t) WITH (topics = '2');";
+    std::fs::write(folder.path().join("schemas/customer_b.sql"), schema).unwrap();
+    let catalog = crate::catalog::load(folder.path(), &[]).unwrap();
+    let context = context(&root(&folder), &catalog).await.unwrap();
+    let error = run_sql(&context, "SELECT * FROM visits").await.err().unwrap();
+    assert_eq!(error.hint.as_deref(), Some("write customer_b.visits"));
 }
 
 #[tokio::test]

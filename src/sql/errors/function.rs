@@ -131,8 +131,15 @@ fn called_wrongly(name: &str, got: &str, takes: &[String]) -> Explained {
     let explained = Explained::new(format!("{name}() does not take {got}")).word(name);
     let explained = Explained { arguments: Some(got.to_owned()), ..explained };
     let explained = with_signatures(explained, name, takes);
-    explained
-        .hint(format!("CAST the argument, as in {name}(CAST(x AS DOUBLE)), or take another column"))
+    let takes = takes.join(" ");
+    let cast = |sql_type: &str| format!("CAST the argument, as in {name}(CAST(x AS {sql_type}))");
+    if takes.contains("DOUBLE") || takes.contains("number") {
+        explained.hint(cast("DOUBLE"))
+    } else if takes.contains("VARCHAR") {
+        explained.hint(cast("VARCHAR"))
+    } else {
+        explained
+    }
 }
 
 fn wrong_count(name: &str, count: usize, wanted: &str) -> Explained {
@@ -172,20 +179,22 @@ fn arity(arguments: &str) -> usize {
     if arguments.trim().is_empty() { 0 } else { commas + 1 }
 }
 
-/// A signature's arguments for people.
+/// A signature's arguments for people: `Numeric(2)` are two of a kind.
 fn argument_names(arguments: &str) -> String {
-    let shown = plain(arguments);
-    let mut shown = shown.replace("Coercible(", "(");
-    for (kind, sql) in [
-        ("Numeric(1)", "number"),
-        ("Decimal", "DECIMAL"),
-        ("Float", "DOUBLE"),
-        ("Integer", "BIGINT"),
-        ("Interval", "INTERVAL"),
-        ("Duration", "DURATION"),
-        ("Timestamp", "TIMESTAMP"),
-    ] {
-        shown = shown.replace(kind, sql);
+    let many = arguments.strip_suffix(')').and_then(|inner| inner.split_once('('));
+    if let Some((kind, Ok(count))) = many.map(|(kind, count)| (kind, count.parse::<usize>())) {
+        return vec![argument_name(kind); count].join(", ");
     }
-    shown
+    arguments.split(", ").map(argument_name).collect::<Vec<_>>().join(", ")
+}
+
+fn argument_name(kind: &str) -> String {
+    match kind {
+        "Numeric" => "number".to_owned(),
+        "Comparable" | "Any" => "value".to_owned(),
+        "Float" => "DOUBLE".to_owned(),
+        "Integer" => "BIGINT".to_owned(),
+        "Decimal" | "Interval" | "Duration" | "Timestamp" => kind.to_uppercase(),
+        other => plain(other),
+    }
 }

@@ -73,6 +73,10 @@ fn unknown(text: &str, message: &str) -> Explained {
         let explained = Explained::new("history could not be read").detail(line);
         return Explained { kind: Kind::Storage, ..explained };
     }
+    if text.starts_with("This feature is not implemented: ") && !line.contains("support") {
+        let word = line.split(' ').next().unwrap_or_default().to_owned();
+        return Explained::new(format!("{line} is not supported")).word(&word);
+    }
     Explained::new(line)
 }
 
@@ -148,6 +152,9 @@ fn names(message: &str) -> Option<Explained> {
         let explained = Explained::new(format!("{function}() does not take that"));
         return Some(explained.word(&function).hint(format!("write {function}(column)")));
     }
+    if message.starts_with("Unsupported ast node") {
+        return Some(Explained::new("this form of SQL is not supported"));
+    }
     if message.starts_with("Substring without for/from") {
         let explained = Explained::new("substr() does not take 1 argument").word("substr");
         return Some(explained.hint("write substr(text, start), or substr(text, start, length)"));
@@ -162,6 +169,7 @@ fn names(message: &str) -> Option<Explained> {
 /// Messages about types.
 fn types(message: &str) -> Option<Explained> {
     const CAST: &str = "CAST one side, as in CAST(x AS BIGINT)";
+    const A_TIME: &str = "compare it with a time, as in event_time > '2019-10-30 07:41:38'";
     if let Some((condition, found)) = message
         .strip_prefix("Cannot create filter with non-boolean predicate '")
         .and_then(|rest| rest.split_once("' returning "))
@@ -192,8 +200,10 @@ fn types(message: &str) -> Option<Explained> {
     if let Some(rest) = coerced {
         let (sides, operator) = rest.split_once(" in ")?;
         let operator = operator.split(' ').next()?;
-        let explained = Explained::new(format!("{operator} does not compare {}", plain(sides)));
-        return Some(explained.word(operator).hint(CAST));
+        let sides = plain(sides);
+        let hint = if sides.contains("TIMESTAMP") { A_TIME } else { CAST };
+        let explained = Explained::new(format!("{operator} does not compare {sides}"));
+        return Some(explained.word(operator).hint(hint));
     }
     if let Some(operation) = message
         .strip_prefix("Cannot infer common argument type for ")
@@ -203,9 +213,7 @@ fn types(message: &str) -> Option<Explained> {
         let operator = operation.split(' ').nth(1)?.to_owned();
         let hint = match operator.as_str() {
             "AND" | "OR" => "conditions stand on both sides of it, as in x = 1 AND y = 2",
-            _ if operation.contains("TIMESTAMP") => {
-                "compare it with a time, as in event_time > '2019-10-30 07:41:38'"
-            }
+            _ if operation.contains("TIMESTAMP") => A_TIME,
             _ => CAST,
         };
         let explained = Explained::new(format!("there is no {operation}")).word(&operator);
