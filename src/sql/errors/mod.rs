@@ -105,7 +105,7 @@ pub(crate) fn in_source(error: &DataFusionError, source: &Source<'_>) -> Error {
         None => explained.words.iter().find_map(|word| explained.find(source, word)),
     };
     let hint = missing_column(error).and_then(|name| match &place {
-        Some(place) if Source::is_quoted(place) => {
+        Some(place) if place::is_quoted(place) => {
             Some(format!("a text stands in single quotes: '{name}'"))
         }
         _ if source.gives_name(name) => Some(format!(

@@ -95,12 +95,6 @@ impl<'a> Source<'a> {
         tokens
     }
 
-    /// Whether the name at `place` is in double quotes.
-    pub(super) fn is_quoted(place: &Place) -> bool {
-        let column = usize::try_from(place.column.saturating_sub(1)).unwrap_or(usize::MAX);
-        place.text.chars().nth(column) == Some('"')
-    }
-
     /// Whether a SELECT gives `name` to one of its columns.
     pub(super) fn gives_name(&self, name: &str) -> bool {
         let aliased = |select: &&ast::Select| {
@@ -111,6 +105,12 @@ impl<'a> Source<'a> {
         };
         self.select.and_then(|select| select.body.as_select()).filter(aliased).is_some()
     }
+}
+
+/// Whether the name at `place` is in double quotes.
+pub(super) fn is_quoted(place: &Place) -> bool {
+    let column = usize::try_from(place.column.saturating_sub(1)).unwrap_or(usize::MAX);
+    place.text.chars().nth(column) == Some('"')
 }
 
 fn is_word(token: &TokenWithSpan, word: &str) -> bool {

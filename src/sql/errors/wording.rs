@@ -147,7 +147,9 @@ fn names(message: &str) -> Option<Explained> {
         let explained = Explained::new(format!("there is no column number {position} in SELECT"));
         return Some(explained.word(position).hint("write the column's name"));
     }
-    if let Some((function, _)) = message.split_once(" not supported for ") {
+    if let Some((function, _)) = message.split_once(" not supported for ")
+        && !function.contains(' ')
+    {
         let function = function.to_lowercase();
         let explained = Explained::new(format!("{function}() does not take that"));
         return Some(explained.word(&function).hint(format!("write {function}(column)")));
