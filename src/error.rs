@@ -111,6 +111,13 @@ impl Error {
         self
     }
 
+    /// Adds what to do, if that is known.
+    #[must_use]
+    pub fn hint_if(mut self, hint: Option<String>) -> Self {
+        self.hint = hint.or(self.hint);
+        self
+    }
+
     /// Adds where it is, unless a nearer place is known already.
     #[must_use]
     pub fn at(mut self, place: Place) -> Self {
@@ -145,8 +152,14 @@ impl fmt::Display for Error {
             write!(f, "\n  {detail}")?;
         }
         let mut cause = self.source.as_deref().map(|c| c as &dyn std::error::Error);
+        let mut told = String::new();
         while let Some(error) = cause {
-            write!(f, "\n  cause: {error}")?;
+            let text = error.to_string();
+            // Many causes repeat those behind them.
+            if !told.contains(&text) {
+                write!(f, "\n  cause: {text}")?;
+                told = text;
+            }
             cause = error.source();
         }
         if let Some(hint) = &self.hint {

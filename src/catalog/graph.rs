@@ -31,9 +31,11 @@ impl Names {
         true
     }
 
-    /// Notes the name of a statement that did not parse, so that its readers do not complain too.
-    pub fn declare_broken(&mut self, name: String) {
-        self.places.entry(name).or_default();
+    /// Notes the names of a statement that did not parse, so that their readers do not complain too.
+    pub fn declare_broken(&mut self, names: Vec<String>) {
+        for name in names {
+            self.places.entry(name).or_default();
+        }
     }
 
     /// History gives these names to tables of its own.

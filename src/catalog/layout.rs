@@ -74,9 +74,15 @@ pub(super) fn shown(path: &Path) -> PathBuf {
 
 /// The text of a file.
 pub(super) fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|cause| {
+    let text = fs::read_to_string(path).map_err(|cause| {
         Error::new(Kind::Storage, format!("cannot read '{}'", shown(path).display())).because(cause)
-    })
+    })?;
+    Ok(without_mark(&text).to_owned())
+}
+
+/// `text` without the byte order mark that some editors put in front of it.
+pub(crate) fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {

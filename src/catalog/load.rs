@@ -11,7 +11,7 @@ use super::layout::{Layout, read, shown};
 use super::query::Query;
 use super::settings::{Settings, resolve};
 use super::statement::{
-    self, QueryStatement, Statement, StreamStatement, TableStatement, created_name,
+    self, QueryStatement, Statement, StreamStatement, TableStatement, created_names,
 };
 use super::stream::Stream;
 use super::table::Table;
@@ -143,6 +143,11 @@ impl Draft {
             return;
         };
         self.errors.extend(name::customer(&self.name, &text).err());
+        if segments.is_empty() {
+            self.names.incomplete = true;
+            let error = text.error(Span::empty(), "the file declares nothing");
+            self.errors.push(error.hint("a customer has streams: write CREATE STREAM"));
+        }
         let (mut streams, mut tables, mut sets) = (Vec::new(), Vec::new(), Vec::new());
         for segment in &segments {
             match statement::parse(&text, segment) {
@@ -150,17 +155,16 @@ impl Draft {
                 Ok(Statement::Table(table)) => tables.push(table),
                 Ok(Statement::Set(set)) => sets.push(set),
                 Ok(Statement::Query(query)) => {
-                    created_name(segment)
-                        .into_iter()
-                        .for_each(|name| self.names.declare_broken(name));
+                    self.names.declare_broken(created_names(segment));
                     let hint = format!("move it to a file in queries/{}/", self.name);
                     self.errors
                         .push(text.error(query.span, "a schema file holds no queries").hint(hint));
                 }
                 Err(error) => {
-                    created_name(segment)
-                        .into_iter()
-                        .for_each(|name| self.names.declare_broken(name));
+                    let names = created_names(segment);
+                    // A CREATE that lacks its name could be any.
+                    self.names.incomplete |= names.is_empty() && segment.creates();
+                    self.names.declare_broken(names);
                     self.errors.push(error);
                 }
             }
@@ -187,12 +191,12 @@ impl Draft {
     fn read_queries(&mut self, file: &Path) {
         let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let Some((text, segments)) = self.open(file) else {
-            self.names.declare_broken(stem);
+            self.names.declare_broken(vec![stem]);
             return;
         };
         if segments.is_empty() {
             self.errors.push(text.error(Span::empty(), "the file holds no query"));
-            self.names.declare_broken(stem.clone());
+            self.names.declare_broken(vec![stem.clone()]);
         }
         let mut bare = 0;
         for segment in &segments {
@@ -209,17 +213,18 @@ impl Draft {
                     }
                 }
                 Ok(_) => {
-                    let start = segment.words().next().map_or(segment.last, |token| token.span);
                     let hint = format!("move it to schemas/{}.sql", self.name);
-                    self.errors
-                        .push(text.error(start, "a query file holds queries only").hint(hint));
-                    created_name(segment)
-                        .into_iter()
-                        .for_each(|name| self.names.declare_broken(name));
+                    self.errors.push(
+                        text.error(segment.first(), "a query file holds queries only").hint(hint),
+                    );
+                    self.names.declare_broken(created_names(segment));
                 }
                 Err(error) => {
-                    let name = created_name(segment).unwrap_or_else(|| stem.clone());
-                    self.names.declare_broken(name);
+                    let names = created_names(segment);
+                    self.names.declare_broken(match names.is_empty() {
+                        true => vec![stem.clone()],
+                        false => names,
+                    });
                     self.errors.push(error);
                 }
             }

@@ -12,6 +12,7 @@ pub mod duration;
 mod graph;
 mod layout;
 mod load;
+pub(crate) mod misread;
 mod name;
 mod options;
 mod overlap;
@@ -34,7 +35,10 @@ use std::sync::Arc;
 
 use chrono_tz::Tz;
 use datafusion::sql::sqlparser::ast;
+use datafusion::sql::sqlparser::parser::ParserError;
+use datafusion::sql::sqlparser::tokenizer::Span;
 
+pub(crate) use layout::without_mark;
 pub use load::{load, survey};
 pub use query::{Emit, Query, QueryKind};
 pub use settings::Settings;
@@ -48,7 +52,7 @@ pub use topics::Topics;
 
 use crate::error::{Error, Result};
 use statement::Statement;
-use text::SqlText;
+use text::{Segment, SqlText};
 
 /// All customers of a project.
 #[derive(Debug, Clone)]
@@ -108,25 +112,46 @@ impl Customer {
 /// What does not parse, no statement, more than one, or one that is no query.
 pub fn parse_query(file: &Path, text: &str) -> Result<Box<ast::Query>> {
     let text = SqlText::new(file, text);
-    let segments = text.segments()?;
-    let Some(segment) = segments.first() else {
-        return Err(
-            text.error(datafusion::sql::sqlparser::tokenizer::Span::empty(), "there is no query")
-        );
+    let segment = only_segment(&text)?;
+    match statement::parse(&text, &segment)? {
+        Statement::Query(query) => Ok(query.select),
+        _ => Err((text.error(segment.first(), "this statement belongs in a schema file"))
+            .hint("give a SELECT")),
+    }
+}
+
+/// Checks that `text` is one statement, with nothing in it that is never closed. `file` is for
+/// errors only.
+///
+/// # Errors
+/// No statement, more than one, or what cannot be cut into words.
+pub(crate) fn check_single(file: &Path, text: &str) -> Result<()> {
+    only_segment(&SqlText::new(file, text)).map(drop)
+}
+
+/// What the parser says of `text`, with place and hint.
+pub(crate) fn parser_error(file: &Path, text: &str, error: ParserError) -> Error {
+    let text = SqlText::new(file, text);
+    match text.tokens() {
+        Ok(tokens) => misread::parser_error(&text, &tokens, error, None),
+        Err(error) => error,
+    }
+}
+
+fn only_segment(text: &SqlText) -> Result<Segment> {
+    let mut segments = text.segments()?.into_iter();
+    let Some(segment) = segments.next() else {
+        let hint = "write a SELECT";
+        return Err(text.error(Span::empty(), "there is no query").hint(hint));
     };
-    let start = |segment: &text::Segment| segment.words().next().map_or(segment.last, |t| t.span);
-    let Statement::Query(query) = statement::parse(&text, segment)? else {
-        let message = "this statement belongs in a schema file";
-        return Err(text.error(start(segment), message).hint("give a SELECT"));
-    };
-    match segments.get(1) {
-        Some(second) => Err(text.error(start(second), "there is more than one statement")),
-        None => Ok(query.select),
+    match segments.next() {
+        Some(second) => Err((text.error(second.first(), "there is more than one statement"))
+            .hint("one statement at a time")),
+        None => Ok(segment),
     }
 }
 
 /// An error about a whole file.
 fn file_error(file: &Path, message: impl Into<String>) -> Error {
-    let empty = SqlText::new(file, "");
-    empty.error(datafusion::sql::sqlparser::tokenizer::Span::empty(), message)
+    SqlText::new(file, "").error(Span::empty(), message)
 }

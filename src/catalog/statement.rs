@@ -7,8 +7,9 @@
 use datafusion::sql::sqlparser::ast::{self, Spanned};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan};
+use datafusion::sql::sqlparser::tokenizer::{Span, Token, TokenWithSpan};
 
+use super::misread::{meant, misread, parser_error};
 use super::text::{DIALECT, Segment, SqlText, is, keyword};
 use crate::error::{Error, Result};
 
@@ -120,16 +121,22 @@ pub(super) fn parse(text: &SqlText, segment: &Segment) -> Result<Statement> {
     StatementParser { parser, text, segment }.statement()
 }
 
-/// The relation that a CREATE statement would have made, even if the rest does not parse.
-pub(super) fn created_name(segment: &Segment) -> Option<String> {
-    let words: Vec<&TokenWithSpan> = segment.words().take(4).collect();
-    let skipped = match words.as_slice() {
+/// The relations that the CREATEs of a statement would have made, even if the rest does not parse.
+/// There may be several where a semicolon is missing.
+pub(super) fn created_names(segment: &Segment) -> Vec<String> {
+    let words: Vec<&TokenWithSpan> = segment.words().collect();
+    (0..words.len()).filter_map(|start| created_name(words.get(start..)?)).collect()
+}
+
+/// The relation that `CREATE ...` makes.
+fn created_name(words: &[&TokenWithSpan]) -> Option<String> {
+    let skipped = match words {
         [create, stream, ..] if is(create, "create") && is(stream, "stream") => 2,
         [create, middle, last, ..] if is(create, "create") => {
-            let pair = (keyword(middle), keyword(last));
-            match pair {
+            match (keyword(middle), keyword(last)) {
                 (Keyword::MATERIALIZED, Keyword::VIEW) | (Keyword::EXTERNAL, Keyword::TABLE) => 3,
-                _ => return None,
+                // A misspelt word, or a kind of thing that there is not here.
+                _ => 2,
             }
         }
         _ => return None,
@@ -192,7 +199,10 @@ impl StatementParser<'_> {
             Keyword::TABLE => Err(self
                 .unexpected("STREAM, MATERIALIZED VIEW or EXTERNAL TABLE", &what)
                 .hint("rows from Kafka are a CREATE STREAM, a file is a CREATE EXTERNAL TABLE")),
-            _ => Err(self.unexpected("STREAM, MATERIALIZED VIEW or EXTERNAL TABLE", &what)),
+            _ => {
+                let error = self.unexpected("STREAM, MATERIALIZED VIEW or EXTERNAL TABLE", &what);
+                Err(error.hint_if(meant(&what, ["STREAM", "MATERIALIZED", "EXTERNAL"])))
+            }
         }
     }
 
@@ -204,6 +214,9 @@ impl StatementParser<'_> {
         let (columns, watermarks) = self.columns()?;
         let options = self.with_options()?;
         let next = self.parser.peek_token();
+        if next.token == Token::LParen {
+            return Err(self.unexpected("WITH", &next));
+        }
         if keyword(&next) == Keyword::AS {
             return Err(self.unexpected("the end of the statement", &next).hint(
                 "CREATE STREAM ... AS takes its columns from the query: leave the list out",
@@ -213,6 +226,12 @@ impl StatementParser<'_> {
     }
 
     fn bare(&mut self, first: &TokenWithSpan) -> Result<Statement> {
+        let [with, list] = self.parser.peek_tokens_with_location::<2>();
+        if keyword(&with) == Keyword::WITH && list.token == Token::LParen {
+            let message = "a bare query has no options";
+            let hint = "write CREATE STREAM name WITH (...) AS SELECT";
+            return Err(self.text.error(with.span, message).hint(hint));
+        }
         let select = self.parsed(|parser| parser.parse_query())?;
         self.select_only(&select, first.span)?;
         Ok(Statement::Query(QueryStatement {
@@ -470,47 +489,26 @@ impl StatementParser<'_> {
         part(&mut self.parser).map_err(|error| self.failure(error))
     }
 
-    /// sqlparser gives places as text: "Expected: x, found: y at Line: 3, Column: 7".
     fn failure(&self, error: ParserError) -> Error {
-        let message = match error {
-            ParserError::TokenizerError(message) | ParserError::ParserError(message) => message,
-            ParserError::RecursionLimitExceeded => "the statement is nested too deeply".to_owned(),
-        };
-        let (message, location) = match message.rsplit_once(" at Line: ") {
-            Some((message, place)) => (message, location(place)),
-            None => (message.as_str(), None),
-        };
-        let span = match location {
-            Some(location) => self.segment.span_at(location),
-            None if message.ends_with("found: EOF") => self.segment.span_at(Location::empty()),
-            None => self.parser.peek_token().span,
-        };
-        let message =
-            message.replacen("Expected: ", "expected ", 1).replace(", found: ", ", found ");
-        self.text.error(span, message.replace("found EOF", "found the end of the statement"))
+        let next = self.parser.peek_token();
+        let next = (next.token != Token::EOF).then_some(next.span.start);
+        parser_error(self.text, &self.segment.tokens, error, next)
     }
 
     fn unexpected(&self, expected: &str, found: &TokenWithSpan) -> Error {
-        if found.token == Token::EOF {
-            let end = self.segment.span_at(Location::empty());
-            return self
-                .text
-                .error(end, format!("expected {expected}, found the end of the statement"));
-        }
-        self.text.error(found.span, format!("expected {expected}, found {found}"))
+        let (found, at) = match found.token {
+            Token::EOF => ("the end of the statement".to_owned(), None),
+            _ => (found.to_string(), Some(found.span.start)),
+        };
+        let message = format!("expected {expected}, found {found}");
+        misread(self.text, &self.segment.tokens, &message, at)
     }
 
     fn no_statement(&self, first: &TokenWithSpan) -> Error {
-        self.unexpected("a statement", first).hint(
-            "schema files hold SET, CREATE STREAM and CREATE EXTERNAL TABLE; query files hold SELECT, \
-             CREATE STREAM ... AS and CREATE MATERIALIZED VIEW ... AS",
-        )
+        let statements = "schema files hold SET, CREATE STREAM and CREATE EXTERNAL TABLE; query files hold SELECT, \
+             CREATE STREAM ... AS and CREATE MATERIALIZED VIEW ... AS";
+        let hint = meant(first, ["SELECT", "CREATE", "SET", "WITH", "VALUES"]);
+        let message = format!("expected a statement, found {first}");
+        self.text.error(first.span, message).hint(hint.unwrap_or_else(|| statements.to_owned()))
     }
-}
-
-/// Reads "3, Column: 7".
-fn location(text: &str) -> Option<Location> {
-    let (line, column) = text.split_once(", Column: ")?;
-    let location = Location::new(line.parse().ok()?, column.trim().parse().ok()?);
-    (location != Location::empty()).then_some(location)
 }

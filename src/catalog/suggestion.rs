@@ -1,5 +1,8 @@
 //! "Did you mean ...": the known word that is nearest to a misspelt one.
 
+/// How many names a hint lists.
+const NAMES_IN_A_HINT: usize = 12;
+
 /// The nearest of `known` to `word`, if it is near enough to be meant.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
@@ -18,6 +21,21 @@ pub(crate) fn hint<'a>(word: &str, what: &str, known: impl IntoIterator<Item = &
         Some(candidate) => format!("did you mean '{candidate}'?"),
         None if known.is_empty() => format!("there are no {what} here"),
         None => format!("{what}: {}", known.join(", ")),
+    }
+}
+
+/// "did you mean 'x'?" or, when nothing is near, what there is; nothing where there is nothing.
+pub(crate) fn among<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let mut known: Vec<&str> = known.into_iter().collect();
+    if let Some(candidate) = nearest(word, known.iter().copied()) {
+        return Some(format!("did you mean '{candidate}'?"));
+    }
+    let more = known.len().saturating_sub(NAMES_IN_A_HINT);
+    known.truncate(NAMES_IN_A_HINT);
+    match (known.join(", "), more) {
+        (_, _) if known.is_empty() => None,
+        (list, 0) => Some(format!("there are: {list}")),
+        (list, more) => Some(format!("there are: {list} and {more} more")),
     }
 }
 
@@ -55,5 +73,10 @@ mod tests {
         assert_eq!(nearest("fromat", known), Some("format"));
         assert_eq!(nearest("whatever", known), None);
         assert_eq!(hint("xyz", "options", ["a", "b"]), "options: a, b");
+        assert_eq!(among("xyz", ["a", "b"]).as_deref(), Some("there are: a, b"));
+        assert_eq!(among("xyz", []), None);
+        let many: Vec<String> = (0..14).map(|n| format!("column_{n}")).collect();
+        let hint = among("xyz", many.iter().map(String::as_str)).unwrap();
+        assert!(hint.ends_with("column_11 and 2 more"), "{hint}");
     }
 }

@@ -285,7 +285,7 @@ fn ad_hoc_queries() {
         ),
         ("SELECT a\n  FROM )", "expected identifier, found )\n --> <command line>:2:8"),
         ("SELECT (1", "expected ), found the end of the statement\n --> <command line>:1:10"),
-        ("SELECT 'a", "Unterminated string literal\n --> <command line>:1:8"),
+        ("SELECT 'a", "this text is never closed\n --> <command line>:1:8"),
         ("DROP TABLE x", "expected a statement, found DROP\n --> <command line>:1:1"),
         (
             "SELECT 1 FROM a b c",
@@ -299,6 +299,178 @@ fn ad_hoc_queries() {
         let error = parse_query(file, text).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{text}:\n{error}");
     }
+}
+
+#[test]
+fn what_is_misread_is_told_at_its_own_word() {
+    let window = "FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' DAY)";
+    for (query, message, place, hint) in [
+        (
+            "SELECT 1\nFROM s\nGRUOP BY id",
+            "'GRUOP' does not belong here",
+            "3:1",
+            "did you mean GROUP BY?",
+        ),
+        (
+            "SELECT id FROM s\nWEHRE id = 1",
+            "'WEHRE' does not belong here",
+            "2:1",
+            "did you mean WHERE?",
+        ),
+        ("SELECT id FORM s", "'FORM' does not belong here", "1:11", "did you mean FROM?"),
+        (
+            "SELECT id FROM s JION t ON true",
+            "'JION' does not belong here",
+            "1:18",
+            "did you mean JOIN?",
+        ),
+        ("SELCT 1", "expected a statement, found SELCT", "1:1", "did you mean SELECT?"),
+        (
+            "CREATE STRAEM q AS SELECT 1",
+            "expected STREAM, MATERIALIZED VIEW or EXTERNAL TABLE, found STRAEM",
+            "1:8",
+            "did you mean STREAM?",
+        ),
+        (
+            "SELECT 1 FROM TUMBEL(TABLE s, DESCRIPTOR(ts), INTERVAL '1' DAY)",
+            "there is no window function 'TUMBEL'",
+            "1:15",
+            "did you mean TUMBLE?",
+        ),
+        (
+            &format!("SELECT 1 {}", window.replace("DAY", "DYA")),
+            "'DYA' is no unit of time",
+            "1:60",
+            "did you mean DAY?",
+        ),
+        (
+            "SELECT count(* FROM s",
+            "expected ), found FROM",
+            "1:16",
+            "the parenthesis that opens at line 1, column 13 is not closed",
+        ),
+        (
+            "SELECT lower(id)) FROM s",
+            "expected the end of the statement, found )",
+            "1:17",
+            "there is one ) too many",
+        ),
+        (
+            "SELECT id ts x FROM s",
+            "expected the end of the statement, found x",
+            "1:14",
+            "is a comma or an operator missing before x?",
+        ),
+        (
+            "SELECT CASE WHEN id = 1 THEN 2 AS c FROM s",
+            "this CASE is never ended",
+            "1:8",
+            "write END after its last branch",
+        ),
+        (
+            "SELECT * FROM",
+            "expected identifier, found the end of the statement",
+            "1:14",
+            "the statement is not complete",
+        ),
+        (
+            "WITH (emit = 'final') SELECT 1",
+            "a bare query has no options",
+            "1:1",
+            "write CREATE STREAM name WITH (...) AS SELECT",
+        ),
+    ] {
+        let errors = query_errors(&[("queries/c/q.sql", query)]);
+        expect(&errors, message, &format!("queries/c/q.sql:{place}"), hint);
+    }
+}
+
+#[test]
+fn what_is_misread_in_a_schema() {
+    let closing =
+        "expected NOT NULL, AS, METADATA FROM, FORMAT, a comma or a closing parenthesis, found";
+    for (from, to, message, place, hint) in [
+        ("NOT NULL,", "NOT NULL", format!("{closing} ts"), "3:3", "is a comma missing before ts?"),
+        (
+            ") WITH",
+            "WITH",
+            format!("{closing} WITH"),
+            "5:1",
+            "the parenthesis that opens at line 1, column 17 is not closed",
+        ),
+        (
+            "WATERMARK",
+            "WATERMRAK",
+            "'WATERMRAK' does not belong here".to_owned(),
+            "4:3",
+            "did you mean WATERMARK?",
+        ),
+        (") WITH (", ") (", "expected WITH, found (".to_owned(), "5:3", ""),
+    ] {
+        expect(&broken(from, to), &message, &format!("schemas/c.sql:{place}"), hint);
+    }
+}
+
+#[test]
+fn what_is_never_closed_is_told_where_it_opens() {
+    let text = "SELECT 'a'\nFROM s\nWHERE x = 'hall\nAND y = 'kitchen'";
+    let closing = "write the closing '";
+    expect(
+        &query_errors(&[("queries/c/q.sql", text)]),
+        "this text is never closed",
+        "queries/c/q.sql:3:11",
+        closing,
+    );
+    expect(
+        &query_errors(&[("queries/c/q.sql", "SELECT 1 /* x\n")]),
+        "this comment is never closed",
+        "queries/c/q.sql:1:10",
+        "write the closing */",
+    );
+    let name = query_errors(&[("queries/c/q.sql", "SELECT\n \"x FROM s")]);
+    expect(&name, "this quoted name is never closed", "queries/c/q.sql:2:2", "");
+    // Two are missing, so that the quotes are even again.
+    let even = query_errors(&[("queries/c/q.sql", "SELECT 'a\nFROM s WHERE x = 'b AND c y")]);
+    assert!(even.contains("line 1, column 8"), "{even}");
+}
+
+#[test]
+fn a_declaration_that_failed_is_told_once() {
+    let queries = [("queries/c/q.sql", "SELECT * FROM s"), ("queries/c/r.sql", "SELECT id FROM q")];
+    let with = |schema: &str| {
+        let mut files = vec![("schemas/c.sql", schema)];
+        files.extend(queries);
+        Project::new(&files).errors()
+    };
+    let option = with(&GOOD.replace("topics = 't1'", "topics = 't1', formt = 'json'"));
+    expect(
+        &option,
+        "a stream has no option 'formt'",
+        "schemas/c.sql:5:24",
+        "did you mean 'format'?",
+    );
+    let semicolon = with(&format!("SET millstream.timezone = 'UTC'\n{GOOD}"));
+    expect(
+        &semicolon,
+        "expected the end of the statement, found CREATE",
+        "schemas/c.sql:2:1",
+        "is a semicolon missing before CREATE?",
+    );
+    let nameless = with(&GOOD.replace("STREAM s (", "STREAM ("));
+    expect(&nameless, "expected identifier, found (", "schemas/c.sql:1:15", "");
+    let misspelt = with(&GOOD.replace("STREAM", "STRAEM"));
+    let message = "expected STREAM, MATERIALIZED VIEW or EXTERNAL TABLE, found STRAEM";
+    expect(&misspelt, message, "schemas/c.sql:1:8", "did you mean STREAM?");
+    expect(&with("-- later\n"), "the file declares nothing", "schemas/c.sql:1:1", "");
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_text() {
+    let project = Project::new(&[
+        ("schemas/c.sql", &format!("\u{feff}{GOOD}")),
+        ("queries/c/q.sql", "\u{feff}SELECT id FROM s"),
+    ]);
+    assert_eq!(project.load().customer("c").unwrap().queries.len(), 1);
 }
 
 #[test]

@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
-use datafusion::sql::sqlparser::tokenizer::{
-    Location, Span, Token, TokenWithSpan, Tokenizer, Whitespace,
-};
+use datafusion::sql::sqlparser::tokenizer::{Span, Token, TokenWithSpan, Tokenizer, Whitespace};
 
+use super::misread::unclosed;
 use crate::error::{Error, Place, Result};
 
 /// The dialect of all Millstream SQL: DataFusion's default.
@@ -35,7 +34,7 @@ pub(super) struct Segment {
     pub tokens: Vec<TokenWithSpan>,
     /// The `--` comment in front of the statement, its lines joined by spaces.
     pub comment: String,
-    /// The last token that is no white space: where an unexpected end is shown.
+    /// The last token that is no white space.
     pub last: Span,
 }
 
@@ -63,16 +62,24 @@ impl SqlText {
         Error::sql(message).at(self.place(span))
     }
 
-    /// Cuts the text into statements; empty ones are left out.
+    /// The text in tokens, white space included.
     ///
     /// # Errors
     /// What cannot be tokenised, e.g. a string without its end.
+    pub fn tokens(&self) -> Result<Vec<TokenWithSpan>> {
+        let mut tokens = Vec::new();
+        match Tokenizer::new(&DIALECT, &self.text).tokenize_with_location_into_buf(&mut tokens) {
+            Ok(()) => Ok(tokens),
+            Err(error) => Err(unclosed(self, &tokens, error.location)),
+        }
+    }
+
+    /// Cuts the text into statements; empty ones are left out.
+    ///
+    /// # Errors
+    /// As for [`SqlText::tokens`].
     pub fn segments(&self) -> Result<Vec<Segment>> {
-        let tokens =
-            (Tokenizer::new(&DIALECT, &self.text).tokenize_with_location()).map_err(|e| {
-                let message = e.message.trim_end_matches(['.', ' ']).to_owned();
-                self.error(Span::new(e.location, e.location), message)
-            })?;
+        let tokens = self.tokens()?;
         let statements = tokens.split(|token| token.token == Token::SemiColon);
         Ok(statements.filter_map(|tokens| Segment::new(tokens.to_vec())).collect())
     }
@@ -97,10 +104,14 @@ impl Segment {
         Some(Self { tokens, comment, last })
     }
 
-    /// The span of the token that starts at `location`, or of the statement's end.
-    pub fn span_at(&self, location: Location) -> Span {
-        let token = self.tokens.iter().find(|token| token.span.start == location);
-        token.map_or(Span::new(self.last.end, self.last.end), |token| token.span)
+    /// The first token that is no white space.
+    pub fn first(&self) -> Span {
+        self.words().next().map_or(self.last, |token| token.span)
+    }
+
+    /// Whether the statement begins with CREATE.
+    pub fn creates(&self) -> bool {
+        self.words().next().is_some_and(|word| is(word, "create"))
     }
 
     /// The tokens that are no white space.

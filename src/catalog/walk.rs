@@ -48,6 +48,11 @@ pub fn walk(query: &Query, look: &mut dyn Look) -> Option<Span> {
     query.visit(&mut Walk(look)).break_value()
 }
 
+/// Walks over one expression, as [`walk`] does over a query.
+pub fn walk_expr(expr: &Expr, look: &mut dyn Look) -> Option<Span> {
+    expr.visit(&mut Walk(look)).break_value()
+}
+
 struct Walk<'a>(&'a mut dyn Look);
 
 impl Visitor for Walk<'_> {

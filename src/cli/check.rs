@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use super::{Project, print_errors};
-use crate::catalog::{self, Emit};
+use crate::catalog::{self, Emit, suggestion};
+use crate::sql::shown::{plain, sql_type};
 use crate::sql::{Input, PlanKind, QueryPlan};
 use crate::window::{Size, WindowSpec};
 use crate::{Error, Result, pipeline};
@@ -26,6 +27,7 @@ pub struct ExplainArgs {
 
 /// Plans everything; prints a paragraph a query, or all errors.
 pub async fn run(args: Args) -> Result<ExitCode> {
+    let mut queries = 0;
     let (catalog, mut errors) =
         match catalog::survey(&args.project.project, &args.project.customers) {
             Ok(read) => read,
@@ -46,11 +48,27 @@ pub async fn run(args: Args) -> Result<ExitCode> {
                 }
                 for query in &plan.queries {
                     describe(query);
+                    errors.extend(query.trial().await.err());
                 }
+                queries += plan.queries.len();
             }
         }
     }
-    if errors.is_empty() { Ok(ExitCode::SUCCESS) } else { Ok(failed(&errors)) }
+    if !errors.is_empty() {
+        return Ok(failed(&errors));
+    }
+    let customers = catalog.customers.len();
+    println!("ok: {}, {}", counted(customers, "customer"), counted(queries, "query"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `1 customer`, `2 customers`, `2 queries`.
+fn counted(number: usize, noun: &str) -> String {
+    match (number, noun) {
+        (1, _) => format!("1 {noun}"),
+        (_, "query") => format!("{number} queries"),
+        _ => format!("{number} {noun}s"),
+    }
 }
 
 /// Adds errors about places of which nothing is said yet.
@@ -68,7 +86,7 @@ fn add_news(errors: &mut Vec<Error>, more: Vec<Error>) {
 
 fn failed(errors: &[Error]) -> ExitCode {
     print_errors(errors);
-    eprintln!("{} error{} found", errors.len(), if errors.len() == 1 { "" } else { "s" });
+    eprintln!("{} found", counted(errors.len(), "error"));
     ExitCode::FAILURE
 }
 
@@ -106,18 +124,61 @@ fn describe(query: &QueryPlan) {
         "    key      {}",
         if query.key.is_empty() { "none".to_owned() } else { names(&query.key) }
     );
-    let columns: Vec<_> =
-        query.output.fields().iter().map(|f| format!("{} {}", f.name(), f.data_type())).collect();
-    println!("    columns  {}", columns.join(", "));
+    let columns =
+        query.output.fields().iter().map(|f| format!("{} {}", f.name(), sql_type(f.data_type())));
+    println!("    columns  {}", columns.collect::<Vec<_>>().join(", "));
+    warnings(query).iter().for_each(|warning| println!("    warning  {warning}"));
+}
+
+/// What is allowed, and hardly meant.
+fn warnings(query: &QueryPlan) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if query.kind == PlanKind::Windowed && !query.tells_window {
+        let keys = if query.key.is_empty() {
+            ""
+        } else {
+            ", and rows of different windows have the same key"
+        };
+        warnings.push(format!(
+            "nothing tells which window a row belongs to{keys}: select window_start"
+        ));
+    }
+    if let Some(WindowSpec::Hop { slide, size, .. }) = &query.window
+        && is_longer(slide, size)
+    {
+        warnings.push(
+            "rows between two windows are in none: HOP takes the slide first, then the size"
+                .to_owned(),
+        );
+    }
+    for field in query.output.fields() {
+        let shown = plain(field.name());
+        if shown != *field.name() {
+            warnings
+                .push(format!("a column is called \"{}\": give it a name with AS", field.name()));
+        }
+    }
+    warnings
+}
+
+/// Whether a length is longer than another, where they are of one kind.
+fn is_longer(a: &Size, b: &Size) -> bool {
+    match (a, b) {
+        (Size::Fixed(a), Size::Fixed(b)) => a > b,
+        (Size::Days(a), Size::Days(b))
+        | (Size::Weeks(a), Size::Weeks(b))
+        | (Size::Months(a), Size::Months(b)) => a > b,
+        _ => false,
+    }
 }
 
 /// A window in words.
 fn described(window: &WindowSpec) -> String {
     let size = |size: &Size| match size {
         Size::Fixed(us) => span(*us),
-        Size::Days(n) => format!("{n} calendar days"),
-        Size::Weeks(n) => format!("{n} calendar weeks"),
-        Size::Months(n) => format!("{n} calendar months"),
+        Size::Days(n) => calendar(*n, "day"),
+        Size::Weeks(n) => calendar(*n, "week"),
+        Size::Months(n) => calendar(*n, "month"),
     };
     let shifted = |offset_us: i64| {
         if offset_us == 0 { String::new() } else { format!(", shifted by {}", span(offset_us)) }
@@ -134,6 +195,10 @@ fn described(window: &WindowSpec) -> String {
             format!("date_trunc to the {}", format!("{unit:?}").to_lowercase())
         }
     }
+}
+
+fn calendar(number: u32, unit: &str) -> String {
+    format!("{number} calendar {unit}{}", if number == 1 { "" } else { "s" })
 }
 
 /// A length of time in its largest whole unit.
@@ -170,5 +235,5 @@ pub async fn explain(args: ExplainArgs) -> Result<ExitCode> {
         }
     }
     Err(Error::config(format!("there is no query '{}'", args.query))
-        .hint(format!("there are: {}", seen.join(", "))))
+        .hint_if(suggestion::among(&args.query, seen.iter().map(String::as_str))))
 }

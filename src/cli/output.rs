@@ -106,7 +106,7 @@ async fn copy<W: Write + Send>(
     count: &mut usize,
 ) -> Result<(), Stop> {
     let mut sink = Sink::new(format, &rows.schema(), out)?;
-    let failed = |error| Stop::Failed(history::sql_error(None, "", error));
+    let failed = |error| Stop::Failed(history::sql_error(error));
     while let Some(batch) = rows.try_next().await.map_err(failed)? {
         *count += batch.num_rows();
         sink.write(&batch)?;

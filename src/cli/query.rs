@@ -52,6 +52,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let root = pipeline::history_root(&args.project.data_dir);
     let context = history::context(&root, &catalog).await?;
     let rows = history::run_sql(&context, &text).await?;
+    history::check_there(&root)?;
     write(rows, args.format, args.output.as_deref()).await?;
     Ok(ExitCode::SUCCESS)
 }

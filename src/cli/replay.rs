@@ -9,9 +9,10 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use super::Project;
 use super::output::{Format, write};
 use crate::catalog::parse_instant;
+use crate::pipeline::history_root;
 use crate::pipeline::replay::{Replay, replay};
 use crate::time::Micros;
-use crate::{Error, Result};
+use crate::{Error, Result, history};
 
 /// Run a query file over history, as a batch.
 #[derive(Debug, clap::Args)]
@@ -61,6 +62,13 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         to: instant(&args.to)?,
         as_streamed: args.as_streamed,
     };
+    if let (Some(from), Some(to)) = (wanted.from, wanted.to)
+        && from >= to
+    {
+        return Err(Error::config("--from is not before --to")
+            .hint("--from is where the first window begins, --to is where the last one ends"));
+    }
+    history::check_there(&history_root(&wanted.data_dir))?;
     let (schema, rows) = replay(&catalog, &customer, &wanted).await?;
     let rows = futures::stream::iter(rows.into_iter().map(Ok));
     let rows = Box::pin(RecordBatchStreamAdapter::new(schema, rows));

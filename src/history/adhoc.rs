@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
-use datafusion::common::{SchemaError, Span};
+use arrow::datatypes::DataType;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
 use super::read::known_tables;
-use crate::catalog::suggestion;
+use crate::catalog::{self, suggestion};
+use crate::sql::errors::{Source, in_source};
 use crate::{Error, Kind, Place, Result};
 
 /// What stands for the file in the place of an error.
@@ -23,20 +25,94 @@ const SOURCE: &str = "query";
 /// [`Kind::Sql`] with its place in `text` and a hint; [`Kind::Storage`]. The stream's own errors
 /// are made readable by [`sql_error`].
 pub async fn run_sql(context: &SessionContext, text: &str) -> Result<SendableRecordBatchStream> {
-    let explain = |error| sql_error(Some(context), text, error);
+    let text = catalog::without_mark(text);
+    catalog::check_single(Path::new(SOURCE), text)?;
+    let source = in_text(text);
     let state = context.state();
     let dialect = state.config().options().sql_parser.dialect;
-    let statement = state.sql_to_statement(text, &dialect).map_err(explain)?;
+    let statement = state
+        .sql_to_statement(text, &dialect)
+        .map_err(|error| explain(Some(context), &source, error))?;
     if !is_question(&statement) {
         return Err(read_only(text));
     }
-    let plan = state.statement_to_plan(statement).await.map_err(explain)?;
+    match run_statement(context, statement.clone()).await {
+        Ok(rows) => Ok(rows),
+        Err(Failed::Refused) => Err(read_only(text)),
+        Err(Failed::Error(error)) => {
+            let columns = columns_of(context, &statement).await;
+            let select = select_of(&statement);
+            Err(explain(Some(context), &Source { select, columns: &columns, ..source }, error))
+        }
+    }
+}
+
+/// Why a statement gives no rows.
+enum Failed {
+    /// It would change something.
+    Refused,
+    Error(DataFusionError),
+}
+
+impl From<DataFusionError> for Failed {
+    fn from(error: DataFusionError) -> Self {
+        Self::Error(error)
+    }
+}
+
+async fn run_statement(
+    context: &SessionContext,
+    statement: Statement,
+) -> Result<SendableRecordBatchStream, Failed> {
+    let listing = is_listing(&statement);
+    let plan = context.state().statement_to_plan(statement).await?;
     // What EXPLAIN explains is no question by its own word.
     let only_questions =
         SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    only_questions.verify_plan(&plan).map_err(|_| read_only(text))?;
-    let rows = context.execute_logical_plan(plan).await.map_err(explain)?;
-    rows.execute_stream().await.map_err(explain)
+    only_questions.verify_plan(&plan).map_err(|_| Failed::Refused)?;
+    let plan = if listing { in_order(plan)? } else { plan };
+    Ok(context.execute_logical_plan(plan).await?.execute_stream().await?)
+}
+
+/// The columns of the tables that a statement names, as far as there are such tables.
+async fn columns_of(context: &SessionContext, statement: &Statement) -> Vec<(String, DataType)> {
+    let mut columns = Vec::new();
+    for name in context.state().resolve_table_references(statement).unwrap_or_default() {
+        let Ok(table) = context.table_provider(name).await else { continue };
+        let schema = table.schema();
+        columns.extend(schema.fields().iter().map(|f| (f.name().clone(), f.data_type().clone())));
+    }
+    columns
+}
+
+fn in_text(text: &str) -> Source<'_> {
+    Source { file: Path::new(SOURCE), text, select: None, line: 1, columns: &[] }
+}
+
+/// The query of a statement, for the places of errors.
+fn select_of(statement: &Statement) -> Option<&ast::Query> {
+    match statement {
+        Statement::Statement(statement) => match statement.as_ref() {
+            ast::Statement::Query(select) => Some(select),
+            _ => None,
+        },
+        Statement::Explain(explain) => select_of(&explain.statement),
+        _ => None,
+    }
+}
+
+/// Whether a statement lists things that have no order of their own, as columns have.
+fn is_listing(statement: &Statement) -> bool {
+    matches!(statement, Statement::Statement(statement)
+        if matches!(statement.as_ref(),
+            ast::Statement::ShowTables { .. } | ast::Statement::ShowFunctions { .. }))
+}
+
+/// Sorted by all columns: tables by customer and name.
+fn in_order(plan: LogicalPlan) -> Result<LogicalPlan, DataFusionError> {
+    let columns = plan.schema().columns();
+    let order = columns.into_iter().map(|column| Expr::Column(column).sort(true, false));
+    LogicalPlanBuilder::from(plan).sort(order.collect::<Vec<_>>())?.build()
 }
 
 fn is_question(statement: &Statement) -> bool {
@@ -63,119 +139,65 @@ fn read_only(text: &str) -> Error {
         .hint("write SELECT ...; save an answer with --output")
 }
 
-/// Turns an error of a query's planning or running into one that says where and what to do.
-pub fn sql_error(context: Option<&SessionContext>, text: &str, error: DataFusionError) -> Error {
-    if let DataFusionError::Context(_, inner) = error {
-        return sql_error(context, text, *inner);
-    }
-    let span = error.diagnostic().and_then(|diagnostic| diagnostic.span);
-    let error = match error {
-        DataFusionError::Diagnostic(_, inner) => *inner,
-        other => other,
-    };
+/// Turns an error of a query's run into one that says what to do.
+pub fn sql_error(error: DataFusionError) -> Error {
+    explain(None, &in_text(""), error)
+}
+
+/// Turns an error of a query's planning or run into one that says where and what to do.
+fn explain(context: Option<&SessionContext>, source: &Source<'_>, error: DataFusionError) -> Error {
     match error {
+        DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner)
+            if is_ours(&inner) =>
+        {
+            explain(context, source, *inner)
+        }
         DataFusionError::External(cause) => match cause.downcast::<Error>() {
             Ok(own) => *own,
+            Err(other) if other.to_string().starts_with("regex parse error") => {
+                in_source(&DataFusionError::Execution(other.to_string()), source)
+            }
             Err(other) => Error::new(Kind::Storage, "history could not be read").because(other),
         },
-        DataFusionError::SchemaError(cause, _) => schema_error(text, span, *cause),
         DataFusionError::SQL(cause, _) => {
-            let message = cause.to_string();
-            let (message, at) = parser_place(&message);
-            let error = Error::sql(message);
-            match at {
-                Some((line, column)) => {
-                    error.at(Place::new(Path::new(SOURCE), text, line, column, 1))
-                }
-                None => error,
-            }
+            catalog::parser_error(Path::new(SOURCE), source.text, *cause)
         }
-        DataFusionError::Plan(message) => plan_error(context, text, span, &message),
-        DataFusionError::ResourcesExhausted(message) => {
-            Error::new(Kind::Config, "the query needs more memory than it may have")
-                .detail(message)
-                .hint("ask for less at once: a shorter time range, fewer columns or groups")
-        }
-        other @ (DataFusionError::ObjectStore(_)
-        | DataFusionError::IoError(_)
-        | DataFusionError::ParquetError(_)) => {
-            Error::new(Kind::Storage, "history could not be read").because(other)
-        }
-        DataFusionError::ArrowError(cause, _) => {
-            let message = cause.to_string();
-            let error = at_span(Error::sql(message.clone()), text, span);
-            match message.contains("timezone offset") {
-                true => error.hint(
-                    "this local time comes twice or never: say which, as in '2019-10-27T03:30:00+03:00'",
-                ),
-                false => error,
-            }
-        }
-        other => at_span(Error::sql(other.strip_backtrace()), text, span),
+        error => match missing_table(&error) {
+            Some(table) => no_table(context, source, &table),
+            None => in_source(&error, source),
+        },
     }
 }
 
-fn schema_error(text: &str, span: Option<Span>, error: SchemaError) -> Error {
-    let SchemaError::FieldNotFound { field, valid_fields } = error else {
-        return at_span(Error::sql(error.to_string()), text, span);
-    };
-    let known: Vec<&str> = valid_fields.iter().map(|column| column.name()).collect();
-    let span = span.or_else(|| field.spans().first());
-    let error = Error::sql(format!("there is no column '{}'", field.name()))
-        .hint(suggestion::hint(field.name(), "columns", known.iter().copied()));
-    match span {
-        Some(_) => at_span(error, text, span),
-        None => at_word(error, text, field.name()),
-    }
+/// Whether an error is one of ours or the parser's, wrapped or not.
+fn is_ours(error: &DataFusionError) -> bool {
+    matches!(error.find_root(), DataFusionError::External(_) | DataFusionError::SQL(..))
 }
 
-fn plan_error(
-    context: Option<&SessionContext>,
-    text: &str,
-    span: Option<Span>,
-    message: &str,
-) -> Error {
-    let quoted = |what: &str| {
-        let rest = message.strip_prefix(what)?.strip_prefix(" '")?;
-        rest.split_once("' not found").map(|(name, _)| name)
-    };
-    let Some(table) = quoted("table") else {
-        return at_span(Error::sql(message), text, span);
-    };
+/// The table of "table 'history.customer_a.x' not found".
+fn missing_table(error: &DataFusionError) -> Option<String> {
+    let DataFusionError::Plan(message) = error.find_root() else { return None };
+    let (table, _) = message.strip_prefix("table '")?.split_once("' not found")?;
+    // The session's own catalog is of no interest.
+    Some(table.strip_prefix("history.").unwrap_or(table).to_owned())
+}
+
+fn no_table(context: Option<&SessionContext>, source: &Source<'_>, table: &str) -> Error {
     let known = context.map(known_tables).unwrap_or_default();
-    // The session's own catalog and schema are of no interest.
-    let table = table.strip_prefix("history.").unwrap_or(table);
     let default =
         context.map(|c| format!("{}.", c.copied_config().options().catalog.default_schema));
     let short = default.and_then(|default| table.strip_prefix(&default)).unwrap_or(table);
-    let word = table.rsplit('.').next().unwrap_or(table);
-    let names = known.iter().map(String::as_str);
-    let hint = match suggestion::nearest(short, names) {
-        Some(near) => format!("did you mean '{near}'?"),
-        None if known.is_empty() => "there is no history here yet".to_owned(),
-        None => format!("there are: {}", known.join(", ")),
+    let qualified = format!(".{short}");
+    let elsewhere: Vec<&str> =
+        known.iter().map(String::as_str).filter(|name| name.ends_with(&qualified)).collect();
+    let hint = match elsewhere.is_empty() {
+        true => suggestion::among(short, known.iter().map(String::as_str)),
+        false => Some(format!("write {}", elsewhere.join(" or "))),
     };
-    at_word(Error::sql(format!("there is no table '{short}'")).hint(hint), text, word)
-}
-
-fn at_span(error: Error, text: &str, span: Option<Span>) -> Error {
-    let Some(span) = span.filter(|span| span.start.line > 0) else { return error };
-    let width = match span.start.line == span.end.line {
-        true => span.end.column.saturating_sub(span.start.column),
-        false => 1,
-    };
-    error.at(Place::new(Path::new(SOURCE), text, span.start.line, span.start.column, width))
-}
-
-/// Points at the first place in `text` where `word` stands alone.
-fn at_word(error: Error, text: &str, word: &str) -> Error {
-    let inside = |c: char| c.is_alphanumeric() || c == '_';
-    let (lower, word) = (text.to_ascii_lowercase(), word.to_ascii_lowercase());
-    let alone = lower.match_indices(&word).find(|(start, found)| {
-        !lower[..*start].ends_with(inside) && !lower[start + found.len()..].starts_with(inside)
-    });
-    match alone {
-        Some((start, found)) => error.at(place_of_byte(text, start, found.len())),
+    let error = Error::sql(format!("there is no table '{short}'"))
+        .hint(hint.unwrap_or_else(|| "there is no history here yet".to_owned()));
+    match source.find(short) {
+        Some(place) => error.at(place),
         None => error,
     }
 }
@@ -186,17 +208,4 @@ fn place_of_byte(text: &str, start: usize, bytes: usize) -> Place {
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     let width = text[start..start + bytes].chars().count();
     Place::new(Path::new(SOURCE), text, line as u64, column as u64, width as u64)
-}
-
-/// Takes "... at Line: 1, Column: 8" off a parser's message.
-fn parser_place(message: &str) -> (String, Option<(u64, u64)>) {
-    let message = message.strip_prefix("sql parser error: ").unwrap_or(message);
-    let found = message.rsplit_once(" at Line: ").and_then(|(head, tail)| {
-        let (line, column) = tail.split_once(", Column: ")?;
-        Some((head, (line.trim().parse().ok()?, column.trim().parse().ok()?)))
-    });
-    match found {
-        Some((head, at)) => (head.to_owned(), Some(at)),
-        None => (message.to_owned(), None),
-    }
 }

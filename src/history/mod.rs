@@ -76,6 +76,21 @@ pub fn customers(root: &Path) -> Vec<String> {
     names
 }
 
+/// Checks that there is a history under `root`, of any customer, so that a mistyped folder is not
+/// taken for one without rows. A pipeline that has run without a result so far leaves its status.
+///
+/// # Errors
+/// [`Kind::Config`] if there is none.
+pub fn check_there(root: &Path) -> crate::Result<()> {
+    let has_run = root.parent().is_some_and(|data| data.join("status").is_dir());
+    if has_run || customers(root).iter().any(|customer| !tables(root, customer).is_empty()) {
+        return Ok(());
+    }
+    let folder = root.parent().unwrap_or(root);
+    Err(Error::config(format!("there is no history in {}", folder.display()))
+        .hint("check --data-dir; history begins with the first millstream run"))
+}
+
 /// Says which table a Delta error concerns.
 fn delta_error(table: &Path, what: &str, error: DeltaTableError) -> Error {
     Error::new(Kind::Storage, format!("{what} failed for the history table {}", table.display()))

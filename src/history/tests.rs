@@ -528,6 +528,136 @@ async fn errors_point_at_the_word() {
 }
 
 #[tokio::test]
+async fn mistakes_in_questions_are_plain() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut writer = writer(&root, spec(&[])).await;
+    writer.append("1084", 0, &events([(0, START)]), 1).await.unwrap();
+    writer.commit(START).await.unwrap();
+    let context = context(&root, &catalog).await.unwrap();
+    for (sql, place, message, hint) in [
+        ("", "1:1", "there is no query", "write a SELECT"),
+        (
+            "SELECT 1; SELECT 2",
+            "1:11",
+            "there is more than one statement",
+            "one statement at a time",
+        ),
+        (
+            "SELECT count(* FROM positions",
+            "1:16",
+            "expected ), found FROM",
+            "column 13 is not closed",
+        ),
+        ("SELECT", "1:7", "found the end of the statement", "the statement is not complete"),
+        (
+            "SELECT * FROM",
+            "1:14",
+            "found the end of the statement",
+            "the statement is not complete",
+        ),
+        (
+            "SELECT room FROM positions WHERE room = 'x",
+            "1:41",
+            "this text is never closed",
+            "closing '",
+        ),
+        (
+            "SELECT room FROM positions GRUOP BY room",
+            "1:28",
+            "'GRUOP' does not belong here",
+            "GROUP BY?",
+        ),
+        (
+            "SELECT sum(part_id), sum(room) FROM positions",
+            "1:22",
+            "sum() does not take VARCHAR\n",
+            "CAST",
+        ),
+        (
+            "SELECT cuont(*) FROM positions",
+            "1:8",
+            "there is no function 'cuont'",
+            "did you mean 'count'?",
+        ),
+        (
+            "SELECT 'rom' /* rom */, rom FROM positions",
+            "1:25",
+            "no column 'rom'",
+            "did you mean 'room'?",
+        ),
+        (
+            "SELECT 1 FROM TUMBLE(TABLE positions, DESCRIPTOR(t), INTERVAL '1' DAY)",
+            "1:15",
+            "TUMBLE is for query files",
+            "date_bin",
+        ),
+        ("SELECT TOP 5 room FROM positions", "1:8", "TOP is not supported", ""),
+        (
+            "SELECT nullif(room) FROM positions",
+            "1:8",
+            "nullif() does not take 1 argument\n",
+            "nullif(value, value)",
+        ),
+        ("SELECT room[1] FROM positions", "", "array_element() does not take VARCHAR, BIGINT", ""),
+        ("SELECT regexp_like('a', '[')", "", "the regular expression cannot be read", ""),
+    ] {
+        let text = match run_sql(&context, sql).await {
+            Ok(rows) => sql_error(rows.try_collect::<Vec<_>>().await.unwrap_err()).to_string(),
+            Err(error) => error.to_string(),
+        };
+        let place = if place.is_empty() { String::new() } else { format!("query:{place}\n") };
+        for expected in [place.as_str(), message, hint] {
+            assert!(text.contains(expected), "{sql}\n{text}\nlacks: {expected}");
+        }
+        for raw in ["nternal", "bug", "Int64", "Utf8"] {
+            assert!(!text.contains(raw), "{sql}\n{text}\nhas: {raw}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_table_without_its_customer_is_told_with_it() {
+    let (folder, _) = project();
+    let schema = "CREATE STREAM visits (t TIMESTAMP, WATERMARK FOR t AS t) WITH (topics = '2');";
+    std::fs::write(folder.path().join("schemas/customer_b.sql"), schema).unwrap();
+    let catalog = crate::catalog::load(folder.path(), &[]).unwrap();
+    let context = context(&root(&folder), &catalog).await.unwrap();
+    let error = run_sql(&context, "SELECT * FROM visits").await.err().unwrap();
+    assert_eq!(error.hint.as_deref(), Some("write customer_b.visits"));
+}
+
+#[tokio::test]
+async fn lists_of_tables_are_in_order() {
+    let (folder, catalog) = project();
+    let rows = ask(&root(&folder), &catalog, "SHOW TABLES").await;
+    let names: Vec<String> = (rows.iter())
+        .flat_map(|rows| {
+            let names = [1, 2]
+                .map(|column| arrow::compute::cast(rows.column(column), &DataType::Utf8).unwrap());
+            let names = names.map(|names| names.as_string::<i32>().clone());
+            (0..rows.num_rows())
+                .map(|row| format!("{}.{}", names[0].value(row), names[1].value(row)))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(names.is_sorted() && names.contains(&"customer_a.rooms".to_owned()), "{names:?}");
+}
+
+#[tokio::test]
+async fn a_folder_without_any_history_is_told_from_one_without_rows() {
+    let (folder, _) = project();
+    let root = root(&folder);
+    let error = check_there(&root).unwrap_err();
+    assert_eq!(error.kind, crate::Kind::Config);
+    assert!(error.to_string().contains("there is no history in") && error.hint.is_some());
+    drop(writer(&root, spec(&[])).await);
+    let ran = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(ran.path().join("status")).unwrap();
+    check_there(&ran.path().join("history")).unwrap();
+}
+
+#[tokio::test]
 async fn events_come_back_as_the_stream_had_them() {
     let (folder, _) = project();
     let root = root(&folder);

@@ -5,6 +5,7 @@ use datafusion::logical_expr::LogicalPlan;
 use sha2::{Digest, Sha256};
 
 use crate::sql::cut::{Cut, Kept, Windowing};
+use crate::sql::shown::plain;
 
 /// Front, kept and closing plan.
 pub(crate) fn explain(cut: &Cut, panes: bool) -> String {
@@ -33,7 +34,7 @@ pub(crate) fn explain(cut: &Cut, panes: bool) -> String {
 }
 
 fn indented(plan: &LogicalPlan) -> String {
-    let plan = plan.display_indent().to_string();
+    let plan = plain(&plan.display_indent().to_string());
     plan.lines().map(|line| format!("  {line}\n")).collect()
 }
 
@@ -53,7 +54,8 @@ fn describe(kept: &Kept) -> String {
     };
     let aggregate = &partials.aggregate;
     let list = |exprs: &[datafusion::logical_expr::Expr]| {
-        let names: Vec<String> = exprs.iter().map(|expr| expr.schema_name().to_string()).collect();
+        let names: Vec<String> =
+            exprs.iter().map(|expr| plain(&expr.schema_name().to_string())).collect();
         names.join(", ")
     };
     let keys = match aggregate.group_expr.len() {

@@ -10,7 +10,7 @@
 
 mod cut;
 mod distinct;
-mod errors;
+pub(crate) mod errors;
 mod explain;
 mod functions;
 mod in_order;
@@ -18,6 +18,7 @@ mod physical;
 mod plan;
 mod query;
 mod scope;
+pub(crate) mod shown;
 mod slots;
 mod stream;
 mod trace;
@@ -31,7 +32,7 @@ use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 
-use crate::catalog::Customer;
+use crate::catalog::{Customer, Table};
 use crate::error::Error;
 use crate::sql::scope::{Leaf, Relation, RelationKind, Relations as Leaves, Session};
 
@@ -71,8 +72,13 @@ pub fn plan_customer(
     let session = Session::new(customer.zone, &now).map_err(|error| vec![error])?;
     let contexts = contexts(&session, customer).map_err(|error| vec![error])?;
     let mut errors = Vec::new();
-    let mut leaves = Leaves::new();
+    let (mut leaves, mut failed) = (Leaves::new(), Vec::new());
     for (name, schema) in tables {
+        if schema.fields().is_empty() {
+            errors.extend(customer.table(name).map(|table| no_columns(table)));
+            failed.push(name.clone());
+            continue;
+        }
         let kind = RelationKind::Table;
         let schema = Arc::clone(schema);
         add(
@@ -91,9 +97,15 @@ pub fn plan_customer(
             Err(more) => errors.extend(more),
         }
     }
-    let (mut queries, mut failed) = (Vec::new(), Vec::new());
+    let mut queries = Vec::new();
+    // Of what is not in the catalog, the catalog has told already what is wrong with it.
+    let declared = |name: &String| {
+        customer.stream(name).is_some()
+            || customer.table(name).is_some()
+            || customer.query(name).is_some()
+    };
     for query in &customer.queries {
-        if query.inputs.iter().any(|input| failed.contains(input)) {
+        if query.inputs.iter().any(|input| failed.contains(input) || !declared(input)) {
             failed.push(query.name.clone());
             continue;
         }
@@ -113,6 +125,14 @@ pub fn plan_customer(
     }
     let tables = tables.iter().cloned().collect();
     Ok(CustomerPlan { streams, queries, tables, now })
+}
+
+fn no_columns(table: &Table) -> Error {
+    let message = format!("the file of the table '{}' has no columns", table.name);
+    Error::sql(message).at(table.place.clone()).hint(format!(
+        "write the columns' names into the first line of {}",
+        table.location.display()
+    ))
 }
 
 fn add(leaves: &mut Leaves, relation: Relation) {

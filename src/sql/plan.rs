@@ -20,7 +20,7 @@ use datafusion::execution::TaskContext;
 
 use crate::catalog::Query;
 use crate::error::{Error, Kind, Result};
-use crate::sql::errors::describe;
+use crate::sql::errors::{at_quoted, describe};
 use crate::sql::physical::{Executable, SlotPlan};
 use crate::sql::slots::{self, Filling, Relations};
 use crate::time::Window;
@@ -69,6 +69,8 @@ pub struct QueryPlan {
     pub key: Vec<usize>,
     /// The output column that is event time to those who read the results.
     pub event_time: Option<usize>,
+    /// Whether an output column says which window a row belongs to.
+    pub tells_window: bool,
     /// Reference tables and views that it reads besides its input.
     pub tables: Vec<String>,
     /// Equal for equal plans: a SHA-256 over plans and schemas, in hexadecimal.
@@ -141,6 +143,31 @@ impl QueryPlan {
             }
         }
         Ok(kept.into_iter().flatten().collect())
+    }
+
+    /// Runs what runs on every batch on none, for what is found only when it runs, such as
+    /// `date_trunc('dya', t)`.
+    ///
+    /// # Errors
+    /// [`Kind::Sql`], with its place.
+    pub async fn trial(&self) -> Result<()> {
+        let inputs: Vec<usize> = (0..self.leaf_projection().len()).collect();
+        let rows = RecordBatch::new_empty(Arc::new(self.leaf_schema.project(&inputs)?));
+        let empty = |table: &String| (table.clone(), Arc::new(Vec::new()));
+        let relations: Relations = self.tables.iter().map(empty).collect();
+        let ran = match self.kind {
+            PlanKind::Stateless => self.stateless(rows, &relations).await.map(drop),
+            PlanKind::Windowed => {
+                let window = Window { start: 0, end: 1 };
+                self.absorb(rows, Some(window), &relations).await.map(drop)
+            }
+            PlanKind::View => self.absorb(rows, None, &relations).await.map(drop),
+            PlanKind::Derived => Ok(()),
+        };
+        ran.map_err(|mut error| {
+            error.kind = Kind::Sql;
+            at_quoted(error, &self.query)
+        })
     }
 
     /// The same content in one batch, with one partial row per key (or simply all rows).

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Schema, SchemaRef, TimeUnit};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Distinct, Expr, LogicalPlan, LogicalPlanBuilder, cast};
-use datafusion::sql::sqlparser::ast::{GroupByExpr, Ident, Select as SelectBody, Spanned};
+use datafusion::sql::sqlparser::ast::{
+    Expr as SqlExpr, GroupByExpr, Ident, Select as SelectBody, SelectItem, Spanned,
+};
 use datafusion::sql::sqlparser::tokenizer;
 
 use crate::catalog::walk::{Look, walk};
-use crate::catalog::{Emit, Query, QueryKind};
+use crate::catalog::{Emit, Query, QueryKind, suggestion};
 use crate::error::{Error, Place};
 use crate::sql::cut::{self, Windowing};
-use crate::sql::errors::{in_query, place_of_span};
+use crate::sql::errors::{Source, in_query, in_source, keyword_in, place_of_span, two_columns};
 use crate::sql::plan::{Input, PlanKind, QueryPlan, can_be_output};
 use crate::sql::scope::{Leaf, Relation, RelationKind, Relations, Session, window_fields};
+use crate::sql::shown::sql_type;
 use crate::sql::slots::WindowColumn;
 use crate::sql::trace::{self, Origin};
 use crate::sql::windows::{self, WindowedRelation};
@@ -33,8 +36,10 @@ pub(crate) fn plan(
     let mut select = query.select.as_ref().clone();
     let windowed = windows::resolve(&mut select, query)?;
     let relations = planner.with_windows(relations, windowed)?;
-    let analysed = session.analyse(select, &relations).map_err(|error| planner.errors(&error))?;
-    let plan = session.simplify(analysed).map_err(|error| planner.errors(&error))?;
+    planner.check_written_names().map_err(|error| vec![error])?;
+    let failed = |error: DataFusionError| planner.errors(&error, &relations);
+    let analysed = session.analyse(select, &relations).map_err(failed)?;
+    let plan = session.simplify(analysed).map_err(failed)?;
     planner.plan(contexts, plan).map_err(|error| vec![error])
 }
 
@@ -53,12 +58,20 @@ struct Reading {
 }
 
 impl Planner<'_> {
-    fn errors(&self, error: &DataFusionError) -> Vec<Error> {
-        error.iter().map(|error| in_query(error, self.query)).collect()
+    fn errors(&self, error: &DataFusionError, relations: &Relations) -> Vec<Error> {
+        let leaves = relations.values();
+        let columns: Vec<_> = (leaves.flat_map(|leaf| leaf.relation.schema.fields()))
+            .map(|field| (field.name().clone(), field.data_type().clone()))
+            .collect();
+        let source = Source { columns: &columns, ..Source::of(self.query) };
+        let placed = |error| in_source(error, &source).at(self.query.place.clone());
+        error.iter().map(placed).collect()
     }
 
     fn error(&self, message: impl Into<String>) -> Error {
-        Error::sql(message).at(self.select_place())
+        let message = message.into();
+        let keyword = keyword_in(&message).and_then(|word| Source::of(self.query).find(word));
+        Error::sql(message).at(keyword.unwrap_or_else(|| self.select_place()))
     }
 
     /// `relations` and the leaves of the window functions in FROM.
@@ -85,12 +98,11 @@ impl Planner<'_> {
         };
         let name = normalised(&window.input);
         let Some(leaf) = known.get(&name) else {
-            let names: Vec<&str> = (known.iter())
+            let names = (known.iter())
                 .filter(|(_, leaf)| leaf.relation.is_streamed())
-                .map(|(name, _)| name.as_str())
-                .collect();
+                .map(|(name, _)| name.as_str());
             return Err(at(&window.input, format!("there is no stream or query '{name}'"))
-                .hint(format!("there are: {}", names.join(", "))));
+                .hint_if(suggestion::among(&name, names)));
         };
         if !leaf.relation.is_streamed() {
             return Err(at(&window.input, format!("'{name}' is no stream, and has no windows"))
@@ -126,6 +138,7 @@ impl Planner<'_> {
                 })
                 .hint(hint));
         }
+        self.check_names(&plan)?;
         let reading = self.reading(&plan)?;
         let plan = self.normalised_output(plan)?;
         let optimised = self.session.optimise(plan).map_err(df)?;
@@ -157,6 +170,7 @@ impl Planner<'_> {
                 Windowing::None => None,
             },
             event_time: event_time(&optimised, &reading),
+            tells_window: tells_window(&optimised),
             input: reading.input,
             kind: reading.kind,
             output,
@@ -172,6 +186,34 @@ impl Planner<'_> {
             context: Arc::clone(&contexts.batches),
             closing_context: Arc::clone(&contexts.closing),
         })
+    }
+
+    /// Records have one value by each name. What a `*` stands for shows in the plan only.
+    fn check_names(&self, plan: &LogicalPlan) -> Result<(), Error> {
+        let fields = plan.schema().fields();
+        let twice = fields.iter().enumerate().find(|(index, field)| {
+            fields.iter().take(*index).any(|other| other.name() == field.name())
+        });
+        match twice {
+            Some((_, field)) => Err(two_columns(field.name()).into_error().at(self.select_place())),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Planner::check_names`], for the names that the query writes.
+    fn check_written_names(&self) -> Result<(), Error> {
+        let Some(select) = self.query.select.body.as_select() else { return Ok(()) };
+        let mut seen: Vec<String> = Vec::new();
+        for ident in select.projection.iter().filter_map(output_name) {
+            let name = normalised(ident);
+            if seen.contains(&name) {
+                let place = place_of_span(self.query, ident.span);
+                let error = two_columns(&name).into_error();
+                return Err(error.at(place.unwrap_or_else(|| self.select_place())));
+            }
+            seen.push(name);
+        }
+        Ok(())
     }
 
     /// What the query reads and keeps; refuses what does not go together.
@@ -323,8 +365,9 @@ impl Planner<'_> {
             if !can_be_output(data_type) {
                 return Err(self
                     .error(format!(
-                        "the column '{}' is {data_type}, which results cannot hold",
-                        field.name()
+                        "the column '{}' is {}, which results cannot hold",
+                        field.name(),
+                        sql_type(data_type)
                     ))
                     .hint("CAST it; of a length of time take date_part('epoch', ..)"));
             }
@@ -393,7 +436,7 @@ fn known_key(plan: &LogicalPlan, assumed: &mut Vec<String>) -> Vec<usize> {
 }
 
 fn in_query_at_name(query: &Query, function: &str) -> Option<Error> {
-    let place = crate::sql::errors::find_name(query, function)?;
+    let place = Source::of(query).find(function)?;
     Some(Error::sql(format!("{function}() has another value each time it runs")).at(place))
 }
 
@@ -447,6 +490,11 @@ fn event_time(plan: &LogicalPlan, reading: &Reading) -> Option<usize> {
     trace::origins(plan).iter().position(|origin| *origin == Some(wanted))
 }
 
+/// Whether an output column says which window a row belongs to.
+fn tells_window(plan: &LogicalPlan) -> bool {
+    trace::origins(plan).into_iter().flatten().any(Origin::is_window)
+}
+
 /// Finds the first GROUP BY and the first SELECT.
 #[derive(Default)]
 struct SelectFinder {
@@ -463,6 +511,16 @@ impl Look for SelectFinder {
             self.group_by.get_or_insert(first.span());
         }
         ControlFlow::Continue(())
+    }
+}
+
+/// The name that a column of the result is given, or has.
+fn output_name(item: &SelectItem) -> Option<&Ident> {
+    match item {
+        SelectItem::ExprWithAlias { alias, .. } => Some(alias),
+        SelectItem::UnnamedExpr(SqlExpr::Identifier(ident)) => Some(ident),
+        SelectItem::UnnamedExpr(SqlExpr::CompoundIdentifier(parts)) => parts.last(),
+        _ => None,
     }
 }
 

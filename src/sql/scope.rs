@@ -45,6 +45,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 use futures::FutureExt;
 
+use crate::catalog::suggestion;
 use crate::error::Error;
 use crate::sql::errors::through_datafusion;
 use crate::sql::functions::{self, EpochNow};
@@ -302,8 +303,7 @@ impl SchemaProvider for Scope {
 
 /// The relation that a query names is none of `relations`.
 fn unknown_relation(name: &TableReference, relations: &Relations) -> DataFusionError {
-    let known: Vec<&str> =
-        relations.keys().map(String::as_str).filter(|name| !name.starts_with("__")).collect();
+    let known = relations.keys().map(String::as_str).filter(|name| !name.starts_with("__"));
     let message = format!("there is no stream, query or table '{name}'");
-    through_datafusion(&message, &format!("there are: {}", known.join(", ")))
+    through_datafusion(&message, &suggestion::among(name.table(), known).unwrap_or_default())
 }

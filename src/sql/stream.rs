@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
-use datafusion::common::DFSchema;
+use datafusion::common::{DFSchema, Span};
 use datafusion::error::Result as DfResult;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{Expr, ExprSchemable, cast};
@@ -14,7 +14,7 @@ use datafusion::sql::sqlparser::ast;
 
 use crate::catalog::{Column, ColumnSource, Stream};
 use crate::error::{Error, Kind, Place, Result};
-use crate::sql::errors::describe;
+use crate::sql::errors::{describe, explained, find_in};
 use crate::sql::functions::volatile_in;
 use crate::sql::scope::Session;
 
@@ -130,30 +130,22 @@ fn plan_column(
                 .hint("a stream's rows must be the same whenever they are read again")
         }
         Err(error) => {
-            let (message, hint) = describe(&error);
-            let ours = match error.diagnostic().and_then(|diagnostic| diagnostic.span) {
-                Some(span) => Error::sql(message).at(on_line(
-                    &column.place,
-                    span.start.line,
-                    span.start.column,
-                    span.end.column.saturating_sub(span.start.column),
-                )),
-                None => Error::sql(message),
-            };
-            match hint {
-                Some(hint) => ours.hint(hint),
-                None => ours,
-            }
+            let explained = explained(&error);
+            let named = || explained.words.iter().find_map(|word| find_in(expr, word));
+            let span = explained.span.or_else(|| Span::try_from_sqlparser_span(named()?));
+            let place = span.map_or_else(|| column.place.clone(), |s| on_line(&column.place, s));
+            explained.into_error().at(place)
         }
     };
     Err(error.at(column.place.clone()).detail(format!("in the computed column '{}'", column.name)))
 }
 
-/// A place on the column's line, if the error is on that line; else the column's own place.
-fn on_line(place: &Place, line: u64, column: u64, width: u64) -> Place {
+/// The place of `span`, if it is on the column's line; else the column's own place.
+fn on_line(place: &Place, span: Span) -> Place {
     let mut place = place.clone();
-    if place.line == line {
-        (place.column, place.width) = (column, width.max(1));
+    if place.line == span.start.line {
+        place.column = span.start.column;
+        place.width = span.end.column.saturating_sub(span.start.column).max(1);
     }
     place
 }
@@ -183,7 +175,7 @@ fn cast_to(expr: Expr, schema: &DFSchema, declared: &DataType) -> DfResult<Expr>
         return Ok(expr);
     }
     if !arrow::compute::can_cast_types(&found, declared) {
-        return datafusion::common::plan_err!("this is {found}, and cannot become {declared}");
+        return datafusion::common::plan_err!("{found} cannot become {declared}");
     }
     Ok(cast(expr, declared.clone()))
 }

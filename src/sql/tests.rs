@@ -720,6 +720,258 @@ fn what_cannot_be_streamed_is_refused_with_a_place_and_a_hint() {
 }
 
 #[test]
+fn mistakes_are_told_in_sqls_words_at_their_own_word() {
+    let hour = "FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR) GROUP BY window_start";
+    for (sql, place, message, hint) in [
+        (
+            "SELECT person,\n rom FROM positions",
+            "2:2",
+            "there is no column 'rom'",
+            "did you mean 'room'?",
+        ),
+        (
+            "SELECT q.room FROM positions p",
+            "1:8",
+            "there is no column 'q.room'",
+            "did you mean 'p.room'?",
+        ),
+        (
+            "SELECT lower(room) AS r FROM positions WHERE r = 'x'",
+            "1:46",
+            "there is no column 'r'",
+            "known behind WHERE only",
+        ),
+        (
+            "SELECT room FROM positions WHERE room = \"hall\"",
+            "1:41",
+            "there is no column 'hall'",
+            "single quotes: 'hall'",
+        ),
+        (
+            "SELECT p.room, r.zone FROM positions p JOIN rooms r ON p.room = r.room",
+            "1:16",
+            "no column 'r.zone'",
+            "there are: room, zone_name, allowed\n",
+        ),
+        ("SELECT 'nope' AS x /* nope */, nope FROM positions", "1:32", "no column 'nope'", ""),
+        (
+            &format!("SELECT window_start, cuont(*) AS n {hour}"),
+            "1:22",
+            "there is no function 'cuont'",
+            "did you mean 'count'?",
+        ),
+        (
+            &format!("SELECT window_start, sum(room) AS n {hour}"),
+            "1:22",
+            "sum() does not take VARCHAR\n",
+            "CAST the argument",
+        ),
+        (
+            &format!("SELECT sum(person) AS m, sum(room) AS n {hour}"),
+            "1:26",
+            "sum() does not take VARCHAR\n",
+            "CAST the argument",
+        ),
+        (
+            "SELECT lag(room) AS x FROM positions",
+            "1:8",
+            "lag() needs an OVER clause",
+            "OVER (PARTITION BY",
+        ),
+        (
+            "SELECT replace(room) AS x FROM positions",
+            "1:8",
+            "replace() does not take 1 argument\n",
+            "",
+        ),
+        (
+            "SELECT substr(room) AS x FROM positions",
+            "1:8",
+            "substr() does not take 1 argument\n",
+            "substr(text, start)",
+        ),
+        (
+            "SELECT 1 AS x FROM TUMBEL(positions, 1)",
+            "1:20",
+            "there is no table function 'tumbel'",
+            "did you mean TUMBLE?",
+        ),
+        (
+            "SELECT tumble(event_time) AS x FROM positions",
+            "1:8",
+            "TUMBLE stands in FROM only",
+            "FROM TUMBLE(TABLE t",
+        ),
+        (
+            "SELECT person FROM positions WHERE person + 1",
+            "1:36",
+            "a condition is true or false, and person + 1 is BIGINT",
+            "",
+        ),
+        (
+            "SELECT person FROM positions WHERE person = 'abc'",
+            "1:45",
+            "the text 'abc' is no BIGINT",
+            "try_cast",
+        ),
+        ("SELECT room + 1 AS x FROM positions", "1:8", "there is no VARCHAR + BIGINT", "CAST"),
+        (
+            "SELECT event_time - 5 AS x FROM positions",
+            "1:8",
+            "there is no TIMESTAMP - BIGINT",
+            "INTERVAL",
+        ),
+        (
+            "SELECT person FROM positions WHERE person LIKE '1%'",
+            "1:43",
+            "LIKE does not compare BIGINT and VARCHAR",
+            "CAST",
+        ),
+        (
+            "SELECT CAST(room AS INTT) AS x FROM positions",
+            "1:21",
+            "there is no type 'INTT'",
+            "did you mean 'INT'?",
+        ),
+        (
+            "SELECT event_time + INTERVAL '1 dya' AS x FROM positions",
+            "1:30",
+            "'1 dya' is no INTERVAL",
+            "INTERVAL '1' DAY",
+        ),
+        (
+            &format!("SELECT window_start, room, count(*) AS n {hour}"),
+            "1:22",
+            "the column 'room' is neither in GROUP BY nor in an aggregate",
+            "max(room)",
+        ),
+        (
+            &format!("SELECT window_start, sum(count(*)) AS n {hour}"),
+            "1:26",
+            "the aggregate count(*) stands inside another one",
+            "sub-query",
+        ),
+        (
+            "SELECT person, room AS person FROM positions",
+            "1:24",
+            "two columns of the result have the name 'person'",
+            "AS other_name",
+        ),
+        (
+            "SELECT person, person FROM positions",
+            "1:16",
+            "two columns of the result have the name 'person'",
+            "AS other_name",
+        ),
+        (
+            "SELECT person FROM positions WHERE event_time BETWEEN 1 AND 2",
+            "1:47",
+            "BETWEEN does not compare TIMESTAMP and BIGINT",
+            "",
+        ),
+        (
+            "SELECT person > 1 AS a FROM positions WHERE event_time > 5",
+            "1:56",
+            "there is no TIMESTAMP > BIGINT",
+            "a time",
+        ),
+        (
+            "SELECT person FROM positions WHERE room AND person",
+            "1:41",
+            "there is no VARCHAR AND BIGINT",
+            "x = 1 AND y = 2",
+        ),
+        (
+            "SELECT count(*) AS n FROM positions GROUP BY count(*)",
+            "1:37",
+            "an aggregate stands where there can be none",
+            "HAVING",
+        ),
+        (
+            "SELECT 1 AS x FROM TUMBLE(TABLE positions, DESCRIPTR(event_time), INTERVAL '1' DAY)",
+            "1:38",
+            "DESCRIPTOR(column)",
+            "",
+        ),
+        (
+            "SELECT person FROM positions ORDER BY person",
+            "1:30",
+            "ORDER BY over a stream never ends",
+            "",
+        ),
+    ] {
+        let text = refusal(sql);
+        for expected in [&format!("q.sql:{place}\n"), message, hint] {
+            assert!(text.contains(expected), "{sql}\n{text}\nlacks: {expected}");
+        }
+        for raw in ["internal", "DataFusion", "Int64", "Utf8", "Error during", "Span("] {
+            assert!(!text.contains(raw), "{sql}\n{text}\nhas: {raw}");
+        }
+    }
+}
+
+#[test]
+fn a_hint_lists_only_what_there_is() {
+    let mut nobody = customer(vec![query("q", "SELECT 1 AS x FROM nowhere", QueryKind::Unstated)]);
+    nobody.streams.clear();
+    let errors = plan_customer(&nobody, &[]).unwrap_err();
+    assert_eq!(errors.iter().map(|error| error.hint.clone()).collect::<Vec<_>>(), [None]);
+}
+
+#[test]
+fn a_table_without_columns_is_told_once() {
+    let sql = "SELECT r.x FROM positions p JOIN blank r ON p.room = r.room";
+    let mut reader = Arc::into_inner(query("q", sql, QueryKind::Unstated)).unwrap();
+    reader.inputs = vec!["positions".to_owned(), "blank".to_owned()];
+    let mut owner = customer(vec![Arc::new(reader)]);
+    owner.tables.push(Arc::new(Table {
+        name: "blank".to_owned(),
+        format: TableFormat::Csv,
+        location: "data/blank.csv".into(),
+        columns: None,
+        options: Vec::new(),
+        place: place(),
+    }));
+    let empty = ("blank".to_owned(), Arc::new(Schema::empty()));
+    let errors = plan_customer(&owner, &[empty]).unwrap_err();
+    let messages: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+    assert_eq!(messages, ["the file of the table 'blank' has no columns"]);
+}
+
+#[test]
+fn a_query_over_a_failed_declaration_is_left_out() {
+    let mut reader =
+        Arc::into_inner(query("q", "SELECT x FROM broken", QueryKind::Unstated)).unwrap();
+    reader.inputs = vec!["broken".to_owned()];
+    let plan = plan_customer(&customer(vec![Arc::new(reader)]), &tables()).unwrap();
+    assert!(plan.queries.is_empty());
+}
+
+#[test]
+fn whether_results_tell_their_window() {
+    let windows = "FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR) GROUP BY window_start, window_end, room";
+    assert!(!plan_one(&format!("SELECT room, count(*) AS n {windows}")).tells_window);
+    assert!(plan_one(&format!("SELECT window_end, room, count(*) AS n {windows}")).tells_window);
+}
+
+#[tokio::test]
+async fn a_trial_finds_what_planning_does_not() {
+    let bad = plan_one(
+        "SELECT date_trunc('dya', event_time) AS d, count(*) AS n FROM positions GROUP BY 1",
+    );
+    let text = bad.trial().await.unwrap_err().to_string();
+    assert!(text.contains("'dya'") && text.contains("q.sql:1:19"), "{text}");
+    for good in [
+        "SELECT 100 / count(*) AS n FROM positions",
+        "SELECT p.person, r.allowed FROM positions p JOIN rooms r ON p.room = r.room WHERE 10 / steps > 1",
+        "SELECT window_start, median(steps) AS n FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR) GROUP BY window_start",
+        "SELECT date_bin(INTERVAL '15 minutes', event_time) AS quarter, count(DISTINCT room) AS n FROM positions GROUP BY 1",
+    ] {
+        plan_one(good).trial().await.unwrap();
+    }
+}
+
+#[test]
 fn all_errors_of_all_queries_are_told_once() {
     let mut reader = Arc::into_inner(query("c", "SELECT n FROM a", QueryKind::Unstated)).unwrap();
     reader.inputs = vec!["a".to_owned()];

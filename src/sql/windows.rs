@@ -12,6 +12,7 @@ use datafusion::sql::sqlparser::ast::{
 use datafusion::sql::sqlparser::tokenizer::Span;
 
 use crate::catalog::Query;
+use crate::catalog::misread::window_function_hint;
 use crate::error::Error;
 use crate::sql::errors::place_of_span;
 use crate::time::{DAY, HOUR, MINUTE, SECOND};
@@ -70,11 +71,10 @@ impl VisitorMut for Resolver<'_> {
         };
         let function = name.to_string().to_ascii_lowercase();
         match self.window_function(&function, &args, name.span()) {
-            Ok(Some(relation)) => {
+            Ok(relation) => {
                 *factor = plain_table(&relation, alias);
                 self.found.push(relation);
             }
-            Ok(None) => {}
             Err(error) => self.errors.push(error),
         }
         ControlFlow::Continue(())
@@ -82,13 +82,12 @@ impl VisitorMut for Resolver<'_> {
 }
 
 impl Resolver<'_> {
-    /// None if `function` is no window function of ours.
     fn window_function(
         &self,
         function: &str,
         args: &[FunctionArg],
         span: Span,
-    ) -> Result<Option<WindowedRelation>, Error> {
+    ) -> Result<WindowedRelation, Error> {
         let usage = match function {
             "tumble" => "TUMBLE(TABLE t, DESCRIPTOR(time), INTERVAL '1' HOUR [, offset])",
             "hop" => {
@@ -100,7 +99,11 @@ impl Resolver<'_> {
                     .error(format!("{name} windows are not there yet"), span)
                     .hint("use TUMBLE or HOP"));
             }
-            _ => return Ok(None),
+            _ => {
+                return Err(self
+                    .error(format!("there is no table function '{function}'"), span)
+                    .hint(window_function_hint(function)));
+            }
         };
         let misused = |what: &str| self.error(what.to_owned(), span).hint(usage);
         let exprs = positional(args).ok_or_else(|| misused("arguments here have no names"))?;
@@ -116,8 +119,10 @@ impl Resolver<'_> {
         let Expr::Identifier(input) = exprs[0] else {
             return Err(misused("the first argument must name a stream or query"));
         };
-        let time = descriptor(exprs[1])
-            .ok_or_else(|| misused("the second argument must be DESCRIPTOR(column)"))?;
+        let time = descriptor(exprs[1]).ok_or_else(|| {
+            let message = "the second argument must be DESCRIPTOR(column)";
+            self.error(message.to_owned(), exprs[1].span()).hint(usage)
+        })?;
         let size = |expr: &Expr| self.size(expr, usage);
         let offset_us = match exprs.get(2 + sizes) {
             Some(expr) => self.offset(expr, usage)?,
@@ -129,7 +134,7 @@ impl Resolver<'_> {
             WindowSpec::Tumble { size: size(exprs[2])?, offset_us }
         };
         let name = format!("__window_{}", self.found.len());
-        Ok(Some(WindowedRelation { name, input: input.clone(), time, spec }))
+        Ok(WindowedRelation { name, input: input.clone(), time, spec })
     }
 
     fn size(&self, expr: &Expr, usage: &str) -> Result<Size, Error> {

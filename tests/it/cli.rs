@@ -58,6 +58,52 @@ fn the_repository_passes_its_own_check_and_explains_the_cut() {
 }
 
 #[test]
+fn check_ends_with_what_it_found_and_warns() {
+    let project = Project::new();
+    project
+        .schema("c", "CREATE STREAM events (ts TIMESTAMP NOT NULL, n BIGINT, WATERMARK FOR ts AS ts) WITH (topics = 'e');")
+        .query("c", "named", "SELECT ts, n FROM events WHERE n > 1")
+        .query(
+            "c",
+            "lost",
+            "SELECT n, sum(n + 1) FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '1' DAY) GROUP BY window_start, window_end, n",
+        );
+    let said = run(project.path(), &["check"]).ok().stdout;
+    assert_eq!(said.lines().last(), Some("ok: 1 customer, 2 queries"), "{said}");
+    assert!(said.contains("kept     partials: sum(events.n + 1); keys events.n\n"), "{said}");
+    assert!(said.contains("columns  ts TIMESTAMP, n BIGINT\n"), "{said}");
+    assert!(said.contains("warning  nothing tells which window a row belongs to"), "{said}");
+    assert_eq!(said.matches("warning  ").count(), 2, "{said}");
+
+    project.schema("c", "CREATE STREAM events (ts TIMESTAMP NOT NULL, n BIGINT, WATERMARK FOR ts AS ts) WITH (topics = 'e', formt = 'json');");
+    let said = run(project.path(), &["check"]).failed();
+    assert!(said.stderr.ends_with("1 error found\n"), "{}", said.stderr);
+    assert!(!said.said().contains("no stream"), "{}", said.said());
+}
+
+#[test]
+fn a_wrong_data_dir_is_no_empty_answer() {
+    let project = Project::new();
+    project
+        .schema("c", "CREATE STREAM events (ts TIMESTAMP NOT NULL, n BIGINT, WATERMARK FOR ts AS ts) WITH (topics = 'e');")
+        .query("c", "all", "SELECT ts, n FROM events");
+    for arguments in [
+        &["query", "--data-dir", "nowhere", "SELECT * FROM events"][..],
+        &["query", "--data-dir", "nowhere", "SHOW TABLES"],
+        &["replay", "--data-dir", "nowhere", "c/all"],
+    ] {
+        let said = run(project.path(), arguments).failed().said();
+        assert!(
+            said.contains("there is no history in nowhere") && said.contains("--data-dir"),
+            "{said}"
+        );
+    }
+    let range = ["replay", "c/all", "--from", "2020-01-02", "--to", "2020-01-02"];
+    let said = run(project.path(), &range).failed().said();
+    assert!(said.contains("--from is not before --to"), "{said}");
+}
+
+#[test]
 fn a_missing_topic_is_named_and_nothing_else_happens() {
     let Some(kafka) = Kafka::require("missing topic") else { return };
     let customer = unique("missing");
