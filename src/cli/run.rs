@@ -120,7 +120,8 @@ fn load_sound(project: &Project) -> Option<(Arc<Catalog>, Vec<String>)> {
     super::print_errors(&errors);
     let (all, _) = catalog::survey(&project.project, &project.customers).ok()?;
     let names = all.customers.iter().map(|customer| customer.name.clone());
-    let is_sound = |name: &String| catalog::load(&project.project, &[name.clone()]).is_ok();
+    let is_sound =
+        |name: &String| catalog::load(&project.project, std::slice::from_ref(name)).is_ok();
     let (sound, broken): (Vec<_>, Vec<_>) = names.partition(is_sound);
     if sound.is_empty() {
         return None;

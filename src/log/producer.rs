@@ -55,13 +55,21 @@ pub(super) enum Failure {
     /// It cannot ever: the output or the permissions must change. Not committed.
     Final(Error),
     /// A record is larger than its topic takes. Not committed.
-    TooLarge { topic: Arc<str>, size: usize, error: Error },
+    TooLarge(Box<TooLarge>),
     /// Another producer has this transactional id now. Not committed by us.
     Fenced(String),
     /// It must be aborted and can be tried again. Not committed.
     Abortable(String),
     /// It may be committed or not.
     Unknown(String),
+}
+
+/// A record that its topic did not take: of those that were refused together, the largest.
+#[derive(Debug)]
+pub(super) struct TooLarge {
+    pub(super) topic: Arc<str>,
+    pub(super) size: usize,
+    pub(super) error: Error,
 }
 
 /// A producer after `init_transactions`.
@@ -245,7 +253,7 @@ impl TransactionalProducer {
                 let error = Error::new(Kind::Data, message)
                     .hint("raise max.message.bytes of the topic, and --kafka message.max.bytes where that is set")
                     .because(error);
-                Failure::TooLarge { topic: topic.clone(), size, error }
+                Failure::TooLarge(Box::new(TooLarge { topic: topic.clone(), size, error }))
             }
             Some(
                 RDKafkaErrorCode::InvalidRecord

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::fit::Limits;
-use super::producer::{Failure, TransactionalProducer};
+use super::producer::{Failure, TooLarge, TransactionalProducer};
 use super::tail::{self, Part, Until, epoch_of};
 use crate::source::{KafkaConfig, TopicPartition};
 use crate::{Error, Kind, Result};
@@ -170,8 +170,8 @@ fn stopped<E>(_: E) -> Error {
 enum Outcome {
     /// Committed; the progress record's offset.
     Committed(i64),
-    /// Not committed: the largest of the records that the topic did not take.
-    TooLarge { topic: Arc<str>, size: usize, error: Error },
+    /// Not committed.
+    TooLarge(Box<TooLarge>),
 }
 
 /// What a look into the log says about an epoch.
@@ -251,13 +251,13 @@ impl Session {
         loop {
             match self.commit(output)? {
                 Outcome::Committed(log_offset) => return Ok((log_offset, diverted)),
-                Outcome::TooLarge { topic, size, error } => {
+                Outcome::TooLarge(refused) => {
                     // The topic's limit is less than it was, or less than it told.
-                    self.limits.lower(&topic, size);
+                    self.limits.lower(&refused.topic, refused.size);
                     self.producer = None;
                     let more = self.limits.apply(&mut output.records);
                     if more.replaced == 0 {
-                        return Err(error);
+                        return Err(refused.error);
                     }
                     diverted += more.diverted;
                 }
@@ -294,10 +294,8 @@ impl Session {
                 }
                 Err(failure) => failure,
             };
-            let over = matches!(
-                failure,
-                Failure::Abortable(_) | Failure::Final(_) | Failure::TooLarge { .. }
-            );
+            let over =
+                matches!(failure, Failure::Abortable(_) | Failure::Final(_) | Failure::TooLarge(_));
             if over {
                 keep = producer.abort() && keep;
                 self.producer = keep.then_some(producer);
@@ -305,9 +303,7 @@ impl Session {
             attempts += 1;
             match failure {
                 Failure::Final(error) => return Err(error),
-                Failure::TooLarge { topic, size, error } => {
-                    return Ok(Outcome::TooLarge { topic, size, error });
-                }
+                Failure::TooLarge(refused) => return Ok(Outcome::TooLarge(refused)),
                 Failure::Fenced(why) if took < OLD_TRANSACTION => {
                     return Err(self.fenced(&why, output));
                 }
@@ -418,7 +414,8 @@ impl Session {
 
     fn unreachable(&self, failure: Failure) -> Error {
         let why = match failure {
-            Failure::Final(error) | Failure::TooLarge { error, .. } => return error,
+            Failure::Final(error) => return error,
+            Failure::TooLarge(refused) => return refused.error,
             Failure::Fenced(why) | Failure::Abortable(why) | Failure::Unknown(why) => why,
         };
         Error::new(
@@ -550,7 +547,7 @@ mod tests {
         let cluster = Cluster::connect(&kafka).unwrap();
         cluster.create_topics(&[log, small.clone()]).unwrap();
         let topic: Arc<str> = small.name.as_str().into();
-        let told = cluster.message_limits(&[topic.clone()]).unwrap();
+        let told = cluster.message_limits(std::slice::from_ref(&topic)).unwrap();
         assert_eq!(told, HashMap::from([(topic.clone(), 2_000)]));
 
         let (committer, _) = Committer::open(&kafka, &customer, limits(&topic)).await.unwrap();
