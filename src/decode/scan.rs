@@ -90,6 +90,12 @@ impl<'a> Scanner<'a> {
         self.bytes[self.pos..].first_chunk()
     }
 
+    /// Sixteen bytes from `start`, which it has passed, if the buffer has as many.
+    #[inline]
+    pub fn window(&self, start: usize) -> Option<&'a [u8; 16]> {
+        self.bytes.get(start..)?.first_chunk()
+    }
+
     /// How many bytes are left of the record.
     #[inline]
     pub fn remaining(&self) -> usize {

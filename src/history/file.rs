@@ -1,7 +1,7 @@
 //! One Parquet file of one date: sorted by time, encoded, with the statistics that Delta keeps.
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::compute::{interleave_record_batch, max, max_string, min, min_string};
+use arrow::compute::{interleave_record_batch, max, min};
 use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, SecondsFormat};
@@ -12,7 +12,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use serde_json::{Map, Value, json};
 
-use super::table::{DATE, INDEXED, OFFSET, PARTITION, POSITION, TOPIC};
+use super::table::{DATE, INDEXED, OFFSET};
 use crate::time::{DAY, Micros};
 use crate::{Error, Kind, Result};
 
@@ -37,15 +37,15 @@ pub(super) fn date_text(date: i32) -> Option<String> {
 /// How all files are written, of a table dated by the column `time`.
 ///
 /// Times and offsets ascend, so their differences are small, and no dictionary of them is worth
-/// its while. Least and greatest values are kept of the columns by which files are skipped; for
-/// texts, to find them takes longer than to encode them.
+/// its while. Least and greatest values of pages are kept of these two only: by all others whole
+/// files are skipped, if at all, and Delta's log has what is needed for that.
 pub(super) fn writer_properties(time: &str) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_created_by(concat!("millstream ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_statistics_enabled(EnabledStatistics::None);
-    for name in [time, TOPIC, PARTITION, OFFSET, POSITION] {
+    for name in [time, OFFSET] {
         builder =
             builder.set_column_statistics_enabled(ColumnPath::from(name), EnabledStatistics::Page);
     }
@@ -139,12 +139,11 @@ fn statistics(schema: &SchemaRef, dated: bool, batches: &[RecordBatch]) -> Value
                     values().filter_map(max).max().and_then(instant_text),
                 )
             }
+            // All rows of a batch come from one partition.
             1 => {
-                let values = || columns.iter().map(|column| column.as_string::<i32>());
-                (
-                    values().filter_map(min_string).min().map(Value::from),
-                    values().filter_map(max_string).max().map(Value::from),
-                )
+                let batches = columns.iter().filter(|column| !column.is_empty());
+                let topics = || batches.clone().map(|column| column.as_string::<i32>().value(0));
+                (topics().min().map(Value::from), topics().max().map(Value::from))
             }
             2 | 4 => {
                 let values = || columns.iter().map(|column| column.as_primitive::<Int32Type>());

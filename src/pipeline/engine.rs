@@ -242,7 +242,7 @@ impl Engine {
         let read = stage.read(chunk, self.now, &self.dead_topic)?;
         let partition = TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
         let rank = stage.positions.range(..&partition).count();
-        let history = stage.plan.stream.history;
+        let history = stage.history;
         self.output.rows += read.rows.event_time.len() as u64;
         self.output.bytes += chunk.bytes.len() as u64;
         let newest = chunk.records.iter().map(|r| r.timestamp_ms).max().unwrap_or(0);

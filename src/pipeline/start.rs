@@ -85,6 +85,9 @@ pub async fn begin(
     let planned = plan(&catalog.root, customer).await.map_err(first_error)?;
     let planned_tables = planned.tables.clone();
     let mut engine = Engine::new(customer.clone(), planned)?;
+    if !options.history {
+        engine.streams.values_mut().for_each(|stage| stage.history = false);
+    }
     let cluster = Arc::new(
         blocking({
             let kafka = options.kafka.clone();
@@ -564,11 +567,10 @@ async fn open_history(
         return Ok(HashMap::new());
     }
     let root = history_root(&options.data_dir);
-    let streams =
-        engine.streams.iter().filter(|(_, s)| s.plan.stream.history).map(|(name, stage)| {
-            let column = stage.plan.stream.watermark.column.clone();
-            (name.clone(), stage.plan.schema.clone(), column)
-        });
+    let streams = engine.streams.iter().filter(|(_, s)| s.history).map(|(name, stage)| {
+        let column = stage.plan.stream.watermark.column.clone();
+        (name.clone(), stage.plan.schema.clone(), column)
+    });
     history::open_events(
         &root,
         &engine.customer.name,

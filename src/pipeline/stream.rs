@@ -42,6 +42,8 @@ pub struct StreamStage {
     pub bytes_read: u64,
     /// Fields of its messages that the schema does not name.
     pub unknown_fields: u64,
+    /// Whether its rows are handed on to history.
+    pub history: bool,
     decoder: Decoder,
     event_time: usize,
 }
@@ -140,6 +142,7 @@ impl StreamStage {
         let positions = BTreeMap::new();
         let (rows_read, bytes_read, unknown_fields) = (0, 0, 0);
         Ok(Self {
+            history: stream.history,
             plan,
             watermarks,
             positions,

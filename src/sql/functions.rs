@@ -9,7 +9,8 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use arrow::array::{Array, AsArray, TimestampMicrosecondArray};
+use arrow::array::{Array, AsArray, StringArray, TimestampMicrosecondArray};
+use arrow::buffer::NullBuffer;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 use chrono::{DateTime, Datelike, NaiveDate, Timelike};
@@ -20,8 +21,8 @@ use datafusion::error::{DataFusionError, Result as DfResult};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::simplify::{ExprSimplifyResult, SimplifyContext};
 use datafusion::logical_expr::{
-    ColumnarValue, Expr, LogicalPlan, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF,
-    ScalarUDFImpl, Signature, Volatility,
+    BinaryExpr, ColumnarValue, Expr, LogicalPlan, Operator, ReturnFieldArgs, ScalarFunctionArgs,
+    ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
 use crate::decode::timestamp::TimestampFormat;
@@ -290,8 +291,9 @@ impl ScalarUDFImpl for ToTimestamp {
             .collect();
         match self.parser(&context.get_data_type(text)?, &literals)? {
             Some(parser) => {
+                let (parser, pieces) = parser.of_pieces(text);
                 let func = Arc::new(ScalarUDF::from(parser));
-                let call = ScalarFunction::new_udf(func, vec![text.clone()]);
+                let call = ScalarFunction::new_udf(func, pieces);
                 Ok(ExprSimplifyResult::Simplified(Expr::ScalarFunction(call)))
             }
             None => Ok(ExprSimplifyResult::Original(args)),
@@ -316,11 +318,23 @@ impl ScalarUDFImpl for ToTimestamp {
     }
 }
 
-/// `to_timestamp(text)` with its formats compiled; the first one that fits is taken.
+/// A part of the text that is read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Piece {
+    Text(String),
+    /// The next argument.
+    Argument,
+}
+
+/// `to_timestamp(text)` with its formats compiled; the first one that fits is taken. Of a text
+/// `a || ' ' || b` the arguments are `a` and `b`, so that nobody writes the whole of it down.
 #[derive(Debug)]
 struct Parse {
+    /// Tells this parser from others: plans show it, and are compared by what they show.
+    name: String,
     zone: Tz,
     formats: Vec<String>,
+    pieces: Vec<Piece>,
     compiled: Vec<TimestampFormat>,
     signature: Signature,
 }
@@ -334,23 +348,105 @@ impl Parse {
             Ok(compiled) => compiled,
             Err(error) => return plan_err!("{}", error.message),
         };
-        let formats = formats.iter().map(|&format| format.to_owned()).collect();
-        let signature = Signature::any(1, Volatility::Immutable);
-        Ok(Self { zone, formats, compiled, signature })
+        let formats: Vec<_> = formats.iter().map(|&format| format.to_owned()).collect();
+        let pieces = vec![Piece::Argument];
+        let name = name(&pieces, &formats);
+        let signature = Signature::variadic_any(Volatility::Immutable);
+        Ok(Self { name, zone, formats, pieces, compiled, signature })
     }
 
-    fn parse(&self, text: &str) -> DfResult<Micros> {
-        let mut instants = self.compiled.iter().map(|format| format.parse(text.as_bytes()));
+    /// This parser for the pieces of `text`, and its arguments.
+    fn of_pieces(self, text: &Expr) -> (Self, Vec<Expr>) {
+        let (mut pieces, mut arguments) = (Vec::new(), Vec::new());
+        take_apart(text, &mut pieces, &mut arguments);
+        if arguments.is_empty() {
+            return (self, vec![text.clone()]);
+        }
+        let name = name(&pieces, &self.formats);
+        (Self { name, pieces, ..self }, arguments)
+    }
+
+    fn parse(&self, text: &[u8]) -> DfResult<Micros> {
+        let mut instants = self.compiled.iter().map(|format| format.parse(text));
         instants.find_map(|instant| instant).ok_or_else(|| {
-            let formats = self.formats.join("' or '");
+            let (text, formats) = (String::from_utf8_lossy(text), self.formats.join("' or '"));
             DataFusionError::Execution(format!("'{text}' is no time of the form '{formats}'"))
         })
     }
+
+    /// The instants that the rows say. Rows often say the same as the one before.
+    fn read(&self, columns: &[&StringArray], rows: usize) -> DfResult<TimestampMicrosecondArray> {
+        let nulls = (columns.iter())
+            .fold(None, |nulls, column| NullBuffer::union(nulls.as_ref(), column.nulls()));
+        let is_null = |row| nulls.as_ref().is_some_and(|nulls| nulls.is_null(row));
+        let mut instants: Vec<Micros> = Vec::with_capacity(rows);
+        let mut text = Vec::new();
+        let mut last = None;
+        for row in 0..rows {
+            if is_null(row) {
+                instants.push(0);
+                continue;
+            }
+            let same = |last: usize| columns.iter().all(|c| c.value(last) == c.value(row));
+            let instant = match last.filter(|last| same(*last)) {
+                Some(last) => instants[last],
+                None => {
+                    self.write(columns, row, &mut text);
+                    self.parse(&text)?
+                }
+            };
+            instants.push(instant);
+            last = Some(row);
+        }
+        Ok(TimestampMicrosecondArray::new(instants.into(), nulls))
+    }
+
+    /// Writes a row's whole text.
+    fn write(&self, columns: &[&StringArray], row: usize, text: &mut Vec<u8>) {
+        text.clear();
+        let mut columns = columns.iter();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(piece) => text.extend_from_slice(piece.as_bytes()),
+                Piece::Argument => {
+                    let value = columns.next().map(|column| column.value(row));
+                    text.extend_from_slice(value.unwrap_or_default().as_bytes());
+                }
+            }
+        }
+    }
+}
+
+/// The operands of `||`, in order.
+fn take_apart(text: &Expr, pieces: &mut Vec<Piece>, arguments: &mut Vec<Expr>) {
+    match text {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::StringConcat, right }) => {
+            take_apart(left, pieces, arguments);
+            take_apart(right, pieces, arguments);
+        }
+        Expr::Literal(value, _) if value.try_as_str().flatten().is_some() => {
+            let text = value.try_as_str().flatten().unwrap_or_default();
+            pieces.push(Piece::Text(text.to_owned()));
+        }
+        other => {
+            pieces.push(Piece::Argument);
+            arguments.push(other.clone());
+        }
+    }
+}
+
+/// `to_timestamp[{} {} as %Y%m%d %H:%M:%S]`
+fn name(pieces: &[Piece], formats: &[String]) -> String {
+    let text = pieces.iter().map(|piece| match piece {
+        Piece::Text(text) => text,
+        Piece::Argument => "{}",
+    });
+    format!("to_timestamp[{} as {}]", text.collect::<String>(), formats.join(" or "))
 }
 
 impl PartialEq for Parse {
     fn eq(&self, other: &Self) -> bool {
-        self.zone == other.zone && self.formats == other.formats
+        (self.zone, &self.formats, &self.pieces) == (other.zone, &other.formats, &other.pieces)
     }
 }
 
@@ -360,12 +456,13 @@ impl Hash for Parse {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.zone.hash(state);
         self.formats.hash(state);
+        self.pieces.hash(state);
     }
 }
 
 impl ScalarUDFImpl for Parse {
     fn name(&self) -> &str {
-        "to_timestamp"
+        &self.name
     }
 
     fn signature(&self) -> &Signature {
@@ -377,25 +474,16 @@ impl ScalarUDFImpl for Parse {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> DfResult<ColumnarValue> {
-        let Some(text) = args.args.first() else {
-            return internal_err!("to_timestamp was called without an argument");
-        };
-        let zone: Arc<str> = self.zone.name().into();
-        let array = match text {
-            ColumnarValue::Scalar(value) => match value.try_as_str() {
-                Some(text) => {
-                    let instant = text.map(|text| self.parse(text)).transpose()?;
-                    let value = ScalarValue::TimestampMicrosecond(instant, Some(zone));
-                    return Ok(ColumnarValue::Scalar(value));
-                }
-                None => return exec_err!("to_timestamp with a format reads text only"),
-            },
-            ColumnarValue::Array(array) => cast(array, &DataType::Utf8)?,
-        };
-        let instants = (array.as_string::<i32>().iter())
-            .map(|text| text.map(|text| self.parse(text)).transpose())
-            .collect::<DfResult<TimestampMicrosecondArray>>()?;
-        debug_assert_eq!(instants.len(), array.len());
-        Ok(ColumnarValue::Array(Arc::new(instants.with_timezone(zone))))
+        let is_scalar = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+        let rows = if is_scalar { 1 } else { args.number_rows };
+        let columns = (args.args.into_iter())
+            .map(|arg| Ok(cast(&arg.into_array(rows)?, &DataType::Utf8)?))
+            .collect::<DfResult<Vec<_>>>()?;
+        let columns: Vec<_> = columns.iter().map(|column| column.as_string::<i32>()).collect();
+        let instants = self.read(&columns, rows)?.with_timezone(self.zone.name());
+        Ok(match is_scalar {
+            true => ColumnarValue::Scalar(ScalarValue::try_from_array(&instants, 0)?),
+            false => ColumnarValue::Array(Arc::new(instants)),
+        })
     }
 }

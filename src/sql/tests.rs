@@ -1037,6 +1037,43 @@ fn computed_columns_read_the_columns_before_them() {
     assert_eq!(errors.len(), 3);
 }
 
+#[test]
+fn a_time_in_pieces_is_read_as_the_whole_of_it_would_be() {
+    let declared = stream(vec![
+        ("day", DataType::Utf8, true, None),
+        ("hour", DataType::Int64, true, None),
+        (
+            "event_time",
+            instant(),
+            true,
+            Some("to_timestamp('d' || day || ' ' || hour || ':30', '%F', 'd%Y%m%d %H:%M')"),
+        ),
+        ("whole", DataType::Utf8, true, Some("'d' || day || ' ' || hour || ':30'")),
+        ("again", instant(), true, Some("to_timestamp(whole, '%F', 'd%Y%m%d %H:%M')")),
+    ]);
+    let session = Session::new(ZONE, &EpochNow::default()).unwrap();
+    let plan = StreamPlan::new(&session, &declared).unwrap();
+    let days = [Some("20190715"), Some("20190715"), None, Some("20190715"), Some("20190101")];
+    let hours = [Some(7), Some(7), Some(7), Some(8), None];
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from(days.to_vec())),
+        Arc::new(arrow::array::Int64Array::from(hours.to_vec())),
+    ];
+    let base = RecordBatch::try_new(plan.base_schema(), columns).unwrap();
+    let rows = plan.compute(&base).unwrap();
+    assert_eq!(rows.column(2), rows.column(4));
+    assert_eq!(rows.column(2).null_count(), 2);
+}
+
+#[test]
+fn another_format_is_another_plan() {
+    let planned = |format: &str| {
+        let sql = format!("SELECT to_timestamp(room || ' 1', '{format}') AS t FROM positions");
+        plan_one(&sql).fingerprint.clone()
+    };
+    assert_ne!(planned("%Y%m%d %H"), planned("%Y%d%m %H"));
+}
+
 /// Not a test of anything: microseconds per call, `--ignored --nocapture` shows them.
 #[tokio::test]
 #[ignore = "measures"]
