@@ -85,7 +85,7 @@ pub(super) fn encode(
         }
     } else {
         let all: Vec<&RecordBatch> = batches.iter().collect();
-        for rows in sorted(&times).chunks(GATHER_ROWS) {
+        for rows in sorted(&times, &by_partition(batches)).chunks(GATHER_ROWS) {
             writer.write(&interleave_record_batch(&all, rows)?).map_err(fail)?;
         }
     }
@@ -110,14 +110,27 @@ pub(super) fn times(column: &ArrayRef) -> &[i64] {
     column.as_primitive::<TimestampMicrosecondType>().values()
 }
 
-/// (batch, row) in the order of time, and of arrival where the time is the same.
-fn sorted(times: &[&[i64]]) -> Vec<(usize, usize)> {
+/// The indices of batches, those of one partition together, in order of arrival.
+fn by_partition(batches: &[RecordBatch]) -> Vec<usize> {
+    let mut order: Vec<usize> =
+        (0..batches.len()).filter(|&index| batches[index].num_rows() > 0).collect();
+    order.sort_by_key(|&index| {
+        let partition = batches[index].column(2).as_primitive::<Int32Type>().value(0);
+        (batches[index].column(1).as_string::<i32>().value(0), partition)
+    });
+    order
+}
+
+/// (batch, row) in the order of time, and of arrival where the time is the same. `order` is the
+/// order in which the batches are looked at.
+fn sorted(times: &[&[i64]], order: &[usize]) -> Vec<(usize, usize)> {
     let mut rows: Vec<(i64, u32, u32)> =
         Vec::with_capacity(times.iter().map(|times| times.len()).sum());
-    for (batch, times) in (0_u32..).zip(times) {
-        rows.extend((0_u32..).zip(*times).map(|(row, time)| (*time, batch, row)));
+    for &batch in order {
+        let index = batch as u32;
+        rows.extend((0_u32..).zip(times[batch]).map(|(row, time)| (*time, index, row)));
     }
-    // Rows mostly come in order, and this sort makes use of stretches that do.
+    // A partition's rows mostly come in order, and this sort makes use of stretches that do.
     rows.sort();
     rows.into_iter().map(|(_, batch, row)| (batch as usize, row as usize)).collect()
 }
