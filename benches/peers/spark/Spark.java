@@ -20,13 +20,16 @@ public class Spark {
             .config("spark.sql.session.timeZone", "UTC")
             .config("spark.sql.shuffle.partitions", "1")
             .config("spark.local.dir", scratch)
+            .config("spark.driver.host", "127.0.0.1")
             .getOrCreate();
+        spark.sparkContext().setLogLevel("WARN");
         var positions = new StructType()
             .add("part_id", "long").add("ts_date", "string").add("ts_time", "string").add("room", "string");
         spark.readStream().format("kafka")
             .option("kafka.bootstrap.servers", brokers)
             .option("subscribe", topic)
             .option("startingOffsets", "earliest")
+            .option("kafka.max.poll.records", 10_000)
             .load()
             .select(from_json(col("value").cast("string"), positions).as("position"))
             .select("position.*")

@@ -1,23 +1,30 @@
+import static org.apache.kafka.streams.state.BuiltInDslStoreSuppliers.IN_MEMORY;
+
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.ObjectReader;
 import java.time.Duration;
 import java.time.LocalDateTime;
 import java.time.ZoneOffset;
 import java.time.format.DateTimeFormatter;
+import java.util.HashMap;
+import java.util.Map;
 import java.util.Properties;
+import org.apache.kafka.clients.consumer.KafkaConsumer;
+import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 import org.apache.kafka.common.serialization.Serde;
 import org.apache.kafka.common.serialization.Serdes;
+import org.apache.kafka.common.utils.Bytes;
 import org.apache.kafka.streams.KafkaStreams;
+import org.apache.kafka.streams.KeyValue;
 import org.apache.kafka.streams.StreamsBuilder;
 import org.apache.kafka.streams.StreamsConfig;
-import org.apache.kafka.streams.KeyValue;
 import org.apache.kafka.streams.kstream.Consumed;
 import org.apache.kafka.streams.kstream.Grouped;
 import org.apache.kafka.streams.kstream.Materialized;
 import org.apache.kafka.streams.kstream.Produced;
 import org.apache.kafka.streams.kstream.TimeWindows;
 import org.apache.kafka.streams.state.WindowStore;
-import org.apache.kafka.common.utils.Bytes;
 
 /** The hourly windows in Kafka Streams: one thread, count only; ends at the end of the topic. */
 public class Streams {
@@ -48,7 +55,7 @@ public class Streams {
                 .withTimestampExtractor((record, last) -> ((Position) record.value()).at()))
             .groupByKey(Grouped.with(Serdes.String(), positions))
             .windowedBy(TimeWindows.ofSizeAndGrace(Duration.ofHours(1), Duration.ofSeconds(30)))
-            .count(Materialized.<String, Long, WindowStore<Bytes, byte[]>>as("hourly").withCachingEnabled())
+            .count(Materialized.<String, Long, WindowStore<Bytes, byte[]>>as(IN_MEMORY).withCachingEnabled())
             .toStream()
             .map((window, events) -> KeyValue.pair(window.key(),
                 "{\"window_start\":\"%s\",\"part_id\":%s,\"events\":%d}"
@@ -65,22 +72,31 @@ public class Streams {
         settings.put(StreamsConfig.STATESTORE_CACHE_MAX_BYTES_CONFIG, 64 << 20);
         settings.put("auto.offset.reset", "earliest");
         try (var streams = new KafkaStreams(builder.build(), settings)) {
+            var ends = ends(brokers, topic);
             streams.start();
-            while (!isDone(streams)) {
+            while (!isDone(streams, ends)) {
                 Thread.sleep(50);
             }
         }
     }
 
+    static Map<TopicPartition, Long> ends(String brokers, String topic) {
+        var bytes = new ByteArrayDeserializer();
+        try (var consumer = new KafkaConsumer<>(Map.of("bootstrap.servers", brokers), bytes, bytes)) {
+            return consumer.endOffsets(consumer.partitionsFor(topic).stream()
+                .map(partition -> new TopicPartition(topic, partition.partition())).toList());
+        }
+    }
+
     /** Whether every partition of the topic is committed up to its end. */
-    static boolean isDone(KafkaStreams streams) {
+    static boolean isDone(KafkaStreams streams, Map<TopicPartition, Long> ends) {
         if (streams.state() == KafkaStreams.State.ERROR) {
             throw new IllegalStateException("the thread has failed");
         }
-        var tasks = streams.metadataForLocalThreads().stream()
-            .flatMap(thread -> thread.activeTasks().stream()).toList();
-        return tasks.size() == 4 && tasks.stream().allMatch(task -> task.endOffsets().entrySet().stream()
-            .allMatch(end -> end.getValue() > 0
-                && task.committedOffsets().getOrDefault(end.getKey(), -1L) >= end.getValue()));
+        var committed = new HashMap<TopicPartition, Long>();
+        streams.metadataForLocalThreads().forEach(thread ->
+            thread.activeTasks().forEach(task -> committed.putAll(task.committedOffsets())));
+        return ends.entrySet().stream()
+            .allMatch(end -> committed.getOrDefault(end.getKey(), -1L) >= end.getValue());
     }
 }
