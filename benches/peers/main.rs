@@ -19,7 +19,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use day::{Deal, EVENT_BYTES, PARTITIONS, QUERY, SCHEMA, Windows};
+use day::{Deal, EVENT_BYTES, KEYS, PARTITIONS, QUERY, SCHEMA, Windows};
 use job::{config, cpu_seconds, create};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -118,7 +118,7 @@ fn main() {
     let tag = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
     let topic = format!("peers_{tag}");
     create(&brokers, &topic, PARTITIONS);
-    day::produce(&brokers, &topic, events, Deal::ByKey);
+    day::produce(&brokers, &topic, events, KEYS, Deal::ByKey, "none");
     println!("produced {events} events of {EVENT_BYTES} bytes");
     let load = Load { brokers, topic, tag, events, expected: day::expected(events) };
     warm(&load);

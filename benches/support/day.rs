@@ -16,7 +16,7 @@ use crate::job::config;
 
 pub const PARTITIONS: i32 = 4;
 pub const EVENT_BYTES: usize = 84;
-const KEYS: u64 = 1_000;
+pub const KEYS: u64 = 1_000;
 const ROOMS: [&str; 8] = [
     "living room west",
     "living room east",
@@ -51,8 +51,8 @@ struct Event {
     room: usize,
 }
 
-/// The events of one day, in order; the same at every call.
-fn day(events: u64) -> impl Iterator<Item = Event> {
+/// The events of one day by `keys` keys, in order; the same at every call.
+fn day(events: u64, keys: u64) -> impl Iterator<Item = Event> {
     let mut state = 88_172_645_463_325_252_u64;
     (0..events).map(move |number| {
         state ^= state << 13;
@@ -60,7 +60,7 @@ fn day(events: u64) -> impl Iterator<Item = Event> {
         state ^= state << 17;
         Event {
             second: number * 86_400 / events,
-            key: 1_000 + state % KEYS,
+            key: keys + state % keys,
             room: usize::try_from(state >> 32).unwrap() % ROOMS.len(),
         }
     })
@@ -77,17 +77,18 @@ pub enum Deal {
     ByKey,
 }
 
-/// Writes one day of events.
-pub fn produce(brokers: &str, topic: &str, events: u64, deal: Deal) {
+/// Writes one day of events by `keys` keys, compressed by `codec` ("none", "lz4", ..).
+pub fn produce(brokers: &str, topic: &str, events: u64, keys: u64, deal: Deal, codec: &str) {
     let producer: ThreadedProducer<DefaultProducerContext> = config(brokers)
         .set("linger.ms", "20")
         .set("batch.size", "262144")
+        .set("compression.type", codec)
         .set("queue.buffering.max.messages", "500000")
         .create()
         .unwrap();
     let mut text = String::with_capacity(EVENT_BYTES);
     let partitions = u64::try_from(PARTITIONS).unwrap();
-    for (number, Event { second, key, room }) in (0..).zip(day(events)) {
+    for (number, Event { second, key, room }) in (0..).zip(day(events, keys)) {
         let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
         let room = ROOMS[room];
         text.clear();
@@ -96,7 +97,7 @@ pub fn produce(brokers: &str, topic: &str, events: u64, deal: Deal) {
             r#"{{"part_id":{key},"ts_date":"20240501","ts_time":"{hour:02}:{minute:02}:{second:02}","room":"{room}"}}"#
         )
         .unwrap();
-        assert_eq!(text.len(), EVENT_BYTES);
+        assert!(keys != KEYS || text.len() == EVENT_BYTES);
         let name = key.to_string();
         let turn = if deal == Deal::ByKey { key } else { number };
         let partition = i32::try_from(turn % partitions).unwrap();
@@ -156,7 +157,7 @@ pub type Windows = HashMap<(u64, u64), (u64, Option<u64>)>;
 /// What the windows of that day must hold.
 pub fn expected(events: u64) -> Windows {
     let mut windows: HashMap<(u64, u64), (u64, [bool; ROOMS.len()])> = HashMap::new();
-    for Event { second, key, room } in day(events) {
+    for Event { second, key, room } in day(events, KEYS) {
         let (count, rooms) = windows.entry((second / 3_600, key)).or_default();
         *count += 1;
         rooms[room] = true;

@@ -1,8 +1,8 @@
 //! The whole job, measured: JSON in a real Kafka to windowed results in Kafka and events in Delta.
 //!
 //! Ten million events of 84 bytes in four partitions; an hourly window by 1,000 keys with count
-//! and count(DISTINCT room); `millstream run --drain`, history on and off, each beside what
-//! librdkafka alone takes to consume the same topic. `benches/run whole_job` starts a Kafka for it
+//! and count(DISTINCT room); `millstream run --drain`, history on and off, beside what librdkafka
+//! alone takes to consume the same topic; and the same events compressed. `benches/run whole_job` starts a Kafka for it
 //! and writes the table of docs/performance.md.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
 
@@ -16,8 +16,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use day::{Deal, EVENT_BYTES, PARTITIONS, QUERY, SCHEMA};
+use day::{Deal, EVENT_BYTES, KEYS, PARTITIONS, QUERY, SCHEMA};
 use job::{cpu_seconds, create};
+
+/// How the topics are compressed.
+const CODECS: [&str; 3] = ["none", "lz4", "zstd"];
 
 /// What one run took.
 struct Figure {
@@ -34,27 +37,32 @@ fn main() {
     let events: u64 =
         std::env::var("EVENTS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000_000);
     let tag = &uuid::Uuid::new_v4().simple().to_string()[..8];
-    let topic = format!("whole_job_{tag}");
-    create(&brokers, &topic, PARTITIONS);
-    let since = Instant::now();
-    day::produce(&brokers, &topic, events, Deal::InTurn);
-    println!(
-        "produced {events} events of {EVENT_BYTES} bytes in {:.1} s",
-        since.elapsed().as_secs_f64()
-    );
+    let topics = CODECS.map(|codec| {
+        let topic = format!("whole_job_{tag}_{codec}");
+        create(&brokers, &topic, PARTITIONS);
+        let since = Instant::now();
+        day::produce(&brokers, &topic, events, KEYS, Deal::InTurn, codec);
+        let seconds = since.elapsed().as_secs_f64();
+        println!("{topic}: {events} events of {EVENT_BYTES} bytes in {seconds:.1} s");
+        topic
+    });
 
     let mut figures = Vec::new();
     for round in 0..2 {
-        figures.push(consume(&brokers, &topic, events));
-        for (what, history) in
-            [("Millstream, history off", "off"), ("Millstream, history on", "on")]
-        {
-            let customer = format!("whole_{tag}_{round}_{history}");
-            figures.push(job(&brokers, &topic, &customer, what, history, events));
+        let begun = figures.len();
+        figures.push(consume(&brokers, &topics[0], events));
+        for (topic, what, history) in [
+            (&topics[0], "Millstream, history off", "off"),
+            (&topics[0], "Millstream, history on", "on"),
+            (&topics[1], "Millstream, history off, lz4", "off"),
+            (&topics[2], "Millstream, history off, zstd", "off"),
+        ] {
+            let customer = format!("whole_{tag}_{round}_{}", figures.len());
+            figures.push(job(&brokers, topic, &customer, what, history, events));
         }
-        for figure in figures.iter().skip(round * 3) {
+        for figure in &figures[begun..] {
             println!(
-                "{:<24} {:>7.2} s {:>7.2} CPU s",
+                "{:<30} {:>7.2} s {:>7.2} CPU s",
                 figure.what,
                 figure.wall.as_secs_f64(),
                 figure.cpu
@@ -111,8 +119,13 @@ fn report(figures: &[Figure], events: u64) {
     let mut table = String::from(
         "| | wall | CPU | events/s | events per CPU second |\n|---|---|---|---|---|\n",
     );
-    for what in ["librdkafka alone", "Millstream, history off", "Millstream, history on"] {
-        let best = figures.iter().filter(|f| f.what == what).min_by_key(|f| f.wall).unwrap();
+    let mut seen = Vec::new();
+    for Figure { what, .. } in figures {
+        if seen.contains(what) {
+            continue;
+        }
+        seen.push(what);
+        let best = figures.iter().filter(|f| f.what == *what).min_by_key(|f| f.wall).unwrap();
         let million = |seconds: f64| events as f64 / seconds / 1e6;
         let wall = best.wall.as_secs_f64();
         writeln!(

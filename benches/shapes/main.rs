@@ -1,0 +1,87 @@
+//! What a query's shape costs: the CPU of the whole job beside that of the hourly window.
+//!
+//! One day of ten million events; history off; `millstream run --drain`, from start to exit, one
+//! shape after the other. `benches/run shapes` starts a Kafka for it and writes the table of
+//! docs/performance.md.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
+
+#[path = "../support/day.rs"]
+#[allow(dead_code, reason = "other benchmarks use the rest")]
+mod day;
+#[path = "../support/job.rs"]
+mod job;
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use day::{Deal, KEYS, PARTITIONS, QUERY, SCHEMA};
+use job::{cpu_seconds, create};
+
+const MANY_KEYS: u64 = 1_000_000;
+
+/// A shape: in words, whether the events have a million keys, its queries.
+type Shape = (&'static str, bool, &'static [(&'static str, &'static str)]);
+
+const HOP: &str =
+    "SELECT window_start, room, count(*) AS events, count(DISTINCT part_id) AS persons
+FROM HOP(TABLE positions, DESCRIPTOR(event_time), INTERVAL '60' SECOND, INTERVAL '24' HOUR)
+GROUP BY window_start, room";
+
+const DAILY: &str =
+    "SELECT window_start, part_id, count(*) AS events, count(DISTINCT room) AS rooms
+FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' DAY)
+GROUP BY window_start, part_id";
+
+const BY_ROOM: &str = "SELECT window_start, room, count(*) AS events, min(part_id) AS least
+FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '10' MINUTE)
+GROUP BY window_start, room";
+
+const BUSY: &str = "SELECT window_start, part_id, count(*) AS events
+FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' DAY)
+GROUP BY window_start, part_id HAVING count(*) > 10000";
+
+const RARE: &str = "SELECT event_time, part_id FROM positions
+WHERE part_id = 1500 AND room = 'hall by the lift' AND ts_time LIKE '12:00:%'";
+
+const SHAPES: [Shape; 5] = [
+    ("1 h tumble by 1,000 keys, count and distinct", false, &[("hourly", QUERY)]),
+    ("1 day tumble by 1,000 keys, count and distinct", false, &[("daily", DAILY)]),
+    ("24 h hop by 60 s by 8 rooms, count and distinct of 1,000", false, &[("hop", HOP)]),
+    (
+        "five queries over one stream",
+        false,
+        &[("hourly", QUERY), ("daily", DAILY), ("rooms", BY_ROOM), ("busy", BUSY), ("rare", RARE)],
+    ),
+    ("1 day tumble by 1 M keys, count and distinct", true, &[("daily", DAILY)]),
+];
+
+fn main() {
+    let Ok(brokers) = std::env::var("MILLSTREAM_TEST_KAFKA") else {
+        println!("shapes: needs Kafka (benches/run shapes starts one); skipped");
+        return;
+    };
+    let events: u64 =
+        std::env::var("EVENTS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000_000);
+    let tag = &uuid::Uuid::new_v4().simple().to_string()[..8];
+    let topics = [KEYS, MANY_KEYS].map(|keys| {
+        let topic = format!("shapes_{tag}_{keys}");
+        create(&brokers, &topic, PARTITIONS);
+        day::produce(&brokers, &topic, events, keys, Deal::InTurn, "none");
+        topic
+    });
+    let mut table = String::from("| shape | wall | CPU | CPU / the first |\n|---|---|---|---|\n");
+    let mut first = None;
+    for (number, (what, many, queries)) in SHAPES.iter().enumerate() {
+        let schema = SCHEMA.replace("{topic}", &topics[usize::from(*many)]);
+        let folder = job::project(&format!("shapes_{tag}_{number}"), &schema, queries);
+        let (since, cpu) = (Instant::now(), cpu_seconds().1);
+        let status = day::millstream(&brokers, "off").current_dir(folder.path()).status().unwrap();
+        assert!(status.success(), "{what}: {status}");
+        let (wall, cpu) = (since.elapsed().as_secs_f64(), cpu_seconds().1 - cpu);
+        let ratio = cpu / *first.get_or_insert(cpu);
+        let line = format!("| {what} | {wall:.1} s | {cpu:.1} s | {ratio:.2} |");
+        println!("{line}");
+        writeln!(table, "{line}").unwrap();
+    }
+    job::write_table("shapes", &table);
+}
