@@ -57,7 +57,7 @@ pub fn survey(root: &Path, only: &[String]) -> Result<(Catalog, Vec<Error>), Vec
     let mut drafts: Vec<Draft> = Vec::new();
     for (name, schema) in &layout.schemas {
         let queries = layout.queries.get(name).map(Vec::as_slice).unwrap_or_default();
-        drafts.push(Draft::read(root, name, schema, queries));
+        drafts.push(Draft::read(name, schema, queries));
     }
     overlap::check(&mut drafts, &selected);
     let mut customers = Vec::new();
@@ -82,7 +82,7 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    fn read(root: &Path, customer: &str, schema: &Path, queries: &[std::path::PathBuf]) -> Self {
+    fn read(customer: &str, schema: &Path, queries: &[std::path::PathBuf]) -> Self {
         let mut draft = Self {
             name: customer.to_owned(),
             streams: Vec::new(),
@@ -93,7 +93,7 @@ impl Draft {
             settings: Settings::default(),
             names: Names::default(),
         };
-        draft.read_schema(root, schema);
+        draft.read_schema(schema);
         for file in queries {
             draft.read_queries(file);
         }
@@ -137,7 +137,7 @@ impl Draft {
         }
     }
 
-    fn read_schema(&mut self, root: &Path, file: &Path) {
+    fn read_schema(&mut self, file: &Path) {
         let Some((text, segments)) = self.open(file) else {
             self.names.incomplete = true;
             return;
@@ -171,7 +171,7 @@ impl Draft {
         }
         (self.zone, self.settings) = resolve(&sets, &text, &mut self.errors);
         streams.into_iter().for_each(|stream| self.add_stream(stream, &text));
-        tables.into_iter().for_each(|table| self.add_table(table, &text, root));
+        tables.into_iter().for_each(|table| self.add_table(table, &text));
     }
 
     fn add_stream(&mut self, statement: StreamStatement, text: &SqlText) {
@@ -181,10 +181,10 @@ impl Draft {
         self.streams.extend(stream.filter(|_| new));
     }
 
-    fn add_table(&mut self, statement: TableStatement, text: &SqlText, root: &Path) {
+    fn add_table(&mut self, statement: TableStatement, text: &SqlText) {
         let place = text.place(statement.name.span);
         let new = self.names.declare(&statement.name.value, &place, &mut self.errors);
-        let table = Table::from_statement(statement, text, root, self.zone, &mut self.errors);
+        let table = Table::from_statement(statement, text, self.zone, &mut self.errors);
         self.tables.extend(table.filter(|_| new));
     }
 

@@ -1,6 +1,6 @@
 //! Reference tables: files that queries join with.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
@@ -32,6 +32,8 @@ pub struct Table {
     pub options: Vec<(String, String)>,
     /// Where its name stands.
     pub place: Place,
+    /// Where its location stands.
+    pub location_place: Place,
 }
 
 /// The encoding of a reference table.
@@ -48,7 +50,6 @@ impl Table {
     pub(super) fn from_statement(
         mut statement: TableStatement,
         text: &SqlText,
-        root: &Path,
         zone: Tz,
         errors: &mut Vec<Error>,
     ) -> Option<Self> {
@@ -87,14 +88,11 @@ impl Table {
         if statement.location.value.contains("://") {
             let message = "a table's location is a path of this machine";
             errors.push(text.error(statement.location.span, message));
-        } else if !root.join(&location).is_file() {
-            let message = format!("there is no file '{}'", location.display());
-            let hint = "the path is relative to the project's folder";
-            errors.push(text.error(statement.location.span, message).hint(hint));
         }
         let columns = columns(&statement.columns, text, zone, errors);
         let table = Self {
             place: text.place(statement.name.span),
+            location_place: text.place(statement.location.span),
             name: statement.name.value,
             format: format?,
             location,

@@ -803,12 +803,6 @@ fn wrong_settings_and_tables() {
     );
     let table = |text: &str| schema_errors(&format!("CREATE EXTERNAL TABLE t {text}"));
     expect(
-        &table("STORED AS CSV LOCATION 'nowhere.csv'"),
-        "there is no file 'nowhere.csv'",
-        "schemas/c.sql:1:48",
-        "the path is relative to the project's folder",
-    );
-    expect(
         &table("STORED AS JSON LOCATION 'schemas/c.sql'"),
         "a table cannot be stored as 'json'",
         "schemas/c.sql:1:35",

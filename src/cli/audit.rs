@@ -5,7 +5,7 @@
 //! offsets = records + gaps; records = decoded + rejected + tombstones; and every decoded row and
 //! every rejected one is in history or among the dead letters exactly once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use futures::StreamExt;
 
 use super::{Kafka, Project};
 use crate::catalog::Customer;
-use crate::log::{Position, Progress, read_log};
+use crate::log::{Joined, Position, Progress, read_log};
 use crate::pipeline::blocking;
 use crate::sink::{self, headers};
 use crate::source::chunk::{Chunk, Record};
@@ -44,6 +44,8 @@ struct Account {
     rejected: u64,
     tombstones: u64,
     faults: Vec<String>,
+    /// Why there is nothing to be held to.
+    note: Option<String>,
 }
 
 /// What is known of each offset of a partition.
@@ -83,10 +85,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     for customer in &catalog.customers {
         for account in audit(customer, &kafka, &context).await? {
             holds &= account.faults.is_empty();
-            let verdict = if account.faults.is_empty() {
-                "holds".to_owned()
-            } else {
-                account.faults.join("; ")
+            let verdict = match (&account.note, account.faults.is_empty()) {
+                (Some(note), _) => note.clone(),
+                (None, true) => "holds".to_owned(),
+                (None, false) => account.faults.join("; "),
             };
             println!(
                 "{:<12} {:<10} {:<18} {:>10} {:>10} {:>7} {:>10} {:>9} {:>10}  {verdict}",
@@ -110,7 +112,7 @@ async fn audit(
     kafka: &KafkaConfig,
     context: &datafusion::prelude::SessionContext,
 ) -> Result<Vec<Account>> {
-    let positions = recorded(kafka, customer).await?;
+    let (positions, made_anew) = recorded(kafka, customer).await?;
     let dead = dead_letters(kafka, customer).await?;
     let mut accounts = Vec::new();
     for (partition, at) in positions {
@@ -119,7 +121,31 @@ async fn audit(
         if !stream.history {
             continue;
         }
-        let low = low_watermark(kafka, &partition).await?;
+        let mut uncounted = |why: String, is_fault: bool| {
+            let account = Account {
+                stream: stream.name.clone(),
+                partition: partition.to_string(),
+                from: at.joined,
+                until: at.offset,
+                ..Account::default()
+            };
+            accounts.push(match is_fault {
+                true => Account { faults: vec![why], ..account },
+                false => Account { note: Some(why), ..account },
+            });
+        };
+        if made_anew.contains(partition.topic.as_ref()) {
+            uncounted("not counted: the topic was made anew, history has both".to_owned(), false);
+            continue;
+        }
+        let Some((low, high)) = bounds(kafka, &partition).await? else {
+            uncounted("not counted: it is gone from Kafka".to_owned(), true);
+            continue;
+        };
+        if high < at.offset {
+            uncounted(format!("not counted: Kafka ends at {high}; was it made anew?"), true);
+            continue;
+        }
         // What is below the broker's retention cannot be counted any more.
         let until = at.offset;
         let mut ledger = Ledger::new(low.max(at.joined), until.max(low));
@@ -132,19 +158,25 @@ async fn audit(
     Ok(accounts)
 }
 
-/// The newest position of every partition that the log names.
+/// The newest position of every partition that the log names, and the topics that it knows by
+/// more than one id.
 async fn recorded(
     kafka: &KafkaConfig,
     customer: &Customer,
-) -> Result<BTreeMap<TopicPartition, Position>> {
+) -> Result<(BTreeMap<TopicPartition, Position>, BTreeSet<String>)> {
     let mut positions = BTreeMap::new();
+    let mut ids: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for record in &read_log(kafka, &customer.name).await? {
-        let Progress { joined, positions: moved, .. } = Progress::decode(record)?;
+        let Progress { joined, positions: moved, topics, .. } = Progress::decode(record)?;
+        for (topic, id) in topics.into_iter().chain(joined.iter().filter_map(Joined::named_topic)) {
+            ids.entry(topic).or_default().insert(id);
+        }
         let begun = |offset| Position { offset, joined: offset, ..Position::default() };
         positions.extend(joined.into_iter().map(|join| (join.partition, begun(join.offset))));
         positions.extend(moved);
     }
-    Ok(positions)
+    ids.retain(|_, ids| ids.len() > 1);
+    Ok((positions, ids.into_keys().collect()))
 }
 
 type DeadLetters = HashMap<TopicPartition, Vec<(i64, i64)>>;
@@ -186,14 +218,17 @@ pub fn header(chunk: &Chunk, record: &Record, wanted: &str) -> Option<String> {
     found.and_then(|(_, value)| value).map(|v| String::from_utf8_lossy(v).into_owned())
 }
 
-async fn connect(kafka: &KafkaConfig) -> Result<Cluster> {
-    let kafka = kafka.clone();
-    blocking(move || Cluster::connect(&kafka)).await
-}
-
-async fn low_watermark(kafka: &KafkaConfig, partition: &TopicPartition) -> Result<i64> {
-    let (cluster, partition) = (connect(kafka).await?, partition.clone());
-    blocking(move || Ok(cluster.watermarks(&partition)?.0)).await
+/// The first offset of a partition and its end; `None`: there is no such partition.
+async fn bounds(kafka: &KafkaConfig, partition: &TopicPartition) -> Result<Option<(i64, i64)>> {
+    let (kafka, partition) = (kafka.clone(), partition.clone());
+    blocking(move || {
+        let cluster = Cluster::connect(&kafka)?;
+        if !cluster.partitions(&partition.topic)?.contains(&partition.partition) {
+            return Ok(None);
+        }
+        cluster.watermarks(&partition).map(Some)
+    })
+    .await
 }
 
 fn rows_of(customer: &Customer, stream: &str, partition: &TopicPartition, what: &str) -> String {
@@ -290,7 +325,7 @@ impl Ledger {
             decoded: self.decoded,
             rejected: self.rejected.len() as u64,
             tombstones,
-            faults: Vec::new(),
+            ..Account::default()
         };
         let lost = count(RECORD | TOMBSTONE | IN_HISTORY | DEAD, RECORD);
         let strange = count(RECORD | IN_HISTORY, IN_HISTORY) + count(RECORD | DEAD, DEAD);

@@ -134,8 +134,21 @@ pub fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// `millstream audit | head`: who has read enough closes the pipe, and that is no failure of ours.
+fn end_with_the_pipe() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        if message.starts_with("failed printing to") && message.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
+}
+
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
+    end_with_the_pipe();
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(log_filter(&cli.log)));
@@ -143,7 +156,10 @@ pub fn main() -> ExitCode {
     if !interactive_view {
         let colours =
             colours(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref());
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_ansi(colours)
+            .log_internal_errors(false);
         log.with_writer(std::io::stderr).init();
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

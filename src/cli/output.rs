@@ -43,6 +43,25 @@ pub enum Format {
     Parquet,
 }
 
+impl Format {
+    /// The one that is asked for, else the one that the file's name ends with.
+    ///
+    /// # Errors
+    /// A file whose ending tells no format.
+    pub fn wanted(asked: Option<Self>, output: Option<&Path>) -> Result<Self> {
+        let (None, Some(path)) = (asked, output) else { return Ok(asked.unwrap_or(Self::Table)) };
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        match ending.to_lowercase().as_str() {
+            "csv" => Ok(Self::Csv),
+            "json" | "jsonl" | "ndjson" => Ok(Self::Json),
+            "parquet" => Ok(Self::Parquet),
+            "txt" => Ok(Self::Table),
+            _ => Err(Error::config(format!("{} tells no format", path.display()))
+                .hint("say --format csv, json, parquet or table")),
+        }
+    }
+}
+
 /// Writes `rows` to the file `output`, or to standard output. Returns how many there were.
 ///
 /// A file appears under its name when it is complete. A reader that stops reading standard output

@@ -18,9 +18,9 @@ pub struct Args {
     /// Read the question from a file
     #[arg(long, short, value_name = "FILE", conflicts_with = "sql")]
     file: Option<PathBuf>,
-    /// How the answer is written
-    #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    /// How the answer is written; without it, as the ending of --output says, or as a table
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// Write the answer to a file
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -38,6 +38,7 @@ pub struct CompactArgs {
 
 /// Answers one question.
 pub async fn run(args: Args) -> Result<ExitCode> {
+    let format = Format::wanted(args.format, args.output.as_deref())?;
     let text = match (&args.sql, &args.file) {
         (_, Some(file)) => std::fs::read_to_string(file)
             .map_err(|e| Error::config(format!("{} cannot be read", file.display())).because(e))?,
@@ -53,7 +54,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let context = history::context(&root, &catalog).await?;
     let rows = history::run_sql(&context, &text).await?;
     history::check_there(&root)?;
-    write(rows, args.format, args.output.as_deref()).await?;
+    write(rows, format, args.output.as_deref()).await?;
     Ok(ExitCode::SUCCESS)
 }
 

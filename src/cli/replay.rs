@@ -30,9 +30,9 @@ pub struct Args {
     /// Leave out rows that the stream refused as late
     #[arg(long)]
     as_streamed: bool,
-    /// How the answer is written
-    #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    /// How the answer is written; without it, as the ending of --output says, or as a table
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// Write the answer to a file
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -40,6 +40,7 @@ pub struct Args {
 
 /// Runs one replay.
 pub async fn run(args: Args) -> Result<ExitCode> {
+    let format = Format::wanted(args.format, args.output.as_deref())?;
     let Some(catalog) = args.project.load() else { return Ok(ExitCode::FAILURE) };
     let found = catalog.customers.iter().find_map(|customer| {
         let query = customer.queries.iter().find(|q| {
@@ -72,7 +73,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let (schema, rows) = replay(&catalog, &customer, &wanted).await?;
     let rows = futures::stream::iter(rows.into_iter().map(Ok));
     let rows = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
-    write(rows, args.format, args.output.as_deref()).await?;
+    write(rows, format, args.output.as_deref()).await?;
     Ok(ExitCode::SUCCESS)
 }
 

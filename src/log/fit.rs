@@ -22,8 +22,8 @@ const HEADER_OVERHEAD: usize = 10;
 const DEPTH: usize = 3;
 
 /// Gives what takes the place of a record that is larger than the limit, which is in bytes of
-/// [`size_of`]. It is asked again when that is too large as well.
-pub type Replace = dyn Fn(OutRecord, usize) -> OutRecord + Send + Sync;
+/// [`size_of`], and perhaps one to go before that. It is asked again for what is too large as well.
+pub type Replace = dyn Fn(OutRecord, usize) -> (OutRecord, Option<OutRecord>) + Send + Sync;
 
 /// The limits of the topics that a customer writes.
 #[derive(Clone)]
@@ -71,26 +71,35 @@ impl Limits {
     }
 
     /// Replaces what is too large.
-    pub fn apply(&self, records: &mut [OutRecord]) -> Applied {
+    pub fn apply(&self, records: &mut Vec<OutRecord>) -> Applied {
         let smallest = self.smallest();
         let mut applied = Applied::default();
-        for record in records.iter_mut().filter(|record| size_of(record) > smallest) {
-            let (topic, size) = (record.topic.clone(), size_of(record));
-            for _ in 0..DEPTH {
-                let limit = self.of(&record.topic);
-                if size_of(record) <= limit {
-                    break;
-                }
-                *record = (self.replace)(record.clone(), limit);
-            }
-            if record.topic != topic || size_of(record) != size {
-                applied.replaced += 1;
-                applied.diverted += u64::from(record.topic != topic);
-                let limit = self.of(&topic);
-                tracing::warn!(%topic, size, limit, instead = %record.topic, "a record is larger than its topic takes (max.message.bytes): replaced");
-            }
+        if records.iter().all(|record| size_of(record) <= smallest) {
+            return applied;
+        }
+        for record in std::mem::take(records) {
+            let (topic, size) = (record.topic.clone(), size_of(&record));
+            let limit = self.of(&topic);
+            let begun = records.len();
+            self.fit(record, DEPTH, records);
+            let Some(last) = records[begun..].last().filter(|_| size > limit) else { continue };
+            applied.replaced += 1;
+            applied.diverted += u64::from(last.topic != topic);
+            tracing::warn!(%topic, size, limit, instead = %last.topic, "a record is larger than its topic takes (max.message.bytes): replaced");
         }
         applied
+    }
+
+    /// Adds a record, or what takes its place.
+    fn fit(&self, record: OutRecord, depth: usize, fitting: &mut Vec<OutRecord>) {
+        let limit = self.of(&record.topic);
+        if depth == 0 || size_of(&record) <= limit {
+            return fitting.push(record);
+        }
+        let (instead, before) = (self.replace)(record, limit);
+        // Nothing takes the place of what was only an addition.
+        fitting.extend(before.filter(|before| size_of(before) <= self.of(&before.topic)));
+        self.fit(instead, depth - 1, fitting);
     }
 }
 
@@ -116,7 +125,7 @@ mod tests {
                 record.value = record.value.map(|value| value.slice(..limit - BATCH_OVERHEAD));
             }
             record.topic = "dead".into();
-            record
+            (record, None)
         };
         let by_topic = HashMap::from([("small".into(), 1_000), ("dead".into(), 2_000)]);
         Limits::new(by_topic, Arc::new(replace))
@@ -126,7 +135,7 @@ mod tests {
     fn what_is_too_large_is_replaced_and_what_fits_stays() {
         let mut limits = limits();
         let fits = 1_000 - BATCH_OVERHEAD;
-        let mut records = [
+        let mut records = vec![
             record("small", fits),
             record("small", fits + 1),
             record("small", 100_000),
@@ -139,6 +148,6 @@ mod tests {
         assert_eq!(found, [("small", 1_000), ("dead", 1_001), ("dead", 2_000), ("other", 100_128)]);
         assert_eq!(limits.smallest(), 1_000);
         limits.lower(&"other".into(), 100_128);
-        assert_eq!(limits.apply(&mut records[3..]).diverted, 1);
+        assert_eq!(limits.apply(&mut records).diverted, 1);
     }
 }

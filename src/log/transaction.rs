@@ -466,7 +466,7 @@ mod tests {
     fn limits(topic: &str) -> Limits {
         let replace = |record: OutRecord, _| {
             let size = record.value.as_ref().map_or(0, Bytes::len);
-            OutRecord { value: Some(format!("{size} bytes").into()), ..record }
+            (OutRecord { value: Some(format!("{size} bytes").into()), ..record }, None)
         };
         Limits::new(HashMap::from([(topic.into(), 1_048_588)]), Arc::new(replace))
     }

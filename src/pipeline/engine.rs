@@ -244,7 +244,8 @@ impl Engine {
         let rank = stage.positions.range(..&partition).count();
         let history = stage.history;
         self.output.rows += read.rows.event_time.len() as u64;
-        self.output.bytes += chunk.bytes.len() as u64;
+        let bytes = chunk.value_bytes();
+        self.output.bytes += bytes as u64;
         let newest = chunk.records.iter().map(|r| r.timestamp_ms).max().unwrap_or(0);
         self.output.newest_ms = self.output.newest_ms.max(newest);
         for reason in read.reasons {
@@ -277,9 +278,9 @@ impl Engine {
                 partition: chunk.partition,
                 rows: with_origins(&rows.batch, source.origins())?,
                 next_offset: chunk.next_offset,
-                bytes: chunk.bytes.len(),
+                bytes,
             });
-            self.output.pending_bytes += chunk.bytes.len();
+            self.output.pending_bytes += bytes;
         }
         Ok(())
     }
@@ -287,6 +288,7 @@ impl Engine {
     /// Whether ending the epoch now would say something.
     pub fn has_news(&self) -> bool {
         !self.output.records.is_empty()
+            || !self.changed.is_empty()
             || self.queries.iter().any(|q| q.operator.due(self.watermark(&q.plan.input)))
     }
 
@@ -328,7 +330,7 @@ impl Engine {
         let emissions = query.operator.end_epoch(watermark, early, news, &self.relations).await?;
         let previous = query.forwarded;
         query.forwarded = watermark;
-        let is_view = matches!(query.plan.kind, PlanKind::View | PlanKind::Derived);
+        let is_view = is_view(&query.plan);
         let name = query.plan.name.clone();
         for emission in emissions {
             let first_final = emission.window.is_none_or(|w| w.end > previous);
@@ -510,7 +512,7 @@ impl Engine {
     /// Puts what every view says now where the queries that read it look.
     fn refresh_views(&mut self) {
         for query in &self.queries {
-            if matches!(query.plan.kind, PlanKind::View | PlanKind::Derived) {
+            if is_view(&query.plan) {
                 let content = query.operator.content();
                 let rows = Arc::new(content.into_iter().collect());
                 self.relations.insert(query.plan.name.clone(), rows);
@@ -546,7 +548,7 @@ impl Engine {
         Ok(Snapshot { manifest: json!({ "streams": streams, "queries": queries }), batches })
     }
 
-    /// Takes the state of a snapshot; queries named in `fresh` begin empty.
+    /// Takes the state of a snapshot, but for the queries named in `fresh`.
     pub async fn restore(&mut self, snapshot: Snapshot, fresh: &BTreeSet<String>) -> Result<()> {
         let broken = |what: &str| Error::new(Kind::Recovery, format!("the snapshot lacks {what}"));
         for (name, stage) in &mut self.streams {
@@ -580,6 +582,9 @@ impl Engine {
             };
             query.operator = Operator::restore(query.plan.clone(), self.zone, state).await?;
         }
+        // One of two views that read each other may have begun anew before this.
+        let views = self.queries.iter().filter(|q| is_view(&q.plan));
+        self.changed.extend(views.map(|q| q.plan.name.clone()));
         self.refresh_views();
         Ok(())
     }
@@ -603,6 +608,10 @@ impl Engine {
             self.streams.iter().map(|(n, s)| (format!("stream:{n}"), stream::fingerprint(&s.plan)));
         queries.chain(streams).collect()
     }
+}
+
+fn is_view(plan: &QueryPlan) -> bool {
+    matches!(plan.kind, PlanKind::View | PlanKind::Derived)
 }
 
 /// What the results topic of a planned query holds.

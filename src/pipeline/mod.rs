@@ -59,7 +59,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 const PENDING_BYTES: usize = 64 << 20;
 
 /// How long a pipeline that is to stop waits for Kafka.
-const STOP_WAIT: Duration = Duration::from_secs(3);
+const STOP_WAIT: Duration = Duration::from_secs(2);
 /// How long a pipeline that failed waits before it begins again; twice as long after each failure.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_RESTART_PAUSE: Duration = Duration::from_secs(60);
@@ -228,8 +228,8 @@ struct Pipeline {
     joins: mpsc::Receiver<Look>,
     waiting_joins: Vec<Joined>,
     known: watch::Sender<Known>,
-    /// Since when the lookout waits for an answer.
-    asked: watch::Receiver<Option<Instant>>,
+    /// Since when the lookout waits for an answer, and what it was told instead.
+    asked: watch::Receiver<(Option<Instant>, Option<String>)>,
     ends: HashMap<TopicPartition, i64>,
     targets: Option<HashMap<TopicPartition, i64>>,
     emitted_at: HashMap<String, Micros>,
@@ -257,7 +257,7 @@ impl Pipeline {
         let recorded = positions(&begun.engine);
         let (known, known_receiver) = watch::channel(known(&begun.engine));
         let (sender, joins) = mpsc::channel(1);
-        let (asking, asked) = watch::channel(None);
+        let (asking, asked) = watch::channel((None, None));
         let (kafka, first) = (options.kafka.clone(), begun.first);
         let lookout = Lookout { kafka, known: known_receiver, asking, first };
         tokio::spawn(lookout.run(sender));
@@ -545,9 +545,10 @@ impl Pipeline {
     /// Tells how things stand, if it is time to.
     fn report(&mut self) {
         let commit = self.commit.as_ref().map(|commit| commit.began);
-        let asked = [commit, *self.asked.borrow()].into_iter().flatten().min();
+        let (asked, trouble) = self.asked.borrow().clone();
+        let asked = [commit, asked].into_iter().flatten().min();
         let Begun { engine, epoch, .. } = &self.begun;
-        self.status.report(engine, &self.ends, *epoch, &self.paused, asked);
+        self.status.report(engine, &self.ends, *epoch, &self.paused, (asked, trouble));
     }
 
     /// Queries whose open windows are to be evaluated early now.
@@ -694,8 +695,8 @@ fn known(engine: &Engine) -> Known {
 struct Lookout {
     kafka: KafkaConfig,
     known: watch::Receiver<Known>,
-    /// Since when an answer is awaited.
-    asking: watch::Sender<Option<Instant>>,
+    /// Since when an answer is awaited, and what came instead.
+    asking: watch::Sender<(Option<Instant>, Option<String>)>,
     first: bool,
 }
 
@@ -720,16 +721,19 @@ impl Lookout {
                 Ok(Look { joined, ends })
             });
             // A look that fails leaves the time of the first one that did.
-            self.asking.send_modify(|since| _ = since.get_or_insert_with(Instant::now));
+            self.asking.send_modify(|(since, _)| _ = since.get_or_insert_with(Instant::now));
             match look.await {
                 Ok(look) => {
                     self.first = false;
-                    self.asking.send_replace(None);
+                    self.asking.send_replace((None, None));
                     if found.send(look).await.is_err() {
                         return;
                     }
                 }
-                Err(error) => tracing::warn!(%error, "topics could not be looked up; trying again"),
+                Err(error) => {
+                    self.asking.send_modify(|(_, told)| *told = Some(error.message.clone()));
+                    tracing::warn!(%error, "topics could not be looked up; trying again");
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}

@@ -61,7 +61,10 @@ impl Snapshots {
     /// The folder cannot be made or listed.
     pub async fn open(customer: &str, options: &Options, cluster: Arc<Cluster>) -> Result<Self> {
         let folder = options.data_dir.join("snapshots").join(customer);
-        std::fs::create_dir_all(&folder)?;
+        std::fs::create_dir_all(&folder).map_err(|e| {
+            let message = format!("the folder {} cannot be made", folder.display());
+            Error::new(Kind::Storage, message).hint("look at --data-dir").because(e)
+        })?;
         let store = LocalFileSystem::new_with_prefix(&folder).map_err(|e| {
             Error::new(Kind::Storage, "the snapshot folder cannot be opened").because(e)
         })?;

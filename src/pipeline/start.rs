@@ -8,16 +8,22 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::engine::{Engine, HistoryRows};
 use super::history::{self, EventHistory};
 use super::snapshots::Snapshots;
-use super::tables::ReferenceTables;
+use super::tables::{self, ReferenceTables};
 use super::{Options, Reset, history_root, topic};
 use crate::catalog::{Catalog, Customer, Start, Topics};
-use crate::log::{Committer, Joined, Limits, OutRecord, Progress, Recovered, Snapshot, log_topic};
+use crate::log::{
+    Committer, Joined, Limits, OutRecord, Position, Progress, Recovered, Snapshot, SnapshotRef,
+    log_topic, read_log,
+};
+use crate::sink::{self, Content};
 use crate::source::chunk::Chunk;
 use crate::source::{Cluster, Event, Isolation, NewTopic, Reader, TopicPartition};
-use crate::{Error, Kind, Result, sink, sql};
+use crate::{Error, Kind, Result, sql};
 
 /// What a topic of dead letters takes, in bytes; managed brokers allow that much.
 const DEAD_LETTER_BYTES: &str = "8388608";
@@ -48,14 +54,27 @@ pub struct Begun {
 }
 
 /// Plans a customer, with the columns of its reference tables as they are now.
+///
+/// # Errors
+/// Everything that is wrong with its queries and tables.
 pub async fn plan(
     root: &std::path::Path,
     customer: &Customer,
 ) -> Result<sql::CustomerPlan, Vec<Error>> {
+    plan_over(root, customer, None).await
+}
+
+/// As [`plan`]; where `versions` holds the columns of a table, with which state was made, they
+/// stay as they were, whatever its file would be taken for now.
+async fn plan_over(
+    root: &std::path::Path,
+    customer: &Customer,
+    versions: Option<&std::path::Path>,
+) -> Result<sql::CustomerPlan, Vec<Error>> {
     let mut schemas = Vec::new();
     let mut errors = Vec::new();
     for table in &customer.tables {
-        match super::tables::schema(root, table).await {
+        match tables::schema(root, table, versions).await {
             Ok(schema) => schemas.push((table.name.clone(), schema)),
             Err(error) => errors.push(error),
         }
@@ -76,96 +95,158 @@ pub async fn plan(
     sql::plan_customer(customer, &schemas)
 }
 
-/// Begins a customer's pipeline.
+/// What the log says, and the state that it names. Whatever forbids a start is found in looking.
+struct Looked {
+    log: Vec<Bytes>,
+    recovered: Recovered,
+    /// Topics that are gone, or others by now.
+    other: BTreeMap<String, Option<String>>,
+    loaded: Option<(SnapshotRef, Snapshot)>,
+    fresh: BTreeSet<String>,
+}
+
+/// Where and how a customer is to begin.
+struct Beginning<'a> {
+    engine: &'a Engine,
+    cluster: &'a Arc<Cluster>,
+    cluster_id: &'a str,
+    options: &'a Options,
+    /// Whether all state is dropped.
+    reset: bool,
+}
+
+impl Beginning<'_> {
+    async fn look(&self, log: Vec<Bytes>, snapshots: &mut Snapshots) -> Result<Looked> {
+        let customer = &self.engine.customer.name;
+        let recovered = Recovered::from_log(&log)?;
+        if !self.reset {
+            recovered.verify()?;
+        }
+        check(&recovered, self.engine, self.cluster_id, self.reset, self.options)?;
+        let other = other_topics(self.cluster, recovered.topics.clone()).await?;
+        if let Some((topic, now)) = other.first_key_value().filter(|_| !self.reset) {
+            return Err(other_topic(topic, now.as_deref(), customer));
+        }
+        let loaded = match snapshots.load(&recovered).await {
+            Ok(loaded) => loaded,
+            Err(_) if self.reset => None,
+            Err(error) => {
+                let folder = self.options.data_dir.display();
+                return Err(error.hint(format!(
+                    "is --data-dir {folder} the folder of the last run? Without it: --reset \
+                     {customer} drops the state and goes on from the recorded offsets"
+                )));
+            }
+        };
+        let fresh = match self.reset {
+            true => self.engine.queries.iter().map(|q| q.plan.name.clone()).collect(),
+            false => fresh_queries(&recovered, self.engine, self.options),
+        };
+        Ok(Looked { log, recovered, other, loaded, fresh })
+    }
+}
+
+impl Looked {
+    /// Whether the recorded epochs can run again after a reset too, so that time and history are
+    /// what they were: the snapshot is there, and Kafka has all that came after it.
+    async fn can_run_again(&self, cluster: &Arc<Cluster>) -> Result<bool> {
+        let Some((reference, saved)) = &self.loaded else { return Ok(false) };
+        let drained = self.recovered.last.as_ref().is_some_and(|last| last.drained);
+        if drained || !self.other.is_empty() || self.recovered.after(Some(reference)).is_err() {
+            return Ok(false);
+        }
+        let mut positions: BTreeMap<TopicPartition, Position> = BTreeMap::new();
+        for stream in saved.manifest["streams"].as_object().into_iter().flat_map(|s| s.values()) {
+            let Ok(of_stream) = serde_json::from_value(stream["positions"].clone()) else {
+                return Ok(false);
+            };
+            let of_stream: BTreeMap<TopicPartition, Position> = of_stream;
+            positions.extend(of_stream);
+        }
+        let cluster = cluster.clone();
+        blocking(move || {
+            for (partition, at) in positions {
+                if cluster.watermarks(&partition)?.0 > at.offset {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
+    }
+}
+
+/// Begins a customer's pipeline. Another process of this customer is fenced only once nothing
+/// forbids this one to begin.
 pub async fn begin(
     catalog: &Catalog,
     customer: &Arc<Customer>,
     options: &Options,
 ) -> Result<Begun> {
-    let planned = plan(&catalog.root, customer).await.map_err(first_error)?;
-    let planned_tables = planned.tables.clone();
+    let reset = options.reset.contains(&customer.name);
+    let versions = options.data_dir.join("tables").join(&customer.name);
+    let kept = (!reset).then_some(versions.as_path());
+    let planned = plan_over(&catalog.root, customer, kept).await.map_err(first_error)?;
+    let mut tables = ReferenceTables::new(
+        &catalog.root,
+        versions,
+        customer.tables.clone(),
+        planned.tables.clone(),
+    );
     let mut engine = Engine::new(customer.clone(), planned)?;
     if !options.history {
         engine.streams.values_mut().for_each(|stage| stage.history = false);
     }
-    let cluster = Arc::new(
-        blocking({
-            let kafka = options.kafka.clone();
-            move || Cluster::connect(&kafka)
-        })
-        .await?,
-    );
-    let cluster_id = blocking({
-        let cluster = cluster.clone();
-        move || cluster.cluster_id()
-    })
-    .await?
-    .unwrap_or_default();
+    let (cluster, cluster_id) = connect(options).await?;
     ensure_topics(&cluster, &engine, options).await?;
 
+    let mut snapshots = Snapshots::open(&customer.name, options, cluster.clone()).await?;
+    let beginning =
+        Beginning { engine: &engine, cluster: &cluster, cluster_id: &cluster_id, options, reset };
+    let log = read_log(&options.kafka, &customer.name).await?;
+    let mut looked = beginning.look(log, &mut snapshots).await?;
     let limits = limits(&cluster, &engine).await?;
     let (committer, log) = Committer::open(&options.kafka, &customer.name, limits).await?;
-    let recovered = Recovered::from_log(&log)?;
-    let reset = options.reset.contains(&customer.name);
-    if !reset {
-        recovered.verify()?;
+    if log != looked.log {
+        looked = beginning.look(log, &mut snapshots).await?;
     }
-    check(&recovered, &engine, &cluster_id, reset, options)?;
-    let other = other_topics(&cluster, recovered.topics.clone()).await?;
-    if let Some((topic, now)) = other.first_key_value().filter(|_| !reset) {
-        return Err(other_topic(topic, now.as_deref(), &customer.name));
-    }
+    let runs_again = !reset || looked.can_run_again(&cluster).await?;
+    let Looked { recovered, other, loaded, fresh, .. } = looked;
 
-    let mut snapshots = Snapshots::open(&customer.name, options, cluster.clone()).await?;
-    let missing = |error: Error| {
-        let (name, folder) = (&customer.name, options.data_dir.display());
-        error.hint(format!(
-            "is --data-dir {folder} the folder of the last run? Without it: --reset {name} drops \
-             the state and goes on from the recorded offsets"
-        ))
-    };
-    let versions = options.data_dir.join("tables").join(&customer.name);
-    let mut tables =
-        ReferenceTables::new(&catalog.root, versions, customer.tables.clone(), planned_tables);
-
-    let fresh = fresh_queries(&recovered, &engine, options);
-    let loaded = match reset {
-        // Nothing is taken from it, so it may be missing: it only tells what is dropped.
-        true => snapshots.load(&recovered).await.ok().flatten(),
-        false => snapshots.load(&recovered).await.map_err(missing)?,
-    };
-    let drops = |query: &str| reset || fresh.contains(query);
     if let Some((reference, saved)) = &loaded {
-        tell_dropped(&customer.name, reference.epoch, saved, drops);
+        tell_dropped(&customer.name, reference.epoch, saved, &fresh);
     }
-    let loaded = loaded.filter(|_| !reset);
-    let mut retracted = Vec::new();
-    if recovered.last.is_some() {
-        for query in engine.queries.iter().filter(|query| drops(&query.plan.name)) {
-            retracted.extend(topic::retractions(&options.kafka, &query.sink).await?);
-        }
-    }
+    let retracted = match recovered.last {
+        Some(_) => retracted(&engine, &fresh, options).await?,
+        None => Vec::new(),
+    };
     let snapshot = loaded.as_ref().map(|(reference, _)| reference.clone());
-    if reset {
-        let kept = recovered.positions.iter();
-        for (partition, at) in kept.filter(|(p, _)| !other.contains_key(p.topic.as_ref())) {
-            engine.resume_at(partition, *at)?;
+    match loaded {
+        Some((_, saved)) if runs_again => {
+            for (name, hash) in saved.manifest["tables"].as_object().into_iter().flatten() {
+                if !reset && customer.tables.iter().any(|t| t.name == *name) {
+                    let rows = tables.version(name, hash.as_str().unwrap_or_default()).await?;
+                    engine.set_table(name, rows);
+                }
+            }
+            // Those that begin empty do so only when the others have had what they said.
+            let plans = recovered.base.as_ref().map(|base| &base.plans);
+            let unlike = engine.fingerprints().into_iter().filter(|(name, plan)| {
+                reset || plans.and_then(|plans| plans.get(name)) != Some(plan)
+            });
+            let unlike = unlike.map(|(name, _)| name).collect();
+            engine.restore(saved, &unlike).await?;
         }
-    }
-    if let Some((_, saved)) = loaded {
-        for (name, hash) in saved.manifest["tables"].as_object().into_iter().flatten() {
-            if customer.tables.iter().any(|t| t.name == *name) {
-                let rows = tables.version(name, hash.as_str().unwrap_or_default()).await?;
-                engine.set_table(name, rows);
+        _ if reset => {
+            let kept = recovered.positions.iter();
+            for (partition, at) in kept.filter(|(p, _)| !other.contains_key(p.topic.as_ref())) {
+                engine.resume_at(partition, *at)?;
             }
         }
-        engine.restore(saved, &fresh).await?;
+        _ => {}
     }
-    let reader = Reader::start(
-        &options.kafka,
-        &format!("millstream.{}", customer.name),
-        Isolation::Committed,
-    )?;
+    let group = format!("millstream.{}", customer.name);
+    let reader = Reader::start(&options.kafka, &group, Isolation::Committed)?;
     let mut writers = open_history(&engine, options, &cluster_id).await?;
     for (topic, id) in &recovered.topics {
         writers.values_mut().for_each(|writer| writer.identify(topic, id));
@@ -178,8 +259,11 @@ pub async fn begin(
         }
     }
     let epoch = recovered.last.as_ref().map_or(0, |l| l.epoch);
-    // Epochs that run again are handed to history again; after a reset none does.
-    let handed_over = if reset { epoch } else { snapshot.as_ref().map_or(0, |s| s.epoch) };
+    // Epochs that run again are handed to history again.
+    let handed_over = match runs_again {
+        true => snapshot.as_ref().map_or(0, |s| s.epoch),
+        false => epoch,
+    };
     let mut begun = Begun {
         history: EventHistory::start(writers, handed_over, options),
         reader,
@@ -197,8 +281,12 @@ pub async fn begin(
         tables,
     };
     begun.assign_positions()?;
-    if !reset {
-        begun.run_again(recovered.after(snapshot.as_ref())?).await?;
+    if runs_again {
+        let epochs = recovered.after(snapshot.as_ref())?;
+        // Of a customer whose state is dropped, they tell time and history only.
+        let queries = if reset { std::mem::take(&mut begun.engine.queries) } else { Vec::new() };
+        begun.run_again(epochs, !reset).await?;
+        begun.engine.queries.extend(queries);
         begun.engine.begin_empty(&fresh)?;
     }
     if begun.restate {
@@ -208,10 +296,35 @@ pub async fn begin(
     Ok(begun)
 }
 
+/// The cluster and its id.
+async fn connect(options: &Options) -> Result<(Arc<Cluster>, String)> {
+    let kafka = options.kafka.clone();
+    blocking(move || {
+        let cluster = Cluster::connect(&kafka)?;
+        let id = cluster.cluster_id()?.unwrap_or_default();
+        Ok((Arc::new(cluster), id))
+    })
+    .await
+}
+
+/// Tombstones for what the topics say of queries that begin empty.
+async fn retracted(
+    engine: &Engine,
+    fresh: &BTreeSet<String>,
+    options: &Options,
+) -> Result<Vec<OutRecord>> {
+    let mut records = Vec::new();
+    for query in engine.queries.iter().filter(|query| fresh.contains(&query.plan.name)) {
+        records.extend(topic::retractions(&options.kafka, &query.sink).await?);
+    }
+    Ok(records)
+}
+
 /// Says how much kept state is dropped, as of the snapshot.
-fn tell_dropped(customer: &str, epoch: u64, saved: &Snapshot, drops: impl Fn(&str) -> bool) {
+fn tell_dropped(customer: &str, epoch: u64, saved: &Snapshot, fresh: &BTreeSet<String>) {
     let queries = saved.manifest["queries"].as_object();
-    for (query, state) in queries.into_iter().flatten().filter(|(query, _)| drops(query)) {
+    for (query, state) in queries.into_iter().flatten().filter(|(query, _)| fresh.contains(*query))
+    {
         let open = |windows: &Vec<serde_json::Value>| {
             windows.iter().filter(|window| window[1]["closed"] == false).count()
         };
@@ -239,7 +352,7 @@ impl Begun {
     }
 
     /// Runs recorded epochs again: same ranges, same decisions, no records.
-    async fn run_again(&mut self, epochs: &[Progress]) -> Result<()> {
+    async fn run_again(&mut self, epochs: &[Progress], with_tables: bool) -> Result<()> {
         if !epochs.is_empty() {
             tracing::info!(
                 customer = self.engine.customer.name,
@@ -248,11 +361,16 @@ impl Begun {
             );
         }
         for record in epochs {
-            for (name, hash) in &record.tables {
+            for (name, hash) in record.tables.iter().filter(|_| with_tables) {
                 let rows = self.tables.version(name, hash).await?;
                 self.engine.set_table(name, rows);
             }
             self.join(&record.joined)?;
+            if record.clean {
+                // Nothing happened in it, and a changed view has said nothing yet.
+                self.history.epoch(record.epoch, Vec::new()).await?;
+                continue;
+            }
             self.engine.begin(record.now);
             self.read_range(record).await?;
             let mut output =
@@ -400,12 +518,13 @@ pub fn new_partitions(
 async fn limits(cluster: &Arc<Cluster>, engine: &Engine) -> Result<Limits> {
     let customer = &engine.customer;
     let dead = sink::dead_letter_topic(&customer.name);
-    let mut outputs: HashMap<Arc<str>, Option<String>> = HashMap::new();
+    let mut outputs: HashMap<Arc<str>, Content> = HashMap::new();
     for query in &engine.queries {
-        outputs.insert(query.sink.topic.clone(), Some(query.plan.name.clone()));
+        let content = Content::Results(query.plan.name.clone(), query.sink.publication);
+        outputs.insert(query.sink.topic.clone(), content);
     }
     for stream in &customer.streams {
-        outputs.insert(sink::late_topic(&customer.name, &stream.name), None);
+        outputs.insert(sink::late_topic(&customer.name, &stream.name), Content::Late);
     }
     let mut topics: Vec<_> = outputs.keys().cloned().collect();
     topics.push(dead.clone());

@@ -126,14 +126,14 @@ impl Reporter {
     }
 
     /// Publishes the status, unless that was done just now. `asked`: since when Kafka owes an
-    /// answer.
+    /// answer, and what it said instead.
     pub fn report(
         &mut self,
         engine: &Engine,
         ends: &HashMap<TopicPartition, i64>,
         epoch: u64,
         paused: &BTreeSet<TopicPartition>,
-        asked: Option<Instant>,
+        (asked, kafka_says): (Option<Instant>, Option<String>),
     ) {
         if self.reported.is_some_and(|at| at.elapsed() < INTERVAL) {
             return;
@@ -163,6 +163,7 @@ impl Reporter {
         let status = Status {
             history_waits_since: waits.into_iter().flatten().min(),
             snapshot_at: self.snapshot_at,
+            kafka_says,
             kafka_waits_since: asked.map(|asked| {
                 let waited = Micros::try_from(asked.elapsed().as_micros()).unwrap_or(Micros::MAX);
                 self.clock.now().saturating_sub(waited)

@@ -184,7 +184,7 @@ impl StreamStage {
         let mut before = Vec::new();
         self.watermarks.observe(&partition, &event_time, &mut before);
         self.rows_read += event_time.len() as u64;
-        self.bytes_read += chunk.bytes.len() as u64;
+        self.bytes_read += chunk.value_bytes() as u64;
         let position = self
             .positions
             .get_mut(&partition)

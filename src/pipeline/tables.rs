@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
 use arrow::record_batch::RecordBatch;
 use datafusion::common::Column;
 use datafusion::error::DataFusionError;
@@ -73,6 +75,7 @@ impl ReferenceTables {
             match self.load(&table, &path).await {
                 Ok(version) => {
                     self.refused.remove(&table.name);
+                    self.keep_columns(&table).await?;
                     if let Some(mark) = mark {
                         self.seen.insert(table.name.clone(), mark);
                     }
@@ -83,7 +86,7 @@ impl ReferenceTables {
                 }
                 Err(error) if self.current.contains_key(&table.name) => {
                     if self.refused.get(&table.name) != Some(&mark) {
-                        tracing::warn!(table = table.name, %error, "the table keeps its last content");
+                        tracing::warn!(table = table.name, %error, "the table keeps its last content; its columns are those that the kept state was made with");
                         self.refused.insert(table.name.clone(), mark);
                     }
                 }
@@ -94,7 +97,10 @@ impl ReferenceTables {
     }
 
     async fn load(&self, table: &Table, path: &Path) -> Result<Version> {
-        let bytes = tokio::fs::read(path).await.map_err(|e| unreadable(table, path).because(e))?;
+        let bytes = tokio::fs::read(path).await.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => missing(table),
+            _ => unreadable(table, path).because(error),
+        })?;
         let digest = Sha256::digest(&bytes);
         let hash: String = digest.iter().take(16).map(|b| format!("{b:02x}")).collect();
         let copy = self.copy_path(&table.name, &hash, table.format);
@@ -114,6 +120,22 @@ impl ReferenceTables {
                 Err(error)
             }
         }
+    }
+
+    /// Keeps the columns of a table that declares none, for the next start.
+    async fn keep_columns(&self, table: &Table) -> Result<()> {
+        let Some(columns) = self.planned.get(&table.name).filter(|_| table.columns.is_none())
+        else {
+            return Ok(());
+        };
+        let path = columns_path(&self.versions, &table.name);
+        if kept_columns(&path).as_ref() == Some(columns) {
+            return Ok(());
+        }
+        let mut writer = StreamWriter::try_new(Vec::new(), columns)?;
+        writer.finish()?;
+        tokio::fs::write(path, writer.into_inner()?).await?;
+        Ok(())
     }
 
     /// An earlier version, from its copy.
@@ -141,12 +163,36 @@ impl ReferenceTables {
     }
 }
 
-/// The columns of a table, read from its file.
-pub async fn schema(root: &Path, table: &Table) -> Result<SchemaRef> {
-    let rows = read(table, &root.join(&table.location), None).await?;
-    Ok(rows.first().map(RecordBatch::schema).unwrap_or_else(|| {
-        table.columns.clone().unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty()))
-    }))
+fn columns_path(versions: &Path, table: &str) -> PathBuf {
+    versions.join(format!("{table}.columns.arrow"))
+}
+
+/// The columns that an earlier run kept.
+fn kept_columns(path: &Path) -> Option<SchemaRef> {
+    let file = std::fs::File::open(path).ok()?;
+    Some(StreamReader::try_new(file, None).ok()?.schema())
+}
+
+/// The columns of a table: as declared, or as its file has them. Those that an earlier run kept
+/// in the folder `versions` stay as they were, also while the file cannot be read; columns that
+/// are new in the file come after them.
+///
+/// # Errors
+/// There is no such file, or it cannot be read.
+pub async fn schema(root: &Path, table: &Table, versions: Option<&Path>) -> Result<SchemaRef> {
+    let path = root.join(&table.location);
+    let found = read(table, &path, None).await.map(|rows| match rows.first() {
+        Some(rows) => rows.schema(),
+        None => table.columns.clone().unwrap_or_else(|| Arc::new(Schema::empty())),
+    });
+    let kept = versions.filter(|_| table.columns.is_none());
+    let Some(kept) = kept.and_then(|versions| kept_columns(&columns_path(versions, &table.name)))
+    else {
+        return found;
+    };
+    let found = found.unwrap_or_else(|_| Arc::new(Schema::empty()));
+    let new = found.fields().iter().filter(|field| kept.index_of(field.name()).is_err());
+    Ok(Arc::new(Schema::new(kept.fields().iter().chain(new).cloned().collect::<Vec<_>>())))
 }
 
 /// The rows of a table's file; at least one batch, so that its columns are known. They have the
@@ -169,9 +215,16 @@ async fn read_copy(
     copy: &Path,
     planned: Option<&SchemaRef>,
 ) -> Result<Vec<RecordBatch>> {
-    let fail = |e: DataFusionError| unreadable(table, path).because(e);
+    // People know the file, and not its copy.
+    let known = |text: String| {
+        let (copy, path) = (copy.to_string_lossy(), path.to_string_lossy());
+        let text = text.replace(copy.as_ref(), &path);
+        text.replace(copy.trim_start_matches('/'), &path)
+    };
+    let fail =
+        |e: DataFusionError| unreadable(table, path).detail(known(e.find_root().strip_backtrace()));
     if !copy.exists() {
-        return Err(unreadable(table, path).detail("there is no such file"));
+        return Err(missing(table));
     }
     let config = SessionConfig::new()
         .with_target_partitions(1)
@@ -257,10 +310,15 @@ fn in_file_order(found: &Schema, wanted: &Schema, by_name: impl Fn(bool) -> bool
     Schema::new(typed.collect::<Vec<_>>())
 }
 
+fn missing(table: &Table) -> Error {
+    Error::sql(format!("there is no file '{}'", table.location.display()))
+        .at(table.location_place.clone())
+        .hint("the path is relative to the project's folder")
+}
+
 fn unreadable(table: &Table, path: &Path) -> Error {
     Error::config(format!("the table '{}' cannot be read from {}", table.name, path.display()))
         .at(table.place.clone())
-        .hint("LOCATION is relative to the project folder")
 }
 
 #[cfg(test)]
@@ -285,9 +343,10 @@ mod tests {
                 columns: None,
                 options: vec![],
                 place: crate::error::Place::new(Path::new("a.sql"), "", 1, 1, 1),
+                location_place: crate::error::Place::new(Path::new("a.sql"), "", 1, 1, 1),
             });
             std::fs::write(folder.path().join("rooms.csv"), content).unwrap();
-            let planned = schema(folder.path(), &table).await.unwrap();
+            let planned = schema(folder.path(), &table, None).await.unwrap();
             let planned = BTreeMap::from([("rooms".to_owned(), planned)]);
             let versions = folder.path().join("versions");
             let tables = ReferenceTables::new(folder.path(), versions, vec![table], planned);
@@ -319,5 +378,25 @@ mod tests {
         assert_eq!(rooms.sum("max,floor,room\n7,1,hall\n").await, Some(7));
         assert!(rooms.tables.refused.is_empty());
         assert_eq!(rooms.sum("room,max\n").await, Some(0));
+    }
+
+    #[tokio::test]
+    async fn columns_stay_what_they_were_when_the_file_would_be_taken_for_something_else() {
+        let mut rooms = Rooms::new("room,max\nhall,2\n").await;
+        assert_eq!(rooms.sum("room,max\nhall,2\n").await, Some(2));
+        let (table, versions) = (rooms.tables.tables[0].clone(), rooms.tables.versions.clone());
+        for content in ["room,max\nhall,2.5\n", "room,max\nhall,abc\n", "room,max\nhall,\n", ""] {
+            std::fs::write(rooms.folder.path().join("rooms.csv"), content).unwrap();
+            let kept = schema(rooms.folder.path(), &table, Some(&versions)).await.unwrap();
+            assert_eq!(kept, rooms.tables.planned["rooms"], "{content}");
+        }
+        std::fs::write(rooms.folder.path().join("rooms.csv"), "floor,room,max\n1,hall,2.5\n")
+            .unwrap();
+        let kept = schema(rooms.folder.path(), &table, Some(&versions)).await.unwrap();
+        let names: Vec<_> = kept.fields().iter().map(|f| f.name().as_str()).collect();
+        assert_eq!(names, ["room", "max", "floor"]);
+        std::fs::remove_file(rooms.folder.path().join("rooms.csv")).unwrap();
+        assert!(schema(rooms.folder.path(), &table, Some(&versions)).await.is_ok());
+        assert!(schema(rooms.folder.path(), &table, None).await.is_err());
     }
 }

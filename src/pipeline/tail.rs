@@ -345,6 +345,10 @@ fn dead_letter_schema() -> SchemaRef {
     ]))
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn dead_letters(chunk: &Chunk, records: &[&Record]) -> Result<RecordBatch> {
     let header = |record: &Record, wanted: &str| -> Option<String> {
         let found = chunk.headers(record).find(|(name, _)| *name == wanted.as_bytes());
@@ -367,13 +371,16 @@ fn dead_letters(chunk: &Chunk, records: &[&Record]) -> Result<RecordBatch> {
     };
     let others = records.iter().map(|record| {
         let own = chunk.headers(record).filter(|(name, _)| !name.starts_with(b"millstream."));
-        let object: serde_json::Map<_, _> = own
+        let list: Vec<_> = own
             .map(|(name, value)| {
-                let value = value.map(|v| String::from_utf8_lossy(v).into_owned());
-                (String::from_utf8_lossy(name).into_owned(), value.into())
+                let value = value.map(|v| match std::str::from_utf8(v) {
+                    Ok(text) => serde_json::json!(text),
+                    Err(_) => serde_json::json!({ "hex": hex(v) }),
+                });
+                serde_json::json!([String::from_utf8_lossy(name), value])
             })
             .collect();
-        (!object.is_empty()).then(|| serde_json::Value::Object(object).to_string())
+        (!list.is_empty()).then(|| serde_json::Value::from(list).to_string())
     });
     let columns: Vec<ArrayRef> = vec![
         text(headers::STAGE),

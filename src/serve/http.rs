@@ -158,7 +158,8 @@ fn unready_pipeline(status: &Status, now: Micros) -> Option<String> {
         return Some(format!("the pipeline has said nothing for {} s", seconds(status.at)));
     }
     if let Some(since) = status.kafka_waits_since.filter(|since| now - since > KAFKA_US) {
-        return Some(format!("Kafka has not answered for {} s", seconds(since)));
+        let why = status.kafka_says.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        return Some(format!("Kafka has not answered for {} s{why}", seconds(since)));
     }
     if let Some(since) = status.history_waits_since.filter(|since| now - since > HISTORY_US) {
         return Some(format!("history has not committed for {} s", seconds(since)));

@@ -42,6 +42,9 @@ pub struct Status {
     /// When Kafka was asked something that it has not answered yet (wall clock).
     #[serde(default)]
     pub kafka_waits_since: Option<Micros>,
+    /// What it said instead of an answer.
+    #[serde(default)]
+    pub kafka_says: Option<String>,
     /// When the newest snapshot was named by a progress record (wall clock); before the first one,
     /// the pipeline's start. `None`: none is due.
     #[serde(default)]

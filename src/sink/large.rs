@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  result ──► dead letter, whole ──► dead letter, cut, with a header that says so
+//!    └─► a tombstone of its key, where the topic says what holds now
 //!  late row ──► the same row, its long texts cut (what it refers to stays)
 //! ```
 
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{DeadLetter, Stage, headers};
+use super::{DeadLetter, Publication, Stage, headers};
 use crate::log::{OutRecord, Replace, size_of};
 
 /// A text in a late row that is longer than this is cut when the row is too large.
@@ -19,31 +20,49 @@ const TEXT_BYTES: usize = 1_000;
 /// Of what a cut dead letter may have, this part is for its own headers, and for its key.
 const PART: usize = 4;
 
-/// The rule for a customer whose dead letters go to `dead`. `topics` says which query's results
-/// a topic has, or that it has late rows (`None`).
-pub fn replacement(dead: Arc<str>, topics: HashMap<Arc<str>, Option<String>>) -> Arc<Replace> {
+/// What a topic has.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// A query's results.
+    Results(String, Publication),
+    /// Late rows.
+    Late,
+}
+
+/// The rule for a customer whose dead letters go to `dead`, and whose `topics` have this content.
+pub fn replacement(dead: Arc<str>, topics: HashMap<Arc<str>, Content>) -> Arc<Replace> {
     Arc::new(move |record, limit| {
         if record.topic == dead {
-            return cut_letter(record, limit);
+            return (cut_letter(record, limit), None);
         }
-        let query = topics.get(&record.topic);
-        if matches!(query, Some(None))
+        let content = topics.get(&record.topic);
+        if matches!(content, Some(Content::Late))
             && let Some(shorter) = cut_texts(&record)
             && size_of(&shorter) <= limit
         {
-            return shorter;
+            return (shorter, None);
         }
         let size = size_of(&record);
         let topic = &record.topic;
         let letter = DeadLetter {
             stage: Stage::Result,
-            query: query.cloned().flatten(),
+            query: match content {
+                Some(Content::Results(query, _)) => Some(query.clone()),
+                _ => None,
+            },
             column: None,
             reason: format!(
                 "the result has {size} bytes and topic {topic} takes {limit} (max.message.bytes)"
             ),
         };
-        letter.from_result(&dead, record)
+        // What was said of the key before holds no longer.
+        let is_keyed = matches!(content, Some(Content::Results(_, p)) if *p != Publication::Append);
+        let gone = (is_keyed && record.value.is_some()).then(|| OutRecord {
+            value: None,
+            headers: Vec::new(),
+            ..record.clone()
+        });
+        (letter.from_result(&dead, record), gone)
     })
 }
 

@@ -18,7 +18,7 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 
 pub use dead_letter::{DeadLetter, Origin, Stage, headers};
-pub use large::replacement;
+pub use large::{Content, replacement};
 pub use late::late_schema;
 pub use late::{late_rows, origins};
 pub use results::{Publication, ResultSink};

@@ -113,6 +113,11 @@ impl Chunk {
         record.value.as_ref().map(|range| self.get(range))
     }
 
+    /// Bytes of all values. The buffer may hold more: it is shared with other chunks.
+    pub fn value_bytes(&self) -> usize {
+        self.records.iter().filter_map(|record| record.value.as_ref()).map(|v| v.len()).sum()
+    }
+
     /// Names and values of the headers of one of this chunk's records.
     pub fn headers(&self, record: &Record) -> Headers<'_> {
         Headers::new(self.get(&record.headers))

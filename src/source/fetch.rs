@@ -413,7 +413,7 @@ fn consumption_error(
             };
             Err(error.detail(detail).hint(
                 "the topic's retention removed what was not processed yet, or the topic was made anew; \
-                 lengthen retention.ms, and see docs on recovery before starting over with --reset",
+                 lengthen retention.ms, and see docs/running.md before starting over with --reset",
             ))
         }
         RDKafkaErrorCode::UnknownTopicOrPartition

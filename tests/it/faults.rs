@@ -39,8 +39,7 @@ fn a_result_that_is_too_large_is_a_dead_letter_and_the_others_go_on() {
     place.kafka.produce(&place.topic, [event(3, 3, "kitchen")]);
     place.run(&["--drain"]).ok();
 
-    let rooms: Vec<_> = place.results("by_room").iter().map(|r| r["room"].to_string()).collect();
-    assert_eq!(rooms, [r#""hall""#, r#""kitchen""#]);
+    assert_eq!(place.ask("SELECT room FROM {c}.by_room ORDER BY room"), ["hall", "kitchen"]);
     assert_eq!(place.results("hourly").len(), 2);
     let mut dead = place.kafka.read(&topic(&place, "dead_letters"));
     dead.sort_by_key(|letter| letter.header("millstream.query"));
@@ -129,6 +128,125 @@ fn a_reset_takes_back_what_a_view_said() {
     let name = format!("{}/latest", place.customer);
     place.run(&["--until-end", "--reset", &name]).ok();
     assert!(place.ask("SELECT sensor FROM {c}.latest").is_empty());
+}
+
+#[test]
+fn after_a_reset_closed_windows_stay_closed() {
+    let Some(kafka) = Kafka::require("reset and time") else { return };
+    let place = place(kafka, 1);
+    place.events(0..130);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let before = place.results("hourly");
+    assert!(before.len() >= 2, "{before:?}");
+    place.events(5..6);
+    place.run(&["--until-end", "--reset", &place.customer]).ok();
+    assert_eq!(place.results("hourly"), before);
+    let late = place.ask("SELECT query FROM {c}.events_late");
+    assert_eq!(late, ["hourly"], "the row is refused, and told");
+}
+
+#[test]
+fn a_reset_after_a_kill_loses_nothing_of_history() {
+    let Some(kafka) = Kafka::require("kill and reset") else { return };
+    let place = place(kafka, 1);
+    let arguments = ["run", "--brokers", &place.kafka.brokers, "--create-topics"];
+    let mut running = process::start(place.project.path(), &arguments);
+    running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
+    place.events(0..70);
+    // Once results are there, the epoch is committed; history has ten seconds more.
+    let deadline = Instant::now() + LONG;
+    while place.kafka.ends(&topic(&place, "latest"))[0].1 == 0 {
+        assert!(Instant::now() < deadline, "no results");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    running.kill();
+    place.run(&["--until-end", "--reset", &place.customer]).ok();
+    run(place.project.path(), &["audit", "--brokers", &place.kafka.brokers]).ok();
+    assert_eq!(place.ask("SELECT count(*), count(DISTINCT _offset) FROM {c}.events"), ["70,70"]);
+}
+
+#[test]
+fn a_start_that_fails_leaves_the_running_one_alone() {
+    let Some(kafka) = Kafka::require("a failing start") else { return };
+    let place = place(kafka, 1);
+    place.events(0..10);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let arguments = ["run", "--brokers", &place.kafka.brokers];
+    let mut running = process::start(place.project.path(), &arguments);
+    running.until("the pipeline", LONG, |said| said.contains("running recorded epochs again"));
+    std::thread::sleep(Duration::from_secs(2));
+    let said = place.run(&["--data-dir", "elsewhere"]).failed().said();
+    assert!(said.contains("is --data-dir elsewhere the folder of the last run?"), "{said}");
+    place.events(10..70);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!running.ended(), "{}", running.stderr());
+    running.signal("TERM");
+    running.wait(LONG).ok();
+    assert_eq!(place.ask("SELECT count(*) FROM {c}.events"), ["70"]);
+}
+
+#[test]
+fn views_agree_after_one_of_them_is_reset() {
+    let Some(kafka) = Kafka::require("reset of one view") else { return };
+    let place = place(kafka, 1);
+    place.project.query(
+        &place.customer,
+        "number",
+        "CREATE MATERIALIZED VIEW number AS SELECT count(*) AS sensors FROM latest",
+    );
+    place.events(0..10);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    assert_eq!(place.ask("SELECT sensors FROM {c}.number"), ["5"]);
+    let reset = |query: &str| {
+        let name = format!("{}/{query}", place.customer);
+        place.run(&["--until-end", "--reset", &name]).ok();
+        place.run(&["--until-end"]).ok();
+        place.ask("SELECT sensors FROM {c}.number")
+    };
+    assert_eq!(reset("number"), ["5"], "worked out from the other view at once");
+    assert_eq!(reset("latest"), ["0"]);
+}
+
+#[test]
+fn a_reference_table_may_look_different_at_the_next_start() {
+    let Some(kafka) = Kafka::require("tables over restarts") else { return };
+    let place = place(kafka, 1);
+    let rooms = |rows: &str| {
+        place.project.file("data/rooms.csv", &format!("room,restricted,area\n{rows}"));
+    };
+    rooms("kitchen,false,10\nhall,true,12\n");
+    place.kafka.produce(&place.topic, [event(1, 1, "hall")]);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    for (minute, rows) in [(2, "hall,true,12.5\n"), (3, "hall,true,12\n"), (4, "hall,true,x\n")] {
+        rooms(rows);
+        place.kafka.produce(&place.topic, [event(minute, 1, "hall")]);
+        place.run(&["--until-end"]).ok();
+    }
+    std::fs::remove_file(place.project.path().join("data/rooms.csv")).unwrap();
+    place.kafka.produce(&place.topic, [event(5, 1, "hall")]);
+    let said = place.run(&["--until-end"]).ok().said();
+    assert!(said.contains("there is no file 'data/rooms.csv'"), "{said}");
+    assert_eq!(place.results("alerts").len(), 5, "the last content goes on");
+}
+
+#[test]
+fn the_account_of_a_topic_made_anew_comes_to_an_end() {
+    let Some(kafka) = Kafka::require("audit of a topic made anew") else { return };
+    let place = place(kafka, 1);
+    place.events(0..20);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let audit = || run(place.project.path(), &["audit", "--brokers", &place.kafka.brokers]);
+    place.kafka.delete(&place.topic);
+    let said = audit().failed().said();
+    assert!(said.contains("it is gone from Kafka"), "{said}");
+    place.kafka.create(&place.topic, 1);
+    place.events(0..5);
+    let said = audit().failed().said();
+    assert!(said.contains("Kafka ends at 5"), "{said}");
+    place.run(&["--until-end", "--reset", &place.customer]).ok();
+    let said = audit().ok().said();
+    assert!(said.contains("the topic was made anew"), "{said}");
 }
 
 /// A small project against a broker inside this process.

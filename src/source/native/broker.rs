@@ -365,7 +365,7 @@ fn look_at_offsets(shared: &Shared<'_>, connection: &mut Connection<'_>, ask: &A
             .detail(format!("wanted offset {wanted}; Kafka has {low} to {high}"))
             .hint(
                 "the topic's retention removed what was not processed yet, or the topic was made anew; \
-                 lengthen retention.ms, and see docs on recovery before starting over with --reset",
+                 lengthen retention.ms, and see docs/running.md before starting over with --reset",
             ),
     ))
 }

@@ -201,7 +201,7 @@ fn note_topic(partition: &mut Partition, topic: &MetadataResponseTopic) -> Attem
             return Err(Trouble::Final(
                 Error::new(Kind::Recovery, format!("the topic of {tp} was made anew"))
                     .detail(format!("it was {} and is {}", partition.topic_id, topic.topic_id))
-                    .hint("its offsets are others now: see docs on recovery before starting over with --reset"),
+                    .hint("its offsets are others now: see docs/running.md before starting over with --reset"),
             ));
         }
     }
