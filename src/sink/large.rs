@@ -123,10 +123,29 @@ mod tests {
         }
     }
 
-    fn replace(record: OutRecord, limit: usize) -> OutRecord {
-        let topics =
-            HashMap::from([("r".into(), Some("visits".to_owned())), ("late".into(), None)]);
+    fn replace_with(record: OutRecord, limit: usize) -> (OutRecord, Option<OutRecord>) {
+        let results = |publication| Content::Results("visits".to_owned(), publication);
+        let topics = HashMap::from([
+            ("r".into(), results(Publication::Append)),
+            ("view".into(), results(Publication::Upsert)),
+            ("late".into(), Content::Late),
+        ]);
         replacement("dead".into(), topics)(record, limit)
+    }
+
+    fn replace(record: OutRecord, limit: usize) -> OutRecord {
+        let (instead, before) = replace_with(record, limit);
+        assert_eq!(before, None);
+        instead
+    }
+
+    #[test]
+    fn the_key_of_a_view_whose_row_is_too_large_holds_nothing() {
+        let (letter, gone) = replace_with(record("view", "x".repeat(5_000)), 1_000);
+        assert_eq!(letter.topic.as_ref(), "dead");
+        let gone = gone.unwrap();
+        assert_eq!((gone.topic.as_ref(), gone.value), ("view", None));
+        assert_eq!(gone.key.as_deref(), Some(b"key".as_slice()));
     }
 
     fn header(record: &OutRecord, wanted: &str) -> String {

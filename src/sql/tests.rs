@@ -931,6 +931,7 @@ fn a_table_without_columns_is_told_once() {
         columns: None,
         options: Vec::new(),
         place: place(),
+        location_place: place(),
     }));
     let empty = ("blank".to_owned(), Arc::new(Schema::empty()));
     let errors = plan_customer(&owner, &[empty]).unwrap_err();
