@@ -833,12 +833,6 @@ fn wrong_settings_and_tables() {
         "write name, type and NOT NULL only",
     );
     expect(
-        &table("STORED AS CSV LOCATION 'schemas'"),
-        "there is no file 'schemas'",
-        "schemas/c.sql:1:48",
-        "",
-    );
-    expect(
         &table("STORED AS CSV LOCATION 'schemas/c.sql' OPTIONS (delimiter '||')"),
         "'||' is no delimiter: one ASCII character",
         "schemas/c.sql:1:83",

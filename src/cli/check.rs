@@ -152,10 +152,9 @@ fn warnings(query: &QueryPlan) -> Vec<String> {
         );
     }
     for field in query.output.fields() {
-        let shown = plain(field.name());
-        if shown != *field.name() {
-            warnings
-                .push(format!("a column is called \"{}\": give it a name with AS", field.name()));
+        if field.name().contains(['(', '.']) {
+            let name = plain(field.name());
+            warnings.push(format!("a column is called \"{name}\": give it a name with AS"));
         }
     }
     warnings

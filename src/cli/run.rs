@@ -158,7 +158,8 @@ pub async fn run_all(
             return Err(error);
         }
         let others = pipelines.len();
-        tracing::error!(customer, %error, others, "the pipeline has stopped; the others go on");
+        let goes_on = if others > 0 { "; the others go on" } else { "" };
+        tracing::error!(customer, %error, "the pipeline has stopped{goes_on}");
         failed.push((customer, error));
     }
     let Some((_, first)) = failed.first() else { return Ok(()) };

@@ -245,6 +245,12 @@ fn values(message: &str) -> Option<Explained> {
         let hint = "compare texts with texts and numbers with numbers; try_cast(x AS ..) gives NULL for what does not fit";
         return Some(Explained { words: vec![value.to_owned()], ..explained }.hint(hint));
     }
+    if message.starts_with("timestamp ") && message.ends_with(" out of range") {
+        let explained = Explained::new("a time is too far away for this function").detail(message);
+        return Some(explained.hint(
+            "broken clocks say such times: leave them out, as in WHERE event_time >= '1900-01-01'",
+        ));
+    }
     if let Some(value) = between(message, "Invalid input syntax for type interval: \"", "\"") {
         return Some(
             Explained::new(format!("'{value}' is no INTERVAL"))
