@@ -12,6 +12,7 @@
 //! later stage; only [`pipeline`] joins them all.
 
 pub mod error;
+mod hex;
 pub mod time;
 
 pub mod catalog;

@@ -43,10 +43,7 @@ const WINDOW: &str = "SELECT window_end, count(*) AS events
 FROM TUMBLE(TABLE events, DESCRIPTOR(at), INTERVAL '1' SECOND) GROUP BY window_start, window_end";
 
 fn main() {
-    let Ok(brokers) = std::env::var("MILLSTREAM_TEST_KAFKA") else {
-        println!("latency: needs Kafka (benches/run latency starts one); skipped");
-        return;
-    };
+    let Some(brokers) = job::brokers("latency") else { return };
     let mut table = String::from(
         "| events/s | result | p50 | p99 | most | results | CPU of the process |\n|---|---|---|---|---|---|---|\n",
     );

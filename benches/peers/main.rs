@@ -107,12 +107,9 @@ fn main() {
     {
         return day::consume(brokers, topic, events.parse().unwrap());
     }
-    let Ok(brokers) = std::env::var("MILLSTREAM_TEST_KAFKA") else {
-        println!("peers: needs Kafka (benches/run peers starts one); skipped");
-        return;
-    };
-    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
-    let (events, rounds) = (number("EVENTS").unwrap_or(10_000_000), number("ROUNDS").unwrap_or(1));
+    let Some(brokers) = job::brokers("peers") else { return };
+    let rounds: u64 = std::env::var("ROUNDS").map_or(1, |number| number.parse().unwrap());
+    let events = day::events();
     let peers: Vec<(&Peer, String)> = chosen().into_iter().map(|p| (p, fetch(p))).collect();
 
     let tag = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();

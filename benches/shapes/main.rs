@@ -56,12 +56,8 @@ const SHAPES: [Shape; 5] = [
 ];
 
 fn main() {
-    let Ok(brokers) = std::env::var("MILLSTREAM_TEST_KAFKA") else {
-        println!("shapes: needs Kafka (benches/run shapes starts one); skipped");
-        return;
-    };
-    let events: u64 =
-        std::env::var("EVENTS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000_000);
+    let Some(brokers) = job::brokers("shapes") else { return };
+    let events = day::events();
     let tag = &uuid::Uuid::new_v4().simple().to_string()[..8];
     let topics = [KEYS, MANY_KEYS].map(|keys| {
         let topic = format!("shapes_{tag}_{keys}");

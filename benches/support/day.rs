@@ -45,6 +45,11 @@ FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)
 GROUP BY window_start, window_end, part_id;
 ";
 
+/// How many events a run has: EVENTS, or ten million.
+pub fn events() -> u64 {
+    std::env::var("EVENTS").map_or(10_000_000, |number| number.parse().unwrap())
+}
+
 struct Event {
     second: u64,
     key: u64,

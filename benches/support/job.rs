@@ -7,6 +7,15 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use tempfile::TempDir;
 
+/// The brokers that a benchmark is to use; without any it says what it needs.
+pub fn brokers(bench: &str) -> Option<String> {
+    let brokers = std::env::var("MILLSTREAM_TEST_KAFKA").ok();
+    if brokers.is_none() {
+        println!("{bench}: needs Kafka (benches/run {bench} starts one); skipped");
+    }
+    brokers
+}
+
 /// A client's configuration.
 pub fn config(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();

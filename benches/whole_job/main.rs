@@ -30,12 +30,8 @@ struct Figure {
 }
 
 fn main() {
-    let Ok(brokers) = std::env::var("MILLSTREAM_TEST_KAFKA") else {
-        println!("whole_job: needs Kafka (benches/run whole_job starts one); skipped");
-        return;
-    };
-    let events: u64 =
-        std::env::var("EVENTS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000_000);
+    let Some(brokers) = job::brokers("whole_job") else { return };
+    let events = day::events();
     let tag = &uuid::Uuid::new_v4().simple().to_string()[..8];
     let topics = CODECS.map(|codec| {
         let topic = format!("whole_job_{tag}_{codec}");

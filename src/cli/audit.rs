@@ -15,10 +15,10 @@ use futures::StreamExt;
 
 use super::{Kafka, Project};
 use crate::catalog::Customer;
-use crate::log::{Joined, Position, Progress, read_log};
+use crate::log::{Position, Progress, read_log};
 use crate::pipeline::blocking;
 use crate::sink::{self, headers};
-use crate::source::chunk::{Chunk, Record};
+use crate::source::chunk::Chunk;
 use crate::source::{Cluster, KafkaConfig, TopicPartition};
 use crate::{Result, history, pipeline};
 
@@ -167,10 +167,11 @@ async fn recorded(
     let mut positions = BTreeMap::new();
     let mut ids: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for record in &read_log(kafka, &customer.name).await? {
-        let Progress { joined, positions: moved, topics, .. } = Progress::decode(record)?;
-        for (topic, id) in topics.into_iter().chain(joined.iter().filter_map(Joined::named_topic)) {
+        let record = Progress::decode(record)?;
+        for (topic, id) in record.topic_ids() {
             ids.entry(topic).or_default().insert(id);
         }
+        let Progress { joined, positions: moved, .. } = record;
         let begun = |offset| Position { offset, joined: offset, ..Position::default() };
         positions.extend(joined.into_iter().map(|join| (join.partition, begun(join.offset))));
         positions.extend(moved);
@@ -187,14 +188,14 @@ async fn dead_letters(kafka: &KafkaConfig, customer: &Customer) -> Result<DeadLe
     let mut dead = DeadLetters::new();
     pipeline::read_topic(kafka, &topic, |chunk| {
         for record in &chunk.records {
-            let stage = header(chunk, record, headers::STAGE);
+            let stage = chunk.header(record, headers::STAGE);
             if !matches!(stage.as_deref(), Some("decode" | "column" | "event_time")) {
                 continue;
             }
             let number =
-                |name: &str| header(chunk, record, name).and_then(|v| v.parse::<i64>().ok());
+                |name: &str| chunk.header(record, name).and_then(|v| v.parse::<i64>().ok());
             let place = (
-                header(chunk, record, headers::TOPIC),
+                chunk.header(record, headers::TOPIC),
                 number(headers::PARTITION),
                 number(headers::OFFSET),
             );
@@ -210,12 +211,6 @@ async fn dead_letters(kafka: &KafkaConfig, customer: &Customer) -> Result<DeadLe
     })
     .await?;
     Ok(dead)
-}
-
-/// A header of a record, as text.
-pub fn header(chunk: &Chunk, record: &Record, wanted: &str) -> Option<String> {
-    let found = chunk.headers(record).find(|(name, _)| *name == wanted.as_bytes());
-    found.and_then(|(_, value)| value).map(|v| String::from_utf8_lossy(v).into_owned())
 }
 
 /// The first offset of a partition and its end; `None`: there is no such partition.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::audit::header;
 use super::{Kafka, Project};
 use crate::catalog::{Customer, Stream};
 use crate::log::{OutRecord, resend};
@@ -103,12 +102,11 @@ async fn waiting(kafka: &crate::source::KafkaConfig, customer: &Customer) -> Res
     let (mut letters, mut retried) = (Vec::new(), HashSet::new());
     pipeline::read_topic(kafka, &topic, |chunk| {
         for record in &chunk.records {
-            match header(chunk, record, headers::STAGE).as_deref() {
+            match chunk.header(record, headers::STAGE).as_deref() {
                 Some("decode") => letters.extend(letter(chunk, record)),
                 Some(RETRIED) => {
-                    let number = |name: &str| {
-                        header(chunk, record, name).and_then(|v| v.parse::<i64>().ok())
-                    };
+                    let number =
+                        |name: &str| chunk.header(record, name).and_then(|v| v.parse::<i64>().ok());
                     if let (Some(partition), Some(offset)) =
                         (number(headers::PARTITION), number(headers::OFFSET))
                     {
@@ -126,12 +124,12 @@ async fn waiting(kafka: &crate::source::KafkaConfig, customer: &Customer) -> Res
 }
 
 fn letter(chunk: &Chunk, record: &Record) -> Option<Letter> {
-    let own = chunk.headers(record).filter(|(name, _)| !name.starts_with(b"millstream."));
+    let own = chunk.headers(record).filter(|(name, _)| !headers::is_ours(name));
     let copy = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
     Some(Letter {
         id: (chunk.partition, record.offset),
-        topic: header(chunk, record, headers::TOPIC)?,
-        cut: header(chunk, record, headers::CUT).is_some(),
+        topic: chunk.header(record, headers::TOPIC)?,
+        cut: chunk.header(record, headers::CUT).is_some(),
         key: chunk.key(record).map(copy),
         value: chunk.value(record).map(copy)?,
         headers: own

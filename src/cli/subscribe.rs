@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 
-use super::audit::header;
 use super::{Kafka, Project, output};
 use crate::sensors::units;
 use crate::sink::headers;
@@ -271,14 +270,14 @@ impl<W: Write> Printer<W> {
 /// What a dead letter's headers say of it, where it comes from, its key and its value; `None` for
 /// any other record.
 fn dead_letter(chunk: &Chunk, record: &Record) -> Option<Map<String, Value>> {
-    let text = |name: &str| header(chunk, record, name).map_or(Value::Null, Value::from);
+    let text = |name: &str| chunk.header(record, name).map_or(Value::Null, Value::from);
     let number = |name: &str| {
-        let number = header(chunk, record, name).and_then(|text| text.parse::<i64>().ok());
+        let number = chunk.header(record, name).and_then(|text| text.parse::<i64>().ok());
         number.map_or(Value::Null, Value::from)
     };
     let bytes =
         |bytes: Option<&[u8]>| bytes.map_or(Value::Null, |b| Value::from(output::text_or_hex(b)));
-    let stage = header(chunk, record, headers::STAGE)?;
+    let stage = chunk.header(record, headers::STAGE)?;
     let said = [
         ("stage", Value::from(stage)),
         ("reason", text(headers::REASON)),

@@ -135,6 +135,12 @@ impl Progress {
         Ok(bytes.into())
     }
 
+    /// The ids of topics that it tells.
+    pub fn topic_ids(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        let named = self.joined.iter().filter_map(Joined::named_topic);
+        self.topics.clone().into_iter().chain(named)
+    }
+
     /// A record from its bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let record: Self = serde_json::from_slice(bytes).map_err(|e| {
@@ -185,8 +191,7 @@ impl Recovered {
         let positions = moves.collect();
         let mut topics = BTreeMap::new();
         for record in &records {
-            topics.extend(record.topics.clone());
-            topics.extend(record.joined.iter().filter_map(Joined::named_topic));
+            topics.extend(record.topic_ids());
         }
         Ok(Self { snapshot, older, base, records, last, positions, topics })
     }

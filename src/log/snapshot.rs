@@ -24,7 +24,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, hex};
 
 /// The version of this layout.
 const FORMAT: u32 = 1;
@@ -228,7 +228,7 @@ fn decode(bytes: Bytes) -> Result<RecordBatch> {
 }
 
 fn checksum(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::digits(&Sha256::digest(bytes))
 }
 
 fn damaged(path: &Path, what: &str) -> Error {

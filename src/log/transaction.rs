@@ -136,7 +136,8 @@ impl Committer {
     ///
     /// # Errors
     /// Final ones: `Fenced` (another process took over), `Data` (a record that Kafka does not
-    /// take, whatever its size; another output for this epoch may be committed instead), `Config` (a missing topic), `Kafka` (a permission). The epoch is not committed.
+    /// take, whatever its size; another output for this epoch may be committed instead), `Config`
+    /// (a missing topic), `Kafka` (a permission). The epoch is not committed.
     pub async fn commit(&self, output: EpochOutput) -> Result<Committed> {
         let (reply, answer) = oneshot::channel();
         self.jobs.send((output, reply)).map_err(stopped)?;

@@ -244,7 +244,7 @@ impl Engine {
         let rank = stage.positions.range(..&partition).count();
         let history = stage.history;
         self.output.rows += read.rows.event_time.len() as u64;
-        let bytes = chunk.value_bytes();
+        let bytes = read.bytes;
         self.output.bytes += bytes as u64;
         let newest = chunk.records.iter().map(|r| r.timestamp_ms).max().unwrap_or(0);
         self.output.newest_ms = self.output.newest_ms.max(newest);
@@ -330,7 +330,7 @@ impl Engine {
         let emissions = query.operator.end_epoch(watermark, early, news, &self.relations).await?;
         let previous = query.forwarded;
         query.forwarded = watermark;
-        let is_view = is_view(&query.plan);
+        let is_view = query.plan.is_view();
         let name = query.plan.name.clone();
         for emission in emissions {
             let first_final = emission.window.is_none_or(|w| w.end > previous);
@@ -512,7 +512,7 @@ impl Engine {
     /// Puts what every view says now where the queries that read it look.
     fn refresh_views(&mut self) {
         for query in &self.queries {
-            if is_view(&query.plan) {
+            if query.plan.is_view() {
                 let content = query.operator.content();
                 let rows = Arc::new(content.into_iter().collect());
                 self.relations.insert(query.plan.name.clone(), rows);
@@ -583,7 +583,7 @@ impl Engine {
             query.operator = Operator::restore(query.plan.clone(), self.zone, state).await?;
         }
         // One of two views that read each other may have begun anew before this.
-        let views = self.queries.iter().filter(|q| is_view(&q.plan));
+        let views = self.queries.iter().filter(|q| q.plan.is_view());
         self.changed.extend(views.map(|q| q.plan.name.clone()));
         self.refresh_views();
         Ok(())
@@ -608,10 +608,6 @@ impl Engine {
             self.streams.iter().map(|(n, s)| (format!("stream:{n}"), stream::fingerprint(&s.plan)));
         queries.chain(streams).collect()
     }
-}
-
-fn is_view(plan: &QueryPlan) -> bool {
-    matches!(plan.kind, PlanKind::View | PlanKind::Derived)
 }
 
 /// What the results topic of a planned query holds.

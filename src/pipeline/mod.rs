@@ -544,6 +544,9 @@ impl Pipeline {
 
     /// Tells how things stand, if it is time to.
     fn report(&mut self) {
+        if !self.status.is_due() {
+            return;
+        }
         let commit = self.commit.as_ref().map(|commit| commit.began);
         let (asked, trouble) = self.asked.borrow().clone();
         let asked = [commit, asked].into_iter().flatten().min();

@@ -16,7 +16,7 @@ use futures::StreamExt;
 use super::{history_root, start, tables};
 use crate::catalog::{Catalog, Customer};
 use crate::history::{self, EventScan};
-use crate::sql::{Input, PlanKind, QueryPlan, Relations};
+use crate::sql::{Input, QueryPlan, Relations};
 use crate::time::{BEGINNING, Clock, END, Micros};
 use crate::window::{Operator, Rows};
 use crate::{Error, Result};
@@ -74,8 +74,7 @@ pub async fn replay(
     if last.failed > 0 {
         tracing::warn!(failed = last.failed, "rows or windows failed and are left out");
     }
-    let is_view = matches!(last.plan.kind, PlanKind::View | PlanKind::Derived);
-    let rows = match is_view {
+    let rows = match last.plan.is_view() {
         true => last.operator.content().into_iter().collect(),
         false => last.results,
     };
@@ -249,7 +248,7 @@ async fn close(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
                 }
             }
         }
-        if matches!(step.plan.kind, PlanKind::View | PlanKind::Derived) {
+        if step.plan.is_view() {
             let content = step.operator.content().into_iter().collect();
             relations.insert(step.plan.name.clone(), Arc::new(content));
         }

@@ -125,8 +125,12 @@ impl Reporter {
         self.snapshot_at = self.snapshot_at.map(|_| now);
     }
 
-    /// Publishes the status, unless that was done just now. `asked`: since when Kafka owes an
-    /// answer, and what it said instead.
+    /// Whether it is some time since the status was published.
+    pub fn is_due(&self) -> bool {
+        self.reported.is_none_or(|at| at.elapsed() >= INTERVAL)
+    }
+
+    /// Publishes the status. `asked`: since when Kafka owes an answer, and what it said instead.
     pub fn report(
         &mut self,
         engine: &Engine,
@@ -135,9 +139,6 @@ impl Reporter {
         paused: &BTreeSet<TopicPartition>,
         (asked, kafka_says): (Option<Instant>, Option<String>),
     ) {
-        if self.reported.is_some_and(|at| at.elapsed() < INTERVAL) {
-            return;
-        }
         self.reported = Some(Instant::now());
         let streams =
             engine.streams.iter().map(|(name, stage)| self.stream(name, stage, ends, paused));

@@ -26,7 +26,7 @@ use crate::source::chunk::{Chunk, Record};
 use crate::sql::StreamPlan;
 use crate::time::Micros;
 use crate::watermark::{WatermarkSettings, Watermarks, is_future};
-use crate::{Error, Result};
+use crate::{Error, Result, hex};
 
 /// A source stream's decoder, watermarks and positions.
 pub struct StreamStage {
@@ -72,6 +72,8 @@ pub struct Read {
     pub reasons: Vec<&'static str>,
     /// Records without a value.
     pub tombstones: u64,
+    /// Bytes of the records' values.
+    pub bytes: usize,
 }
 
 /// The decoder of a stream's payload columns.
@@ -110,7 +112,7 @@ pub fn fingerprint(plan: &StreamPlan) -> String {
         digest.update(format!("{name} {data_type} {nullable} {source}\n"));
     }
     digest.update(format!("{:?}", plan.stream.watermark));
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::digits(&digest.finalize())
 }
 
 /// Rows on their way: which message each came from.
@@ -184,7 +186,8 @@ impl StreamStage {
         let mut before = Vec::new();
         self.watermarks.observe(&partition, &event_time, &mut before);
         self.rows_read += event_time.len() as u64;
-        self.bytes_read += chunk.value_bytes() as u64;
+        let bytes = chunk.value_bytes();
+        self.bytes_read += bytes as u64;
         let position = self
             .positions
             .get_mut(&partition)
@@ -201,7 +204,7 @@ impl StreamStage {
             positions: draft.positions,
         };
         let (dead, reasons) = (dead.records, dead.reasons);
-        Ok(Read { rows, dead, reasons, tombstones: decoded.tombstones })
+        Ok(Read { rows, dead, reasons, tombstones: decoded.tombstones, bytes })
     }
 
     /// Payload and metadata columns in declared order.

@@ -20,7 +20,7 @@ use datafusion::prelude::{
 use sha2::{Digest, Sha256};
 
 use crate::catalog::{Table, TableFormat};
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, hex};
 
 /// A customer's reference tables and where their versions are kept.
 pub struct ReferenceTables {
@@ -101,8 +101,7 @@ impl ReferenceTables {
             std::io::ErrorKind::NotFound => missing(table),
             _ => unreadable(table, path).because(error),
         })?;
-        let digest = Sha256::digest(&bytes);
-        let hash: String = digest.iter().take(16).map(|b| format!("{b:02x}")).collect();
+        let hash = hex::digits(&Sha256::digest(&bytes)[..16]);
         let copy = self.copy_path(&table.name, &hash, table.format);
         let is_new = !copy.exists();
         if is_new {

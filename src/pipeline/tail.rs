@@ -27,7 +27,7 @@ use crate::sink::{self, Publication, headers};
 use crate::source::chunk::{Chunk, Record};
 use crate::source::{Cluster, Event, Isolation, KafkaConfig, Reader, TopicPartition};
 use crate::time::Micros;
-use crate::{Error, Result};
+use crate::{Error, Result, hex};
 
 /// How often commits are looked at when nothing comes.
 const LOOK: Duration = Duration::from_millis(500);
@@ -345,15 +345,8 @@ fn dead_letter_schema() -> SchemaRef {
     ]))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn dead_letters(chunk: &Chunk, records: &[&Record]) -> Result<RecordBatch> {
-    let header = |record: &Record, wanted: &str| -> Option<String> {
-        let found = chunk.headers(record).find(|(name, _)| *name == wanted.as_bytes());
-        found.and_then(|(_, value)| value).map(|v| String::from_utf8_lossy(v).into_owned())
-    };
+    let header = |record: &Record, wanted: &str| chunk.header(record, wanted);
     let text = |name: &str| -> ArrayRef {
         Arc::new(records.iter().map(|r| header(r, name)).collect::<StringArray>())
     };
@@ -370,12 +363,12 @@ fn dead_letters(chunk: &Chunk, records: &[&Record]) -> Result<RecordBatch> {
         Arc::new(records.iter().map(|r| header(r, name)?.parse().ok()).collect::<Int32Array>())
     };
     let others = records.iter().map(|record| {
-        let own = chunk.headers(record).filter(|(name, _)| !name.starts_with(b"millstream."));
+        let own = chunk.headers(record).filter(|(name, _)| !headers::is_ours(name));
         let list: Vec<_> = own
             .map(|(name, value)| {
                 let value = value.map(|v| match std::str::from_utf8(v) {
                     Ok(text) => serde_json::json!(text),
-                    Err(_) => serde_json::json!({ "hex": hex(v) }),
+                    Err(_) => serde_json::json!({ "hex": hex::digits(v) }),
                 });
                 serde_json::json!([String::from_utf8_lossy(name), value])
             })

@@ -10,6 +10,11 @@ use crate::source::chunk::{Chunk, Record};
 
 /// Names of the headers that a dead letter carries besides its own.
 pub mod headers {
+    /// Whether a header of that name is one of these, and not the record's own.
+    pub fn is_ours(name: &[u8]) -> bool {
+        name.starts_with(b"millstream.")
+    }
+
     /// Where it failed: a [`super::Stage`].
     pub const STAGE: &str = "millstream.stage";
     /// The query that refused the row or whose window failed.

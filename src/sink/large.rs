@@ -84,10 +84,10 @@ fn shorten(value: &mut Value) {
 
 /// A dead letter cut to `limit`: what says where it came from and why stays whole.
 fn cut_letter(mut letter: OutRecord, limit: usize) -> OutRecord {
-    let is_ours = |name: &str| name.starts_with("millstream.");
     let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
-    let (mut ours, mut own): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut letter.headers).into_iter().partition(|(name, _)| is_ours(name));
+    let (mut ours, mut own): (Vec<_>, Vec<_>) = std::mem::take(&mut letter.headers)
+        .into_iter()
+        .partition(|(name, _)| headers::is_ours(name.as_bytes()));
     let own_bytes: usize = own.iter().map(|(name, value)| name.len() + length(value)).sum();
     let was = format!(
         "key: {} bytes, value: {} bytes, headers: {own_bytes} bytes",

@@ -123,6 +123,12 @@ impl Chunk {
         Headers::new(self.get(&record.headers))
     }
 
+    /// The first header of that name of one of this chunk's records, as text.
+    pub fn header(&self, record: &Record, wanted: &str) -> Option<String> {
+        let (_, value) = self.headers(record).find(|(name, _)| *name == wanted.as_bytes())?;
+        value.map(|value| String::from_utf8_lossy(value).into_owned())
+    }
+
     /// The records at or after `from_offset`, over the same bytes.
     pub fn slice(&self, from_offset: i64) -> Chunk {
         let from = self.records.partition_point(|record| record.offset < from_offset);

@@ -4,6 +4,7 @@ use arrow::datatypes::Schema;
 use datafusion::logical_expr::LogicalPlan;
 use sha2::{Digest, Sha256};
 
+use crate::hex;
 use crate::sql::cut::{Cut, Kept, Windowing};
 use crate::sql::shown::plain;
 
@@ -81,5 +82,5 @@ pub(crate) fn fingerprint(
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::digits(&hash.finalize())
 }

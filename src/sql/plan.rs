@@ -96,6 +96,11 @@ impl QueryPlan {
         Arc::clone(&self.leaf_schema)
     }
 
+    /// Whether it says what holds now, and not what happened.
+    pub fn is_view(&self) -> bool {
+        matches!(self.kind, PlanKind::View | PlanKind::Derived)
+    }
+
     /// The input's columns that the plan reads, ascending: what [`QueryPlan::absorb`] and
     /// [`QueryPlan::stateless`] take.
     pub fn leaf_projection(&self) -> &[usize] {
