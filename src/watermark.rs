@@ -141,6 +141,30 @@ impl Partition {
     }
 }
 
+/// What the next rows of one partition are judged by. Whoever has it needs nothing else of the
+/// stream until the epoch's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Floor {
+    /// The partition's own W.
+    pub own: Micros,
+    /// The smallest W of the others at the epoch's start.
+    others: Micros,
+    delay_us: i64,
+}
+
+impl Floor {
+    /// Takes the event times of the next rows, in offset order; gives the watermark just before
+    /// each.
+    pub fn pass(&mut self, events: &[Micros]) -> Vec<Micros> {
+        let before = |event: &Micros| {
+            let before = self.own.min(self.others);
+            self.own = self.own.max(event.saturating_sub(self.delay_us));
+            before
+        };
+        events.iter().map(before).collect()
+    }
+}
+
 /// The watermarks of one stream.
 #[derive(Debug, Clone)]
 pub struct Watermarks {
@@ -222,8 +246,30 @@ impl Watermarks {
         self.slowest = (slowest.cloned(), first, second);
     }
 
-    /// Takes the event times of a partition's next rows, in offset order, and adds to `before`
-    /// the watermark just before each. An unknown partition joins.
+    /// What the next rows of a partition are judged by.
+    pub fn floor(&self, partition: &TopicPartition) -> Floor {
+        let others = match &self.slowest {
+            (Some(slowest), _, second) if slowest == partition => *second,
+            (_, first, _) => *first,
+        };
+        let own = self.partitions.get(partition).map_or(BEGINNING, |p| p.mark.watermark);
+        Floor { own, others, delay_us: self.settings.delay_us }
+    }
+
+    /// Rows of a partition came, if `any`, that brought its W to `watermark`.
+    pub fn advance(&mut self, partition: &TopicPartition, watermark: Micros, any: bool) {
+        let now = self.now;
+        let Some(partition) = self.partitions.get_mut(partition) else { return };
+        if watermark > partition.mark.watermark {
+            partition.moved_at = now;
+            partition.mark.watermark = watermark;
+        }
+        partition.mark.seen |= any;
+    }
+
+    /// Takes the event times of a partition's next rows at once: [`Watermarks::heard`], then
+    /// [`Floor::pass`] and [`Watermarks::advance`].
+    #[cfg(test)]
     pub fn observe(
         &mut self,
         partition: &TopicPartition,
@@ -231,24 +277,9 @@ impl Watermarks {
         before: &mut Vec<Micros>,
     ) {
         self.heard(partition);
-        let others = match &self.slowest {
-            (Some(slowest), _, second) if slowest == partition => *second,
-            (_, first, _) => *first,
-        };
-        let (delay_us, now) = (self.settings.delay_us, self.now);
-        let Some(partition) = self.partitions.get_mut(partition) else { return };
-        let was = partition.mark.watermark;
-        let mut own = was;
-        before.reserve(events.len());
-        for event in events {
-            before.push(own.min(others));
-            own = own.max(event.saturating_sub(delay_us));
-        }
-        if own > was {
-            partition.moved_at = now;
-        }
-        partition.mark.watermark = own;
-        partition.mark.seen |= !events.is_empty();
+        let mut floor = self.floor(partition);
+        before.extend(floor.pass(events));
+        self.advance(partition, floor.own, !events.is_empty());
     }
 
     /// Records of a partition came, good or bad. Facts are to be told in the reader's order.

@@ -1,6 +1,7 @@
 //! `millstream run`: pipelines against a real Kafka.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -47,9 +48,17 @@ pub struct Args {
     /// The time between snapshots
     #[arg(long, value_name = "TIME", default_value = "60 s", value_parser = time)]
     snapshot_interval: Duration,
+    /// Threads that decode and aggregate, for each customer (default: one a core)
+    #[arg(long, value_name = "N")]
+    parallelism: Option<NonZeroUsize>,
     /// Where /metrics, /healthz, /readyz and the status page are served
     #[arg(long, value_name = "HOST:PORT")]
     http: Option<SocketAddr>,
+}
+
+/// As many workers as there are cores.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 fn on_off(text: &str) -> Result<bool, String> {
@@ -84,6 +93,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         commit_interval: args.commit_interval,
         snapshot_interval: args.snapshot_interval,
         reset: Reset(args.reset.clone()),
+        parallelism: args.parallelism.map_or_else(cores, NonZeroUsize::get),
         clock: Clock::system(),
         metrics: Arc::new(Metrics::new()?),
         board: StatusBoard::new(Some(args.project.data_dir.join("status"))),
@@ -200,6 +210,7 @@ pub fn following(
         commit_interval: None,
         snapshot_interval: Duration::from_secs(60),
         reset: Reset::default(),
+        parallelism: cores(),
         clock: Clock::system(),
         metrics,
         board,

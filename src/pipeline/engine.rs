@@ -5,26 +5,30 @@
 //! looks at a clock, a broker or a disk itself.
 //!
 //! ```text
-//! begin(now) ─► absorb(chunk)* ─► end(decisions, emits) ─► Output
+//! begin(now) ─► absorb(chunk)* ─► gather ─► end(decisions, emits) ─► Output
+//!                   │    ▲
+//!                   └────┘ workers
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray};
+use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use chrono_tz::Tz;
 use serde_json::json;
 
+use super::crew::Crew;
 use super::stream::{self, StreamStage};
+use super::worker::{Epoch, HistoryRows, Said, Task, Work, Worked};
 use crate::catalog::{Customer, Emit};
 use crate::log::{OutRecord, Position, Snapshot};
-use crate::sink::{self, DeadLetter, Origin, Publication, ResultSink, Stage};
+use crate::sink::{self, DeadLetter, Publication, ResultSink, Stage};
 use crate::source::TopicPartition;
-use crate::source::chunk::{Chunk, Record};
-use crate::sql::{CustomerPlan, Input, PlanKind, QueryPlan, Relations};
+use crate::source::chunk::Chunk;
+use crate::sql::{CustomerPlan, Input, PlanKind, QueryPlan, Relations, StreamPlan};
 use crate::time::{BEGINNING, Micros};
 use crate::watermark::{ClockDecision, Watermarks};
 use crate::window::{self, Changes, Emission, FailedRow, Operator, OperatorState, Pushed};
@@ -41,13 +45,15 @@ pub struct Engine {
     pub streams: BTreeMap<String, StreamStage>,
     /// Its queries, each after those that it reads.
     pub queries: Vec<QueryStage>,
+    crew: Crew,
     plan: CustomerPlan,
     zone: Tz,
     topics: HashMap<Arc<str>, String>,
-    relations: Relations,
+    relations: Arc<Relations>,
     changed: BTreeSet<String>,
     dead_topic: Arc<str>,
-    now: Micros,
+    /// Whether epochs are for no query.
+    asleep: bool,
     output: Output,
 }
 
@@ -90,92 +96,69 @@ pub struct Output {
     pub newest_ms: i64,
 }
 
-/// Decoded rows of one chunk, for the stream's history.
-pub struct HistoryRows {
-    /// The stream.
-    pub stream: String,
-    /// The topic.
-    pub topic: Arc<str>,
-    /// The partition.
-    pub partition: i32,
-    /// The stream's columns, then `_topic`, `_partition`, `_offset`, `_position`.
-    pub rows: RecordBatch,
-    /// The position after the chunk.
-    pub next_offset: i64,
-    /// Size of the chunk that the rows were decoded from, which is about theirs.
-    pub bytes: usize,
+/// Results of a query, for the queries that read them.
+struct Forwarded<'a> {
+    rows: &'a RecordBatch,
+    /// The query's watermark before them.
+    before: Micros,
+    /// The rank of the partition that they come from; 0 of those that windows gave.
+    rank: usize,
 }
 
-/// What the rows that a query reads are, besides their columns.
-struct Feed<'a> {
-    batch: &'a RecordBatch,
-    event_time: &'a [Micros],
-    before: &'a [Micros],
-    partition: usize,
-    source: Option<SourceRows<'a>>,
-}
-
-/// Where rows of a stream came from.
-#[derive(Clone, Copy)]
-struct SourceRows<'a> {
-    chunk: &'a Chunk,
-    records: &'a [u32],
-    positions: &'a [u32],
-    /// As columns; made when somebody asks.
-    origins: &'a OnceLock<[ArrayRef; 4]>,
-}
-
-impl<'a> SourceRows<'a> {
-    fn record(&self, row: usize) -> &'a Record {
-        &self.chunk.records[self.records[row] as usize]
-    }
-
-    /// Topic, partition, offset and position of each row.
-    fn origins(&self) -> &'a [ArrayRef; 4] {
-        self.origins.get_or_init(|| {
-            let offsets = (0..self.records.len()).map(|row| self.record(row).offset).collect();
-            let positions = self.positions.iter().map(|&p| i32::try_from(p).unwrap_or(i32::MAX));
-            let Chunk { topic, partition, .. } = self.chunk;
-            sink::origins(topic, *partition, offsets, positions.collect())
+impl QueryStage {
+    /// A planned query that has seen nothing.
+    fn new(plan: &Arc<QueryPlan>, zone: Tz) -> Result<Self> {
+        let columns = plan.output.fields().len();
+        let sink = ResultSink::new(&plan.query.topic, publication(plan), plan.key.clone(), columns);
+        Ok(Self {
+            operator: Operator::new(plan.clone(), zone)?,
+            plan: plan.clone(),
+            sink,
+            emitted: 0,
+            late: 0,
+            newest: Vec::new(),
+            forwarded: BEGINNING,
         })
     }
 }
 
 impl Engine {
-    /// The engine of a planned customer, empty.
-    pub fn new(customer: Arc<Customer>, plan: CustomerPlan) -> Result<Self> {
+    /// The engine of a planned customer, empty, with so many workers. Rows of streams are given
+    /// out for history if `history` and if their stream has one.
+    pub fn new(
+        customer: Arc<Customer>,
+        plan: CustomerPlan,
+        history: bool,
+        parallelism: usize,
+    ) -> Result<Self> {
         let zone = customer.zone;
-        let mut streams = BTreeMap::new();
-        for stream in &plan.streams {
-            streams.insert(stream.stream.name.clone(), StreamStage::new(stream.clone(), zone)?);
-        }
-        let queries = plan.queries.iter().map(|plan| {
-            Ok(QueryStage {
-                operator: Operator::new(plan.clone(), zone)?,
-                plan: plan.clone(),
-                sink: ResultSink::new(
-                    &plan.query.topic,
-                    publication(plan),
-                    plan.key.clone(),
-                    plan.output.fields().len(),
-                ),
-                emitted: 0,
-                late: 0,
-                newest: Vec::new(),
-                forwarded: BEGINNING,
-            })
-        });
+        let named = |plan: &Arc<StreamPlan>| {
+            (plan.stream.name.clone(), StreamStage::new(plan.clone(), history))
+        };
+        let queries = plan.queries.iter().map(|plan| QueryStage::new(plan, zone));
+        let queries: Vec<QueryStage> = queries.collect::<Result<_>>()?;
+        let work = Work {
+            customer: customer.name.clone(),
+            zone,
+            streams: plan
+                .streams
+                .iter()
+                .map(|p| (p.clone(), history && p.stream.history))
+                .collect(),
+            queries: queries.iter().map(|q| (q.plan.clone(), q.sink.clone())).collect(),
+        };
         let mut engine = Self {
-            queries: queries.collect::<Result<_>>()?,
+            crew: Crew::start(work, parallelism)?,
+            streams: plan.streams.iter().map(named).collect(),
+            queries,
             dead_topic: sink::dead_letter_topic(&customer.name),
             customer,
-            streams,
             plan,
             zone,
             topics: HashMap::new(),
-            relations: Relations::new(),
+            relations: Arc::default(),
             changed: BTreeSet::new(),
-            now: 0,
+            asleep: false,
             output: Output::default(),
         };
         engine.refresh_views();
@@ -218,69 +201,101 @@ impl Engine {
 
     /// New content of a reference table; takes effect at once, so call it between epochs.
     pub fn set_table(&mut self, name: &str, rows: Vec<RecordBatch>) {
-        self.relations.insert(name.to_owned(), Arc::new(rows));
+        Arc::make_mut(&mut self.relations).insert(name.to_owned(), Arc::new(rows));
         self.changed.insert(name.to_owned());
     }
 
+    /// Whether epochs are for time and history only, and no query gets any of their rows.
+    pub fn sleep(&mut self, asleep: bool) {
+        self.asleep = asleep;
+    }
+
     /// Begins an epoch: `now` is the value of `now()` in it.
-    pub fn begin(&mut self, now: Micros) {
-        self.now = now;
+    pub fn begin(&mut self, now: Micros) -> Result<()> {
         self.plan.now.set(now);
         for stage in self.streams.values_mut() {
             stage.watermarks.begin_epoch();
         }
+        let awake = self.queries.iter().filter(|_| !self.asleep);
+        let watermarks = Arc::new(awake.map(|query| query.operator.watermark()).collect());
+        self.crew.begin(Epoch { now, relations: self.relations.clone(), watermarks })
     }
 
-    /// Runs a chunk through its stream and every query that reads it.
-    pub async fn absorb(&mut self, chunk: &Chunk) -> Result<()> {
+    /// Takes the next chunk of a partition: it is on its way through its stream and every query
+    /// that reads it when this returns, and through at the latest after [`Engine::gather`].
+    pub async fn absorb(&mut self, chunk: Chunk) -> Result<()> {
         let name = self.topics.get(&chunk.topic).cloned();
         let name =
             name.ok_or_else(|| Error::internal(format!("no stream reads {}", chunk.topic)))?;
-        let Some(stage) = self.streams.get_mut(&name) else {
-            return Err(Error::internal(format!("no stream '{name}'")));
-        };
-        let read = stage.read(chunk, self.now, &self.dead_topic)?;
         let partition = TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
+        while self.crew.is_busy(&partition) {
+            match self.crew.next().await {
+                Some(worked) => self.take(worked?).await?,
+                None => break,
+            };
+        }
+        let stage = self.streams.get_mut(&name);
+        let stage = stage.ok_or_else(|| Error::internal(format!("no stream '{name}'")))?;
         let rank = stage.positions.range(..&partition).count();
-        let history = stage.history;
-        self.output.rows += read.rows.event_time.len() as u64;
-        let bytes = read.bytes;
+        let position = stage.positions.get_mut(&partition);
+        let position =
+            position.ok_or_else(|| Error::internal(format!("{partition} was never joined")))?;
+        position.offset = chunk.next_offset;
+        stage.watermarks.heard(&partition);
+        let floor = stage.watermarks.floor(&partition);
+        self.crew.give(&partition, Task { stream: name, chunk, rank, floor }).await?;
+        while let Some(worked) = self.crew.done() {
+            self.take(worked?).await?;
+        }
+        Ok(())
+    }
+
+    /// The next chunk that workers are through with; never, when they have none. Whoever waits
+    /// for it hands it to [`Engine::take`]; one that stops waiting loses nothing.
+    pub async fn worked(&mut self) -> Result<Worked> {
+        match self.crew.next().await {
+            Some(worked) => worked,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until all chunks are through.
+    pub async fn gather(&mut self) -> Result<()> {
+        while let Some(worked) = self.crew.next().await {
+            self.take(worked?).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds what became of a chunk to the epoch.
+    pub async fn take(&mut self, worked: Worked) -> Result<()> {
+        if let Some(stage) = self.streams.get_mut(&worked.stream) {
+            stage.worked(&worked);
+        }
+        let Worked { decoded, bytes, rejected, newest_ms, rank, queries, .. } = worked;
+        self.output.rows += decoded;
         self.output.bytes += bytes as u64;
-        let newest = chunk.records.iter().map(|r| r.timestamp_ms).max().unwrap_or(0);
-        self.output.newest_ms = self.output.newest_ms.max(newest);
-        for reason in read.reasons {
+        self.output.newest_ms = self.output.newest_ms.max(newest_ms);
+        for reason in rejected {
             *self.output.dead.entry(reason).or_default() += 1;
         }
-        self.send(read.dead);
-
-        let rows = read.rows;
-        let origins = OnceLock::new();
-        let source = SourceRows {
-            chunk,
-            records: &rows.records,
-            positions: &rows.positions,
-            origins: &origins,
-        };
-        if !rows.event_time.is_empty() {
-            let feed = Feed {
-                batch: &rows.batch,
-                event_time: &rows.event_time,
-                before: &rows.before,
-                partition: rank,
-                source: Some(source),
-            };
-            self.feed(&Input::Stream(name.clone()), feed).await?;
+        self.send(worked.records);
+        if let Some(rows) = worked.history {
+            self.output.pending_bytes += rows.bytes;
+            self.output.history.push(rows);
         }
-        if history {
-            self.output.history.push(HistoryRows {
-                stream: name,
-                topic: chunk.topic.clone(),
-                partition: chunk.partition,
-                rows: with_origins(&rows.batch, source.origins())?,
-                next_offset: chunk.next_offset,
-                bytes,
-            });
-            self.output.pending_bytes += bytes;
+        for Said { query: index, late, failed, first_end, output } in queries {
+            let query = &mut self.queries[index];
+            query.late += late;
+            query.operator.expect(first_end);
+            let before = query.forwarded;
+            if failed > 0 {
+                *self.output.dead.entry("query").or_default() += failed;
+            }
+            if let Some((rows, records)) = output {
+                self.published(index, records);
+                self.forward(index, Forwarded { rows: &rows, before, rank }).await?;
+            }
         }
         Ok(())
     }
@@ -305,6 +320,10 @@ impl Engine {
         emits: &[String],
         drained: bool,
     ) -> Result<Output> {
+        self.gather().await?;
+        for (index, kept) in self.crew.end().await?.into_iter().flatten() {
+            self.queries[index].operator.gather(kept);
+        }
         for stage in self.streams.values_mut().filter(|_| drained) {
             stage.watermarks.drain();
         }
@@ -315,7 +334,8 @@ impl Engine {
                 }
             }
         }
-        for index in 0..self.queries.len() {
+        let awake = if self.asleep { 0 } else { self.queries.len() };
+        for index in 0..awake {
             self.end_query(index, emits).await?;
         }
         self.changed.clear();
@@ -341,7 +361,8 @@ impl Engine {
                 Ok(changes) => {
                     self.publish(index, &changes)?;
                     if !is_view && changes.is_final && first_final {
-                        self.forward(index, previous, &changes.upserts).await?;
+                        let rows = &changes.upserts;
+                        self.forward(index, Forwarded { rows, before: previous, rank: 0 }).await?;
                     } else if is_view {
                         self.changed.insert(name.clone());
                     }
@@ -353,7 +374,8 @@ impl Engine {
         }
         if is_view && self.changed.contains(&name) {
             let content = self.queries[index].operator.content();
-            self.relations.insert(name, Arc::new(content.into_iter().collect()));
+            let rows = Arc::new(content.into_iter().collect());
+            Arc::make_mut(&mut self.relations).insert(name, rows);
         }
         Ok(())
     }
@@ -373,55 +395,43 @@ impl Engine {
         }
     }
 
-    /// Gives rows to every query that reads `input`.
-    async fn feed(&mut self, input: &Input, feed: Feed<'_>) -> Result<()> {
-        for index in 0..self.queries.len() {
-            if self.queries[index].plan.input != *input {
-                continue;
-            }
-            let query = &mut self.queries[index];
-            let rows = window::Rows {
-                batch: feed.batch,
-                event_time: feed.event_time,
-                before: feed.before,
-                partition: feed.partition,
-            };
-            let Pushed { output, late, failed } =
-                query.operator.push(&rows, &self.relations).await?;
-            if !late.is_empty() {
-                self.refuse(index, &feed, &late)?;
-            }
-            for failed in failed {
-                self.row_failed(index, &feed, &failed)?;
-            }
-            if let Some(output) = output.filter(|o| o.num_rows() > 0) {
-                let before = self.queries[index].forwarded;
-                let records = self.queries[index].sink.upserts(&output, true, 0)?;
-                self.published(index, records);
-                Box::pin(self.forward(index, before, &output)).await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Gives a query's results to the queries that read it.
-    async fn forward(&mut self, index: usize, before: Micros, rows: &RecordBatch) -> Result<()> {
+    async fn forward(&mut self, index: usize, results: Forwarded<'_>) -> Result<()> {
         let plan = self.queries[index].plan.clone();
         let input = Input::Query(plan.name.clone());
-        if rows.num_rows() == 0 || !self.queries.iter().any(|q| q.plan.input == input) {
+        let Forwarded { rows: batch, before, rank } = results;
+        if batch.num_rows() == 0 || !self.queries.iter().any(|q| q.plan.input == input) {
             return Ok(());
         }
         // Only queries with windows read the times, and those ask for an event time.
         let times = match plan.event_time {
             Some(column) => {
-                rows.column(column).as_primitive::<TimestampMicrosecondType>().values().to_vec()
+                batch.column(column).as_primitive::<TimestampMicrosecondType>().values().to_vec()
             }
-            None => vec![BEGINNING; rows.num_rows()],
+            None => vec![BEGINNING; batch.num_rows()],
         };
         let before = vec![before; times.len()];
-        let feed =
-            Feed { batch: rows, event_time: &times, before: &before, partition: 0, source: None };
-        Box::pin(self.feed(&input, feed)).await
+        let rows = window::Rows { batch, event_time: &times, before: &before, partition: rank };
+        for reader in 0..self.queries.len() {
+            let query = &mut self.queries[reader];
+            if query.plan.input != input {
+                continue;
+            }
+            let Pushed { output, late, failed, .. } =
+                query.operator.push(&rows, &self.relations).await?;
+            query.late += late.len() as u64;
+            let before = query.forwarded;
+            for failed in failed {
+                self.row_failed(reader, batch, &failed)?;
+            }
+            if let Some(output) = output.filter(|rows| rows.num_rows() > 0) {
+                let records = self.queries[reader].sink.upserts(&output, true, 0)?;
+                self.published(reader, records);
+                let results = Forwarded { rows: &output, before, rank };
+                Box::pin(self.forward(reader, results)).await?;
+            }
+        }
+        Ok(())
     }
 
     fn publish(&mut self, index: usize, changes: &Changes) -> Result<()> {
@@ -455,42 +465,16 @@ impl Engine {
         self.output.records.extend(records);
     }
 
-    fn refuse(&mut self, index: usize, feed: &Feed<'_>, late: &[window::Late]) -> Result<()> {
-        let query = &mut self.queries[index];
-        query.late += late.len() as u64;
-        let (Some(source), Input::Stream(stream)) = (feed.source, &query.plan.input) else {
-            return Ok(());
-        };
-        let topic = sink::late_topic(&self.customer.name, stream);
-        let name = query.plan.name.clone();
-        let records =
-            sink::late_rows(&topic, &name, feed.batch, source.origins(), late, self.zone.name())?;
-        self.send(records);
-        Ok(())
-    }
-
-    fn row_failed(&mut self, index: usize, feed: &Feed<'_>, failed: &FailedRow) -> Result<()> {
+    /// A query's expression failed for a row of another query's results.
+    fn row_failed(&mut self, index: usize, rows: &RecordBatch, failed: &FailedRow) -> Result<()> {
         let letter = DeadLetter {
             stage: Stage::Query,
             query: Some(self.queries[index].plan.name.clone()),
             column: None,
             reason: failed.reason.clone(),
         };
-        let record = match feed.source {
-            Some(source) => {
-                let record = source.record(failed.row);
-                let position = source.positions[failed.row];
-                letter.from_source(
-                    &self.dead_topic,
-                    Origin { chunk: source.chunk, record, position },
-                    None,
-                )
-            }
-            None => {
-                let mut row = sink::json_rows(&feed.batch.slice(failed.row, 1))?;
-                letter.from_window(&self.dead_topic, row.pop().unwrap_or_default())
-            }
-        };
+        let mut row = sink::json_rows(&rows.slice(failed.row, 1))?;
+        let record = letter.from_window(&self.dead_topic, row.pop().unwrap_or_default());
         *self.output.dead.entry("query").or_default() += 1;
         self.send(vec![record]);
         Ok(())
@@ -511,12 +495,10 @@ impl Engine {
 
     /// Puts what every view says now where the queries that read it look.
     fn refresh_views(&mut self) {
-        for query in &self.queries {
-            if query.plan.is_view() {
-                let content = query.operator.content();
-                let rows = Arc::new(content.into_iter().collect());
-                self.relations.insert(query.plan.name.clone(), rows);
-            }
+        let relations = Arc::make_mut(&mut self.relations);
+        for query in self.queries.iter().filter(|query| query.plan.is_view()) {
+            let rows = query.operator.content().into_iter().collect();
+            relations.insert(query.plan.name.clone(), Arc::new(rows));
         }
     }
 
@@ -621,11 +603,4 @@ pub fn publication(plan: &QueryPlan) -> Publication {
             if final_only { Publication::Append } else { Publication::Revised }
         }
     }
-}
-
-/// A stream's rows with the columns that say where each came from.
-fn with_origins(rows: &RecordBatch, origins: &[ArrayRef; 4]) -> Result<RecordBatch> {
-    let schema = super::history::event_schema(&rows.schema());
-    let columns = rows.columns().iter().chain(origins).cloned().collect();
-    Ok(RecordBatch::try_new(schema, columns)?)
 }

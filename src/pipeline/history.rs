@@ -17,7 +17,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::Options;
-use super::engine::HistoryRows;
+use super::worker::HistoryRows;
 use crate::history::{Housekeeping, TableSpec, Writer};
 use crate::serve::Metrics;
 use crate::time::{Clock, Micros};

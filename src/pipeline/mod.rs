@@ -9,9 +9,11 @@
 //! The loop reads chunks, ends an epoch when there is something to say, and commits it while the
 //! next one is already being read. At most one commit is under way.
 
+mod crew;
 mod engine;
 mod history;
 pub mod replay;
+mod rows;
 mod snapshots;
 mod start;
 mod status;
@@ -19,6 +21,7 @@ mod stream;
 pub mod tables;
 mod tail;
 mod topic;
+mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -30,8 +33,8 @@ use tokio::task::JoinHandle;
 
 pub use engine::{Engine, Output, publication};
 pub use history::event_schema;
+pub use rows::decoder;
 pub use start::{blocking, plan};
-pub use stream::decoder;
 pub use topic::{read_range, read_topic};
 
 use crate::catalog::{Catalog, Customer, Emit};
@@ -46,8 +49,8 @@ use crate::time::{Clock, END, Micros, SECOND};
 use crate::watermark::ClockDecision;
 use crate::{Error, Kind, Result};
 
-use engine::HistoryRows;
 use start::Begun;
+use worker::{HistoryRows, Worked};
 
 /// Commits follow each other by at least this, and by twice the recent commit time.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(25);
@@ -98,6 +101,8 @@ pub struct Options {
     pub snapshot_interval: Duration,
     /// What begins anew.
     pub reset: Reset,
+    /// How many workers take a customer's chunks; at least one.
+    pub parallelism: usize,
     /// The wall clock.
     pub clock: Clock,
     /// Metrics of the process.
@@ -305,6 +310,7 @@ impl Pipeline {
                     _ = self.stop.changed() => continue,
                     done = finished(&mut self.commit) => self.committed(done).await?,
                     Some(look) = self.joins.recv() => self.looked(look)?,
+                    worked = self.begun.engine.worked() => self.worked(worked?).await?,
                     event = self.begun.reader.next(), if room => self.take(event?).await?,
                     () = tokio::time::sleep(patience) => {}
                 }
@@ -361,8 +367,7 @@ impl Pipeline {
         for join in &joined {
             tracing::info!(stream = join.stream, partition = %join.partition, offset = join.offset, "a partition joins");
         }
-        self.begun.engine.begin(self.open.now);
-        Ok(())
+        self.begun.engine.begin(self.open.now)
     }
 
     async fn take(&mut self, event: Event) -> Result<()> {
@@ -392,8 +397,16 @@ impl Pipeline {
             return Ok(());
         }
         let chunk = if chunk.first_offset < next { chunk.slice(next) } else { chunk };
-        self.begun.engine.absorb(&chunk).await?;
+        self.begun.engine.absorb(chunk).await?;
         self.keep_together(&partition.topic);
+        Ok(())
+    }
+
+    /// A chunk is through.
+    async fn worked(&mut self, worked: Worked) -> Result<()> {
+        let topic = worked.partition.topic.clone();
+        self.begun.engine.take(worked).await?;
+        self.keep_together(&topic);
         Ok(())
     }
 
@@ -421,6 +434,7 @@ impl Pipeline {
     /// Ends the open epoch and sends it off. `last`: nothing follows, so idleness is taken as given.
     async fn end_epoch(&mut self, last: bool) -> Result<()> {
         self.begin()?;
+        self.begun.engine.gather().await?;
         let now = self.options.clock.now();
         let drain = last && self.options.mode == Mode::Drain;
         self.drained |= drain;

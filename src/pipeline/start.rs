@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::engine::{Engine, HistoryRows};
+use super::engine::Engine;
 use super::history::{self, EventHistory};
 use super::snapshots::Snapshots;
 use super::tables::{self, ReferenceTables};
+use super::worker::HistoryRows;
 use super::{Options, Reset, history_root, topic};
 use crate::catalog::{Catalog, Customer, Start, Topics};
 use crate::log::{
@@ -193,10 +194,7 @@ pub async fn begin(
         customer.tables.clone(),
         planned.tables.clone(),
     );
-    let mut engine = Engine::new(customer.clone(), planned)?;
-    if !options.history {
-        engine.streams.values_mut().for_each(|stage| stage.history = false);
-    }
+    let mut engine = Engine::new(customer.clone(), planned, options.history, options.parallelism)?;
     let (cluster, cluster_id) = connect(options).await?;
     ensure_topics(&cluster, &engine, options).await?;
 
@@ -284,9 +282,9 @@ pub async fn begin(
     if runs_again {
         let epochs = recovered.after(snapshot.as_ref())?;
         // Of a customer whose state is dropped, they tell time and history only.
-        let queries = if reset { std::mem::take(&mut begun.engine.queries) } else { Vec::new() };
+        begun.engine.sleep(reset);
         begun.run_again(epochs, !reset).await?;
-        begun.engine.queries.extend(queries);
+        begun.engine.sleep(false);
         begun.engine.begin_empty(&fresh)?;
     }
     if begun.restate {
@@ -371,7 +369,7 @@ impl Begun {
                 self.history.epoch(record.epoch, Vec::new()).await?;
                 continue;
             }
-            self.engine.begin(record.now);
+            self.engine.begin(record.now)?;
             self.read_range(record).await?;
             let mut output =
                 self.engine.end(&record.decisions, &record.emitted, record.drained).await?;
@@ -436,7 +434,7 @@ impl Begun {
             if now.next_offset >= end {
                 waiting.remove(&partition);
             }
-            self.engine.absorb(&now).await?;
+            self.engine.absorb(now).await?;
             if let Some(rest) = rest {
                 later.push_back(rest);
             }

@@ -69,31 +69,23 @@ pub(crate) fn row_of(runs: &Runs, mut nth: usize) -> usize {
 
 /// Partials (or rows) of the present epoch.
 #[derive(Debug, Default)]
-pub(crate) struct Buffer {
+pub struct Buffer {
     /// By bucket and partition: per slot the batches in offset order.
     buckets: BTreeMap<Bucket, BTreeMap<usize, Vec<Vec<RecordBatch>>>>,
 }
 
 impl Buffer {
-    pub fn is_empty(&self) -> bool {
-        self.buckets.is_empty()
-    }
-
-    /// The buckets that have something.
-    pub fn buckets(&self) -> impl Iterator<Item = &Bucket> {
-        self.buckets.keys()
-    }
-
-    /// Adds what was kept of a partition's next rows. A bucket of which nothing is kept is none.
-    pub async fn add(
+    /// Adds what was kept of a partition's next rows. A bucket of which nothing is kept is none:
+    /// says whether it was anything.
+    pub(crate) async fn add(
         &mut self,
         plan: &QueryPlan,
         bucket: Bucket,
         partition: usize,
         kept: Vec<RecordBatch>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         if kept.iter().all(|batch| batch.num_rows() == 0) {
-            return Ok(());
+            return Ok(false);
         }
         let slots = self.buckets.entry(bucket).or_default().entry(partition).or_default();
         slots.resize_with(kept.len().max(slots.len()), Vec::new);
@@ -106,13 +98,20 @@ impl Buffer {
                 slots[slot].push(plan.reduce(slot, batches).await?);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Ends the epoch: one batch per bucket and slot, in the order of buckets.
-    pub async fn drain(&mut self, plan: &QueryPlan) -> Result<Vec<(Bucket, Kept)>> {
+    /// Adds what was kept elsewhere, of other partitions.
+    pub(crate) fn merge(&mut self, other: Self) {
+        for (bucket, partitions) in other.buckets {
+            self.buckets.entry(bucket).or_default().extend(partitions);
+        }
+    }
+
+    /// One batch per bucket and slot, in the order of buckets.
+    pub(crate) async fn drain(self, plan: &QueryPlan) -> Result<Vec<(Bucket, Kept)>> {
         let mut drained = Vec::with_capacity(self.buckets.len());
-        for (bucket, partitions) in std::mem::take(&mut self.buckets) {
+        for (bucket, partitions) in self.buckets {
             let mut slots: Vec<Vec<RecordBatch>> = Vec::new();
             for partition in partitions.into_values() {
                 slots.resize_with(partition.len().max(slots.len()), Vec::new);
@@ -130,9 +129,5 @@ impl Buffer {
             drained.push((bucket, kept));
         }
         Ok(drained)
-    }
-
-    pub fn all(&self) -> impl Iterator<Item = &RecordBatch> {
-        self.buckets.values().flat_map(|b| b.values()).flatten().flatten()
     }
 }

@@ -1,7 +1,7 @@
 //! Windows: which ones an event belongs to, what is kept for them, and when they close.
 //!
 //! ```text
-//!   rows ─► assign ─► buckets of the epoch ─► tiers, one stack a bucket ─► close ─► results
+//!   rows ─► intake ─► buckets of the epoch ─► tiers, one stack a bucket ─► close ─► results
 //!              │            keep.rs               tiers.rs, panes.rs        │
 //!              └─► late rows                                    views.rs ◄──┘ what changed
 //! ```
@@ -9,6 +9,7 @@
 //! Pure but for the plans that it runs: no I/O, no clock. The same epochs give the same state.
 
 pub mod assign;
+mod intake;
 mod isolate;
 mod keep;
 mod operator;
@@ -26,6 +27,8 @@ mod test_plan;
 mod tests;
 
 pub use assign::{Assigner, Size, TruncUnit, WindowSpec};
+pub use intake::{FailedRow, Intake, Late, Pushed, Rows};
 pub use isolate::{Isolated, isolate};
-pub use operator::{Changes, Emission, FailedRow, Late, Operator, Pushed, Rows};
+pub use keep::Buffer;
+pub use operator::{Changes, Emission, Operator};
 pub use snapshot::OperatorState;

@@ -1,12 +1,9 @@
-//! One query at work: rows in, results out when their windows close.
+//! One query at work: rows in (see [`Intake`]), results out when their windows close.
 //!
 //! Promises:
 //! - a window [S, E) closes at the end of the epoch in which the watermark reaches E, in the order
 //!   of (E, S); its state goes when the watermark reaches E + allowed lateness;
-//! - a row is refused by a window if E + allowed lateness <= the watermark just before the row; each
-//!   refused row is told once, with the first and last window that refused it;
-//! - a row that fails alone is told, and the others go on; a window whose closing plan fails is told,
-//!   and the others go on;
+//! - a window whose closing plan fails is told, and the others go on;
 //! - results of `emit = 'every ..'`, of allowed lateness and of views are keyed: what changed since
 //!   it was last said, deletes for keys that left, and a revision that counts up.
 //!
@@ -23,62 +20,16 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use chrono_tz::Tz;
 
-use super::assign::Assigner;
-use super::isolate::{is_fault_of_data, isolate, reason};
-use super::keep::{Bucket, Buffer, Runs, row_of, select};
-use super::panes::{ANY_WINDOW, Panes};
+use super::intake::{Intake, Pushed, Rows};
+use super::isolate::{is_fault_of_data, reason};
+use super::keep::{Bucket, Buffer};
+use super::panes::Panes;
 use super::tiers::{Kept, Tiers};
 use super::views::difference;
 use crate::catalog::Emit;
 use crate::error::Result;
 use crate::sql::{PlanKind, QueryPlan, Relations};
 use crate::time::{BEGINNING, Micros, Window};
-
-/// Rows of one source partition, in offset order.
-#[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
-    /// All columns of the query's input.
-    pub batch: &'a RecordBatch,
-    /// The event time of each row; not read by queries without windows.
-    pub event_time: &'a [Micros],
-    /// The query's watermark just before each row; not read by queries without windows.
-    pub before: &'a [Micros],
-    /// The partition's rank among the customer's; decides the order in which rows combine.
-    pub partition: usize,
-}
-
-/// What became of pushed rows at once.
-#[derive(Debug, Default)]
-pub struct Pushed {
-    /// Results of a query without state.
-    pub output: Option<RecordBatch>,
-    /// Refused rows, ascending.
-    pub late: Vec<Late>,
-    /// Rows that the query cannot process, ascending.
-    pub failed: Vec<FailedRow>,
-}
-
-/// A row that came too late for at least one of its windows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Late {
-    /// The row's index in the pushed batch.
-    pub row: usize,
-    /// The first window that refused it.
-    pub first: Window,
-    /// The last one.
-    pub last: Window,
-    /// The watermark that it was judged by.
-    pub watermark: Micros,
-}
-
-/// A row that an expression of the query fails for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FailedRow {
-    /// The row's index in the pushed batch.
-    pub row: usize,
-    /// Why.
-    pub reason: String,
-}
 
 /// What a window, or a view, says at the end of an epoch.
 #[derive(Debug)]
@@ -119,7 +70,7 @@ pub(crate) struct OpenWindow {
 /// A window's place in the order of closing: (end, start).
 pub(crate) type Closing = (Micros, Micros);
 
-fn closing(window: Window) -> Closing {
+pub(super) fn closing(window: Window) -> Closing {
     (window.end, window.start)
 }
 
@@ -131,14 +82,15 @@ fn window_of((end, start): Closing) -> Window {
 #[derive(Debug)]
 pub struct Operator {
     pub(crate) plan: Arc<QueryPlan>,
-    /// Of windowed queries.
-    pub(crate) assigner: Option<Assigner>,
+    /// Of rows pushed here, and where what was kept elsewhere is gathered.
+    intake: Intake,
+    /// The first end of a bucket that rows came for in this epoch, here or elsewhere.
+    first_end: Option<Micros>,
     /// Whether open windows are told of.
     early: bool,
     /// Whether results are changes by key.
     keyed: bool,
     lateness_us: i64,
-    buffer: Buffer,
     pub(crate) watermark: Micros,
     pub(crate) windows: BTreeMap<Closing, OpenWindow>,
     /// Of hops whose windows are merged from panes.
@@ -153,7 +105,7 @@ impl Operator {
     /// # Errors
     /// The plan's windows are refused by [`super::WindowSpec::validate`].
     pub fn new(plan: Arc<QueryPlan>, zone: Tz) -> Result<Self> {
-        let assigner = plan.window.map(|spec| Assigner::new(spec, zone)).transpose()?;
+        let intake = Intake::new(plan.clone(), zone)?;
         let lateness_us = plan.query.allowed_lateness_us.max(0);
         let early = matches!(plan.query.emit, Emit::Every(_));
         Ok(Self {
@@ -162,109 +114,33 @@ impl Operator {
             lateness_us,
             panes: plan.panes.then(Panes::new),
             plan,
-            assigner,
-            buffer: Buffer::default(),
+            intake,
+            first_end: None,
             watermark: BEGINNING,
             windows: BTreeMap::new(),
             view: OpenWindow { changed: true, ..OpenWindow::default() },
         })
     }
 
-    /// Takes the next rows of a partition. Rows are told as late or failed at once; results of
-    /// kept rows come at the epoch's end.
+    /// Takes the next rows of a partition, as [`Intake::push`] does.
     ///
     /// # Errors
     /// Only what is no row's fault; the operator is of no more use then.
     pub async fn push(&mut self, rows: &Rows<'_>, relations: &Relations) -> Result<Pushed> {
-        let batch = rows.batch.project(self.plan.leaf_projection())?;
-        if batch.num_rows() == 0 {
-            return Ok(Pushed::default());
-        }
-        if self.plan.kind == PlanKind::Stateless {
-            return self.push_stateless(&batch, relations).await;
-        }
-        let (buckets, late) = self.assign(rows);
-        let mut failed = BTreeMap::new();
-        for (bucket, runs) in buckets {
-            let window = match self.plan.kind {
-                PlanKind::Windowed if self.panes.is_some() => Some(ANY_WINDOW),
-                PlanKind::Windowed => Some(bucket.window),
-                _ => None,
-            };
-            let plan = self.plan.as_ref();
-            let part = select(&batch, &runs)?;
-            let done = isolate(&part, |piece| plan.absorb(piece, window, relations)).await?;
-            for kept in done.done {
-                self.buffer.add(plan, bucket, rows.partition, kept).await?;
-            }
-            for (nth, reason) in done.failed {
-                failed.entry(row_of(&runs, nth)).or_insert(reason);
-            }
-        }
-        let failed = failed.into_iter().map(|(row, reason)| FailedRow { row, reason }).collect();
-        Ok(Pushed { output: None, late, failed })
+        self.intake.begin(self.watermark);
+        let pushed = self.intake.push(rows, relations).await?;
+        self.expect(pushed.first_end);
+        Ok(pushed)
     }
 
-    async fn push_stateless(&self, batch: &RecordBatch, relations: &Relations) -> Result<Pushed> {
-        let plan = self.plan.as_ref();
-        let done = isolate(batch, |piece| plan.stateless(piece, relations)).await?;
-        let output = arrow::compute::concat_batches(&plan.output, &done.done)?;
-        let failed = done.failed.into_iter().map(|(row, reason)| FailedRow { row, reason });
-        Ok(Pushed { output: Some(output), late: Vec::new(), failed: failed.collect() })
+    /// An intake elsewhere was pushed rows of which the first bucket ends at `first_end`.
+    pub fn expect(&mut self, first_end: Option<Micros>) {
+        self.first_end = self.first_end.into_iter().chain(first_end).min();
     }
 
-    /// The buckets that take the rows, and the rows that are refused.
-    fn assign(&mut self, rows: &Rows<'_>) -> (BTreeMap<Bucket, Runs>, Vec<Late>) {
-        let mut buckets: BTreeMap<Bucket, Runs> = BTreeMap::new();
-        let mut late = Vec::new();
-        let count = rows.batch.num_rows();
-        let Some(assigner) = &mut self.assigner else {
-            return (BTreeMap::from([(Bucket::WHOLE, vec![(0, count)])]), late);
-        };
-        let mut first = 0;
-        while first < count {
-            let (pane, windows) = assigner.place(rows.event_time[first]);
-            let judge = |row: usize| rows.before[row].max(self.watermark);
-            let floor = judge(first);
-            let gone = |window: &&Window| window.end.saturating_add(self.lateness_us) <= floor;
-            // All windows end with their pane or later, so that one look is mostly enough.
-            let (refused, taken_until) = if gone(&&pane) {
-                let refused = windows.iter().filter(gone).copied();
-                let first = refused.clone().min_by_key(|w| closing(*w));
-                let taken = windows.iter().filter(|w| !gone(w)).map(|w| w.end).min();
-                (first.zip(refused.max_by_key(|w| closing(*w))), taken)
-            } else {
-                (None, (!windows.is_empty()).then_some(pane.end))
-            };
-            let taken_until = taken_until.map(|end| end.saturating_add(self.lateness_us));
-            // All following rows that fall into the same windows and are refused by the same.
-            let mut next = first + 1;
-            while next < count {
-                let (t, w) = (rows.event_time[next], judge(next));
-                let same = pane.start <= t && t < pane.end;
-                if !same || w < floor || taken_until.is_some_and(|until| until <= w) {
-                    break;
-                }
-                next += 1;
-            }
-            if let Some((earliest, latest)) = refused {
-                late.extend((first..next).map(|row| Late {
-                    row,
-                    first: earliest,
-                    last: latest,
-                    watermark: judge(row),
-                }));
-            }
-            let mut add = |bucket| buckets.entry(bucket).or_default().push((first, next - first));
-            if self.panes.is_none() {
-                windows.iter().filter(|w| !gone(w)).for_each(|w| add(Bucket::of(*w)));
-            } else if taken_until.is_some() {
-                let refused = refused.map_or(BEGINNING, |(_, latest)| latest.end);
-                add(Bucket { window: pane, refused });
-            }
-            first = next;
-        }
-        (buckets, late)
+    /// Takes what an intake elsewhere has kept in this epoch, of partitions of its own.
+    pub fn gather(&mut self, buffer: Buffer) {
+        self.intake.gather(buffer);
     }
 
     /// Ends the epoch at `watermark`: windows that it has reached close; with `emit`, open windows
@@ -281,7 +157,8 @@ impl Operator {
         relations: &Relations,
     ) -> Result<Vec<Emission>> {
         let plan = Arc::clone(&self.plan);
-        for (bucket, kept) in self.buffer.drain(&plan).await? {
+        self.first_end = None;
+        for (bucket, kept) in self.intake.take().drain(&plan).await? {
             self.keep(bucket, kept).await?;
         }
         match plan.kind {
@@ -303,7 +180,7 @@ impl Operator {
     /// Adds what the epoch brought to a bucket.
     async fn keep(&mut self, bucket: Bucket, kept: Kept) -> Result<()> {
         let plan = Arc::clone(&self.plan);
-        let (Some(assigner), Some(panes)) = (&mut self.assigner, &mut self.panes) else {
+        let (Some(assigner), Some(panes)) = (&mut self.intake.assigner, &mut self.panes) else {
             let state = match plan.kind {
                 PlanKind::Windowed => self.windows.entry(closing(bucket.window)).or_default(),
                 _ => &mut self.view,
@@ -373,6 +250,11 @@ impl Operator {
         Ok(said.map(|result| Emission { window: Some(window), result }))
     }
 
+    /// The query's watermark as of the last epoch's end.
+    pub fn watermark(&self) -> Micros {
+        self.watermark
+    }
+
     /// Whether ending the epoch at `watermark` would probably say something: a window closes or is
     /// corrected, or rows came for a view.
     pub fn due(&self, watermark: Micros) -> bool {
@@ -381,7 +263,7 @@ impl Operator {
         }
         let mut reached = self.windows.range(..=(watermark, Micros::MAX));
         reached.any(|(_, state)| !state.closed || state.changed)
-            || self.buffer.buckets().any(|bucket| bucket.window.end <= watermark)
+            || self.first_end.is_some_and(|end| end <= watermark)
     }
 
     /// The windows that have not closed, in the order in which they will.
@@ -403,7 +285,7 @@ impl Operator {
     fn batches(&self) -> impl Iterator<Item = &RecordBatch> {
         let windows = self.windows.values().chain([&self.view]);
         let windows = windows.flat_map(|state| state.tiers.all().chain(&state.said));
-        windows.chain(self.panes.iter().flat_map(Panes::all)).chain(self.buffer.all())
+        windows.chain(self.panes.iter().flat_map(Panes::all))
     }
 
     /// What a view says now; `None` for other queries, and before a view has said anything.
@@ -413,7 +295,7 @@ impl Operator {
 
     /// Whether rows have been pushed since the last epoch's end: then there is no snapshot.
     pub(crate) fn is_amid_epoch(&self) -> bool {
-        !self.buffer.is_empty()
+        self.first_end.is_some()
     }
 }
 

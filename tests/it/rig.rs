@@ -178,11 +178,16 @@ struct Recorded {
     drained: bool,
 }
 
+const MOST_WORKERS: usize = 3;
+
 struct Rig {
     customer: Arc<Customer>,
     tables: ReferenceTables,
     versions: tempfile::TempDir,
     engine: Engine,
+    /// How many take its chunks. Each engine that follows another has another number, for it must
+    /// not matter.
+    workers: usize,
     /// The state before the first epoch.
     join: Snapshot,
     store: Arc<dyn ObjectStore>,
@@ -196,7 +201,7 @@ struct Rig {
 impl Rig {
     async fn new(root: &Path, customer: &Arc<Customer>) -> Result<Self> {
         let versions = tempfile::tempdir()?;
-        let (engine, tables) = fresh(root, customer, versions.path()).await?;
+        let (engine, tables) = fresh(root, customer, versions.path(), 1).await?;
         let join = engine.snapshot()?;
         let (log, records, history) = (Vec::new(), Vec::new(), BTreeMap::new());
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
@@ -205,6 +210,7 @@ impl Rig {
             tables,
             versions,
             engine,
+            workers: 1,
             join,
             store,
             log,
@@ -282,7 +288,9 @@ impl Rig {
     }
 
     async fn recovered(&mut self, root: &Path) -> Result<Engine> {
-        let (mut engine, tables) = fresh(root, &self.customer, self.versions.path()).await?;
+        self.workers = 1 + self.workers % MOST_WORKERS;
+        let versions = self.versions.path();
+        let (mut engine, tables) = fresh(root, &self.customer, versions, self.workers).await?;
         self.tables = tables;
         let saved = match self.kept {
             Some(number) => snapshot::read(&self.store, &format!("s{number}").into()).await?,
@@ -330,11 +338,12 @@ async fn fresh(
     root: &Path,
     customer: &Arc<Customer>,
     versions: &Path,
+    workers: usize,
 ) -> Result<(Engine, ReferenceTables)> {
     let plan = plan(root, customer).await.map_err(|mut errors| errors.swap_remove(0))?;
     let (tables, planned) = (customer.tables.clone(), plan.tables.clone());
     let mut tables = ReferenceTables::new(root, versions.into(), tables, planned);
-    let mut engine = Engine::new(customer.clone(), plan)?;
+    let mut engine = Engine::new(customer.clone(), plan, true, workers)?;
     for version in tables.changed().await? {
         engine.set_table(&version.name, version.rows);
     }
@@ -347,10 +356,11 @@ async fn again(
     recorded: &Recorded,
 ) -> Result<millstream::pipeline::Output> {
     let number = u64::try_from(number).unwrap();
-    engine.begin(NOW + i64::try_from(number).unwrap() * SECOND);
+    engine.begin(NOW + i64::try_from(number).unwrap() * SECOND)?;
     for chunk in &recorded.chunks {
-        engine.absorb(chunk).await?;
+        engine.absorb(chunk.clone()).await?;
     }
+    engine.gather().await?;
     engine.end(&BTreeMap::new(), &recorded.emits, recorded.drained).await
 }
 
