@@ -132,6 +132,12 @@ impl Brokers {
         Self::start(test, 2, &[], |_| String::new(), &[])
     }
 
+    /// A cluster of three, where a replica that is behind may lead when no other can.
+    pub(crate) fn unclean(test: &str) -> Option<Self> {
+        let settings = |_: &Path| "unclean.leader.election.enable=true\n".to_owned();
+        Self::start(test, 3, &[], settings, &[])
+    }
+
     /// One broker with TLS, SASL, SASL over TLS, and TLS with a client's certificate, on its
     /// second port and those after it. User `alice` has the password `alice secret`. The folder has the CA's certificate as
     /// `ca.pem` and a client's as `client.pem` and `client.key`; the broker's is made out to

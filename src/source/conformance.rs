@@ -593,6 +593,38 @@ async fn a_broker_that_restarts_is_waited_for() {
     all_reach(&mut followers, 200).await;
 }
 
+/// Three brokers: a controller that cannot go away, and two replicas that can.
+#[tokio::test]
+async fn records_that_a_new_leader_lacks_are_missed() {
+    let test = "records_that_a_new_leader_lacks_are_missed";
+    let Some(mut brokers) = Brokers::unclean(test) else { return };
+    let kafka = brokers.plain();
+    let topic = unique("unclean");
+    brokers.create_topic(&topic, &[2, 3]);
+    fill_range(&kafka, &topic, 0..100);
+    brokers.kill(2);
+    fill_range(&kafka, &topic, 100..150);
+    let native = with(&kafka, &[("millstream.reader", "native")]);
+    let mut reader = Reader::start(&native, &unique("g"), Isolation::Committed).unwrap();
+    let mut follower = Follower::default();
+    let read = follower.assign(&reader, &topic, 0, 0);
+    follower.until_end(&mut reader, &read, 150).await;
+
+    // Only the third broker comes back, which has a hundred records; it gets others after them.
+    brokers.kill(1);
+    brokers.restart(2);
+    fill_range(&kafka, &topic, 0..200);
+    let error = loop {
+        if let Err(error) = follower.step(&mut reader).await {
+            break error;
+        }
+    };
+    assert_eq!(error.kind, Kind::Recovery);
+    assert!(error.to_string().contains("lost records"), "{error}");
+    assert!(error.detail.unwrap_or_default().contains("from offset 100 on"));
+    assert_eq!(follower.values[&read].len(), 150);
+}
+
 #[tokio::test]
 async fn tls_and_sasl_are_spoken_and_strangers_refused() {
     let test = "tls_and_sasl_are_spoken_and_strangers_refused";

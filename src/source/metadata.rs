@@ -179,8 +179,8 @@ impl Cluster {
     /// No broker answers, or no such partition.
     pub fn watermarks(&self, tp: &TopicPartition) -> Result<(i64, i64)> {
         self.serve();
-        let watermarks = self.consumer.fetch_watermarks(&tp.topic, tp.partition, WAIT);
-        watermarks.map_err(|error| self.unanswered(&format!("the offsets of {tp}"), error))
+        let ask = || self.consumer.fetch_watermarks(&tp.topic, tp.partition, WAIT);
+        patiently(ask).map_err(|error| self.unanswered(&format!("the offsets of {tp}"), error))
     }
 
     /// The first offset whose record's time is `time` or later; the end when there is none yet.
@@ -196,7 +196,8 @@ impl Cluster {
         wanted
             .add_partition_offset(&tp.topic, tp.partition, Offset::Offset(millis.max(0)))
             .map_err(failed)?;
-        let answer = self.consumer.offsets_for_times(wanted, WAIT).map_err(failed)?;
+        let ask = || self.consumer.offsets_for_times(wanted.clone(), WAIT);
+        let answer = patiently(ask).map_err(failed)?;
         let element = answer.find_partition(&tp.topic, tp.partition);
         let element = element.ok_or_else(|| Error::internal(format!("no answer for {tp}")))?;
         element.error().map_err(failed)?;
@@ -228,17 +229,8 @@ impl Cluster {
         for tp in partitions {
             wanted.add_partition(&tp.topic, tp.partition);
         }
-        let begun = Instant::now();
-        let answer = loop {
-            match consumer.committed_offsets(wanted.clone(), WAIT) {
-                Ok(answer) => break answer,
-                // The coordinator is being found, or it has just begun: of a new broker too.
-                Err(error) if is_passing(&error) && begun.elapsed() < WAIT => {
-                    std::thread::sleep(LEADER_PAUSE);
-                }
-                Err(error) => return Err(failed(error)),
-            }
-        };
+        let ask = || consumer.committed_offsets(wanted.clone(), WAIT);
+        let answer = patiently(ask).map_err(failed)?;
         let offset =
             |tp: &TopicPartition| match answer.find_partition(&tp.topic, tp.partition)?.offset() {
                 Offset::Offset(offset) => Some(offset),
@@ -385,17 +377,33 @@ fn is_silence(code: RDKafkaErrorCode) -> bool {
     matches!(code, AllBrokersDown | BrokerTransportFailure | OperationTimedOut | Resolve)
 }
 
-/// Whether a group's coordinator will answer soon.
+/// Asks until the broker that is to answer is found: of a new broker, or a new topic, too.
+fn patiently<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    let begun = Instant::now();
+    loop {
+        match ask() {
+            Err(error) if is_passing(&error) && begun.elapsed() < WAIT => {
+                std::thread::sleep(LEADER_PAUSE);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Whether a group's coordinator, or a partition's leader, will answer soon.
 fn is_passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
-        CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator, WaitingForCoordinator,
+        CoordinatorLoadInProgress, CoordinatorNotAvailable, LeaderNotAvailable, NotCoordinator,
+        NotLeaderForPartition, WaitingForCoordinator,
     };
     matches!(
         error.rdkafka_error_code(),
         Some(
             CoordinatorLoadInProgress
                 | CoordinatorNotAvailable
+                | LeaderNotAvailable
                 | NotCoordinator
+                | NotLeaderForPartition
                 | WaitingForCoordinator
         )
     )

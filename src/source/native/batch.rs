@@ -36,6 +36,8 @@ pub(super) struct Header {
     pub(super) base_offset: i64,
     /// All of the batch, header included.
     pub(super) bytes: usize,
+    /// Of the leader that appended it; -1: unknown.
+    pub(super) leader_epoch: i32,
     pub(super) crc: u32,
     attributes: i16,
     last_offset_delta: i32,
@@ -129,6 +131,7 @@ fn header(bytes: &[u8], whole: usize) -> Option<Header> {
     Some(Header {
         base_offset: i64_at(bytes, 0).filter(|offset| *offset >= 0)?,
         bytes: whole,
+        leader_epoch: i32_at(bytes, 12)?,
         crc: array(bytes, 17).map(u32::from_be_bytes)?,
         attributes: array(bytes, 21).map(i16::from_be_bytes)?,
         last_offset_delta: i32_at(bytes, 23).filter(|delta| *delta >= 0)?,

@@ -168,6 +168,7 @@ fn send(shared: &Shared<'_>, connection: &mut Connection<'_>, asks: Vec<Ask>) ->
             .with_partition(ask.tp.partition)
             .with_current_leader_epoch(ask.leader_epoch)
             .with_fetch_offset(ask.offset)
+            .with_last_fetched_epoch(ask.read_epoch)
             .with_partition_max_bytes(ask.bytes);
         if let Some(topic) = topics.last_mut() {
             topic.partitions.push(partition);
@@ -236,6 +237,9 @@ fn take_partition(
         drop(state);
         return refused(shared, ask, error, taken);
     }
+    if data.diverging_epoch.epoch >= 0 {
+        return Err(Trouble::Final(diverged(ask, data.diverging_epoch.end_offset)));
+    }
     let records = data.records.unwrap_or_default();
     let scan = chunks::scan(&records).map_err(|why| {
         let why = why.0.to_owned();
@@ -254,7 +258,7 @@ fn take_partition(
         Isolation::Committed => data.last_stable_offset,
         Isolation::Uncommitted => data.high_watermark,
     };
-    let told = state.claim(node, ask, scan.next_offset.unwrap_or(ask.offset));
+    let told = state.claim(node, ask, scan.end);
     drop(state);
     let listed = match shared.isolation {
         Isolation::Committed => data.aborted_transactions.unwrap_or_default(),
@@ -272,6 +276,21 @@ fn take_partition(
     });
     taken.claims.push(Claim { ask: ask.clone(), part, end });
     Ok(())
+}
+
+/// The leader's log is not the one that was read: a replica took over that lacked its end.
+fn diverged(ask: &Ask, end: i64) -> Error {
+    let what = format!("{} lost records that were read already", ask.tp);
+    Error::new(Kind::Recovery, what)
+        .detail(format!(
+            "read up to offset {}, but another broker took over (an unclean leader election) that \
+             had other records, or none, from offset {end} on",
+            ask.offset
+        ))
+        .hint(
+            "what was read of them is in history; `millstream rebuild` works out state and results \
+             again from what Kafka has now",
+        )
 }
 
 /// What an error of one partition means.

@@ -30,8 +30,9 @@ pub(super) struct Scan {
     pub(super) bytes: usize,
     /// Records in them.
     pub(super) records: usize,
-    /// The offset after them; `None`: there are none.
-    pub(super) next_offset: Option<i64>,
+    /// The offset after them, and the epoch of the leader that appended the last of them;
+    /// `None`: there are none.
+    pub(super) end: Option<(i64, i32)>,
     /// Bytes of the batch that is cut off at the end, where they are known.
     pub(super) wanted_bytes: Option<usize>,
     /// A message of this format, which is not read here, follows.
@@ -43,17 +44,16 @@ pub(super) struct Scan {
 /// # Errors
 /// A header that is out of shape.
 pub(super) fn scan(bytes: &[u8]) -> Result<Scan, Malformed> {
-    let mut scan =
-        Scan { bytes: 0, records: 0, next_offset: None, wanted_bytes: None, old_format: None };
+    let mut scan = Scan { bytes: 0, records: 0, end: None, wanted_bytes: None, old_format: None };
     while scan.bytes < bytes.len() {
         match batch::first(&bytes[scan.bytes..])? {
             First::Whole(header) => {
-                if scan.next_offset.is_some_and(|next| header.base_offset < next) {
+                if scan.end.is_some_and(|(next, _)| header.base_offset < next) {
                     return Err(Malformed("batches that are not in the order of their offsets"));
                 }
                 scan.bytes += header.bytes;
                 scan.records += header.records;
-                scan.next_offset = Some(header.next_offset());
+                scan.end = Some((header.next_offset(), header.leader_epoch));
             }
             First::Partial(wanted) => {
                 scan.wanted_bytes = wanted;
@@ -345,7 +345,7 @@ mod tests {
         let lost = batch(3, 1, 16, 9, 2, &body(0..2, b"lost"));
         let empty = batch(9, 4, 0, -1, 0, &[]);
         let bytes = [plain(0, 3), lost, marker(5, 0), plain(6, 1), marker(7, 1), empty].concat();
-        assert_eq!(scan(&bytes).unwrap().next_offset, Some(14));
+        assert_eq!(scan(&bytes).unwrap().end, Some((14, 3)));
         let (chunks, outcome) = read(part(bytes, 0, vec![(3, 9)]));
         outcome.unwrap();
         assert_eq!(offsets(&chunks), [0, 1, 2, 6]);

@@ -37,6 +37,8 @@ pub(super) struct Partition {
     pub(super) missing_since: Option<Instant>,
     /// The next offset to ask for.
     pub(super) position: i64,
+    /// The epoch of the leader that appended what is before it; -1: nothing was read yet.
+    read_epoch: i32,
     /// The end of the last event.
     told: i64,
     /// Where its end was told last, unless something came since.
@@ -61,6 +63,7 @@ pub(super) struct Ask {
     pub(super) topic_id: Uuid,
     pub(super) leader_epoch: i32,
     pub(super) offset: i64,
+    pub(super) read_epoch: i32,
     pub(super) bytes: i32,
 }
 
@@ -164,6 +167,7 @@ impl Table {
                 leader: None,
                 missing_since: None,
                 position: *offset,
+                read_epoch: -1,
                 told: *offset,
                 end_told: None,
                 paused: false,
@@ -235,9 +239,11 @@ impl Table {
         self.changed.notify_all();
     }
 
-    /// A partition rests.
+    /// A partition rests. Its leader may not remember the epoch of what was read.
     pub(super) fn rest(&self, index: usize, rest: Duration) {
-        self.lock().partitions[index].rests_until = Some(Instant::now() + rest);
+        let mut state = self.lock();
+        state.partitions[index].rests_until = Some(Instant::now() + rest);
+        state.partitions[index].read_epoch = -1;
     }
 
     /// A chunk up to `next_offset` is to be told. False: the partition is paused, and the rest of
@@ -247,6 +253,7 @@ impl Table {
         let partition = &mut state.partitions[index];
         if partition.paused {
             partition.position = partition.told;
+            partition.read_epoch = -1;
             return false;
         }
         debug_assert!(partition.told < next_offset && next_offset <= partition.position);
@@ -324,9 +331,11 @@ impl State {
         }
         due.sort_unstable();
         let ask = |(_, index, leader_epoch): (u64, usize, i32)| {
-            let Partition { tp, topic_id, position, bytes, .. } = &self.partitions[index];
-            let (tp, topic_id, offset, bytes) = (tp.clone(), *topic_id, *position, *bytes);
-            Ask { index, tp, topic_id, leader_epoch, offset, bytes }
+            let Partition { tp, topic_id, position, read_epoch, bytes, .. } =
+                &self.partitions[index];
+            let (tp, topic_id, offset) = (tp.clone(), *topic_id, *position);
+            let (read_epoch, bytes) = (*read_epoch, *bytes);
+            Ask { index, tp, topic_id, leader_epoch, offset, read_epoch, bytes }
         };
         Plan::Ask(due.into_iter().map(ask).collect())
     }
@@ -339,14 +348,16 @@ impl State {
             && partition.claimed_by.is_none_or(|holder| holder == node)
     }
 
-    /// Takes an answer whose batches end at `next_offset`. Returns where the last event ended.
-    pub(super) fn claim(&mut self, node: NodeId, ask: &Ask, next_offset: i64) -> i64 {
+    /// Takes an answer whose batches end at `end`, the last of them of that leader epoch. Returns
+    /// where the last event ended.
+    pub(super) fn claim(&mut self, node: NodeId, ask: &Ask, end: Option<(i64, i32)>) -> i64 {
         self.served += 1;
         let partition = &mut self.partitions[ask.index];
         debug_assert!(partition.told <= partition.position);
         partition.claimed_by = Some(node);
-        if next_offset > partition.position {
+        if let Some((next_offset, epoch)) = end.filter(|(next, _)| *next > partition.position) {
             partition.position = next_offset;
+            partition.read_epoch = epoch;
             partition.end_told = None;
             partition.served = self.served;
         }
@@ -401,8 +412,8 @@ mod tests {
         let first = asks(&table, NODE);
         assert_eq!(first.iter().map(|ask| ask.index).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!((first[0].offset, first[0].leader_epoch, first[0].bytes), (10, 5, 1000));
-        table.lock().claim(NODE, &first[0], 20);
-        table.lock().claim(NODE, &first[1], 10); // nothing came
+        table.lock().claim(NODE, &first[0], Some((20, 0)));
+        table.lock().claim(NODE, &first[1], None); // nothing came
         let order: Vec<_> = asks(&table, NODE).iter().map(|ask| (ask.index, ask.offset)).collect();
         assert_eq!(order, [(1, 10), (2, 10), (0, 20)]);
     }
@@ -412,13 +423,13 @@ mod tests {
         let (table, names) = table(1);
         let ask = |at| Ask { offset: at, ..asks(&table, NODE)[0].clone() };
         let first = ask(10);
-        table.lock().claim(NODE, &first, 20);
+        table.lock().claim(NODE, &first, Some((20, 0)));
         assert!(table.advance(0, 18));
         assert_eq!(table.settle(0, 25), None, "more is to come");
         assert_eq!(table.settle(0, 20), Some(20));
         assert_eq!(table.settle(0, 20), None);
         let second = ask(20);
-        table.lock().claim(NODE, &second, 22); // markers only
+        table.lock().claim(NODE, &second, Some((22, 0))); // markers only
         assert_eq!(table.settle(0, 22), Some(22));
         table.pause(&names);
         table.resume(&names);
@@ -430,7 +441,7 @@ mod tests {
     fn a_pause_drops_what_was_claimed_and_a_resume_goes_on_from_what_was_told() {
         let (table, names) = table(1);
         let ask = asks(&table, NODE).remove(0);
-        table.lock().claim(NODE, &ask, 30);
+        table.lock().claim(NODE, &ask, Some((30, 0)));
         let next = asks(&table, NODE).remove(0);
         assert_eq!(next.offset, 30);
         assert!(table.advance(0, 20));
@@ -447,7 +458,7 @@ mod tests {
     fn a_partition_that_moves_waits_until_its_chunks_are_told() {
         let (table, _) = table(1);
         let ask = asks(&table, NODE).remove(0);
-        table.lock().claim(NODE, &ask, 30);
+        table.lock().claim(NODE, &ask, Some((30, 0)));
         table.lock().partitions[0].leader = Some((2, 6));
         assert!(asks(&table, 2).is_empty() && asks(&table, NODE).is_empty());
         assert!(!table.lock().counts(2, &ask));
