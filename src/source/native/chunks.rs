@@ -357,7 +357,7 @@ mod tests {
         let (first, second) = (plain(0, 3), plain(3, 3));
         let bytes = [&first[..], &second[..second.len() - 1]].concat();
         let seen = scan(&bytes).unwrap();
-        assert_eq!((seen.bytes, seen.next_offset, seen.records), (first.len(), Some(3), 3));
+        assert_eq!((seen.bytes, seen.end, seen.records), (first.len(), Some((3, 3)), 3));
         assert_eq!(seen.wanted_bytes, Some(second.len()));
         assert_eq!(offsets(&read(part(bytes, 0, vec![])).0), [0, 1, 2]);
         let seen = scan(&second[..20]).unwrap();
@@ -402,6 +402,6 @@ mod tests {
         let mut old = plain(3, 1);
         old[16] = 1;
         let seen = scan(&[plain(0, 3), old].concat()).unwrap();
-        assert_eq!((seen.old_format, seen.next_offset), (Some(1), Some(3)));
+        assert_eq!((seen.old_format, seen.end), (Some(1), Some((3, 3))));
     }
 }
