@@ -513,6 +513,7 @@ impl Engine {
                 .extend(state.batches.into_iter().map(|(b, rows)| (format!("{name}/{b}"), rows)));
             let entry = json!({
                 "fingerprint": query.plan.fingerprint,
+                "plan": query.plan.explain(),
                 "forwarded": query.forwarded,
                 "operator": state.manifest,
             });
@@ -524,7 +525,11 @@ impl Engine {
                 .map_err(|e| Error::internal("watermarks cannot be written").because(e))?;
             streams.insert(
                 name.clone(),
-                json!({ "positions": stage.positions, "watermarks": watermarks }),
+                json!({
+                    "positions": stage.positions,
+                    "watermarks": watermarks,
+                    "plan": stream::columns(&stage.plan),
+                }),
             );
         }
         Ok(Snapshot { manifest: json!({ "streams": streams, "queries": queries }), batches })
@@ -563,6 +568,9 @@ impl Engine {
                 batches: batches.remove(&query.plan.name).unwrap_or_default(),
             };
             query.operator = Operator::restore(query.plan.clone(), self.zone, state).await?;
+            if saved["fingerprint"].as_str() != Some(&query.plan.fingerprint) {
+                query.operator.say_anew();
+            }
         }
         // One of two views that read each other may have begun anew before this.
         let views = self.queries.iter().filter(|q| q.plan.is_view());
@@ -580,6 +588,19 @@ impl Engine {
         }
         self.refresh_views();
         Ok(())
+    }
+
+    /// What a fingerprint stands for, for people: the plan of a query, or the columns of a stream,
+    /// a line each.
+    pub fn plan_text(&self, name: &str) -> String {
+        let text = match name.strip_prefix("stream:") {
+            Some(stream) => self.streams.get(stream).map(|stage| stream::columns(&stage.plan)),
+            None => {
+                let query = self.queries.iter().find(|query| query.plan.name == name);
+                query.map(|query| query.plan.explain())
+            }
+        };
+        text.unwrap_or_default()
     }
 
     /// Fingerprints of all plans, by query (and by "stream:<name>").

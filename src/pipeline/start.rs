@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::changed::{self, Change};
 use super::engine::Engine;
 use super::history::{self, EventHistory};
 use super::snapshots::Snapshots;
@@ -48,7 +49,8 @@ pub struct Begun {
     pub new_tables: BTreeMap<String, String>,
     /// Whether nothing was ever committed.
     pub first: bool,
-    /// Whether state was dropped, so that a snapshot must say so before anything else.
+    /// Whether state was dropped or plans have changed, so that a snapshot must say so before
+    /// anything else.
     pub restate: bool,
     /// Tombstones for what the topics say of that state, to go with the snapshot.
     pub retracted: Vec<OutRecord>,
@@ -104,6 +106,8 @@ struct Looked {
     other: BTreeMap<String, Option<String>>,
     loaded: Option<(SnapshotRef, Snapshot)>,
     fresh: BTreeSet<String>,
+    /// Whether plans have changed in a way that keeps their state.
+    changed: bool,
 }
 
 /// Where and how a customer is to begin.
@@ -123,7 +127,7 @@ impl Beginning<'_> {
         if !self.reset {
             recovered.verify()?;
         }
-        check(&recovered, self.engine, self.cluster_id, self.reset, self.options)?;
+        check(&recovered, self.engine, self.cluster_id, self.reset)?;
         let other = other_topics(self.cluster, recovered.topics.clone()).await?;
         if let Some((topic, now)) = other.first_key_value().filter(|_| !self.reset) {
             return Err(other_topic(topic, now.as_deref(), customer));
@@ -139,11 +143,13 @@ impl Beginning<'_> {
                 )));
             }
         };
+        let saved = loaded.as_ref().map(|(_, saved)| &saved.manifest);
+        let changed = !self.reset && changed::check(&recovered, saved, self.engine, self.options)?;
         let fresh = match self.reset {
             true => self.engine.queries.iter().map(|q| q.plan.name.clone()).collect(),
             false => fresh_queries(&recovered, self.engine, self.options),
         };
-        Ok(Looked { log, recovered, other, loaded, fresh })
+        Ok(Looked { log, recovered, other, loaded, fresh, changed })
     }
 }
 
@@ -209,7 +215,7 @@ pub async fn begin(
         looked = beginning.look(log, &mut snapshots).await?;
     }
     let runs_again = !reset || looked.can_run_again(&cluster).await?;
-    let Looked { recovered, other, loaded, fresh, .. } = looked;
+    let Looked { recovered, other, loaded, fresh, changed, .. } = looked;
 
     if let Some((reference, saved)) = &loaded {
         tell_dropped(&customer.name, reference.epoch, saved, &fresh);
@@ -230,7 +236,8 @@ pub async fn begin(
             // Those that begin empty do so only when the others have had what they said.
             let plans = recovered.base.as_ref().map(|base| &base.plans);
             let unlike = engine.fingerprints().into_iter().filter(|(name, plan)| {
-                reset || plans.and_then(|plans| plans.get(name)) != Some(plan)
+                let recorded = plans.and_then(|plans| plans.get(name));
+                reset || recorded.is_none_or(|was| changed::change(was, plan) == Change::State)
             });
             let unlike = unlike.map(|(name, _)| name).collect();
             engine.restore(saved, &unlike).await?;
@@ -273,7 +280,7 @@ pub async fn begin(
         topics: recovered.topics.clone(),
         new_tables: BTreeMap::new(),
         first: recovered.last.is_none(),
-        restate: reset || !fresh.is_empty(),
+        restate: reset || changed || !fresh.is_empty(),
         retracted,
         engine,
         tables,
@@ -583,13 +590,7 @@ async fn ensure_topics(cluster: &Arc<Cluster>, engine: &Engine, options: &Option
 }
 
 /// Refuses to go on where the log and the world disagree.
-fn check(
-    recovered: &Recovered,
-    engine: &Engine,
-    cluster: &str,
-    reset: bool,
-    options: &Options,
-) -> Result<()> {
+fn check(recovered: &Recovered, engine: &Engine, cluster: &str, reset: bool) -> Result<()> {
     let customer = &engine.customer.name;
     let Some(last) = &recovered.last else { return Ok(()) };
     if last.drained && !reset {
@@ -604,30 +605,6 @@ fn check(
         return Err(Error::new(Kind::Recovery, "this is another Kafka cluster than before")
             .detail(format!("recorded: {recorded}, found: {cluster}"))
             .hint("check --brokers"));
-    }
-    let plans = engine.fingerprints();
-    for (name, recorded) in &base.plans {
-        let now = plans.get(name);
-        let known = options.reset.contains_query(customer, name);
-        if now.is_none_or(|now| now == recorded) || known || reset {
-            continue;
-        }
-        let what = name
-            .strip_prefix("stream:")
-            .map_or_else(|| format!("query '{name}'"), |s| format!("stream '{s}'"));
-        let mut error = Error::new(
-            Kind::Recovery,
-            format!("the {what} of {customer} has changed since its state was kept"),
-        );
-        error = if last.clean {
-            error.hint(format!(
-                "drop its state with --reset {customer}/{name}, or give the new query another name"
-            ))
-        } else {
-            error.detail("the last run did not stop cleanly, so recorded epochs must run again with the plan that they had")
-                .hint(format!("run once with the old file, or drop all state with --reset {customer}"))
-        };
-        return Err(error);
     }
     Ok(())
 }

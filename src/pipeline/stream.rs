@@ -42,7 +42,12 @@ pub fn settings(stream: &Stream) -> WatermarkSettings {
 
 /// Equal for streams whose rows come out the same: columns, expressions and the delay.
 pub fn fingerprint(plan: &StreamPlan) -> String {
-    let mut digest = Sha256::new();
+    hex::digits(&Sha256::digest(columns(plan)))
+}
+
+/// What a fingerprint is over: a line for each column, and the watermark.
+pub fn columns(plan: &StreamPlan) -> String {
+    let mut text = String::new();
     for column in &plan.stream.columns {
         let source = match &column.source {
             ColumnSource::Payload { format } => format!("payload {format:?}"),
@@ -50,10 +55,10 @@ pub fn fingerprint(plan: &StreamPlan) -> String {
             ColumnSource::Computed(expr) => format!("computed {expr}"),
         };
         let (name, data_type, nullable) = (&column.name, &column.data_type, column.nullable);
-        digest.update(format!("{name} {data_type} {nullable} {source}\n"));
+        text.push_str(&format!("{name} {data_type} {nullable} {source}\n"));
     }
-    digest.update(format!("{:?}", plan.stream.watermark));
-    hex::digits(&digest.finalize())
+    text.push_str(&format!("{:?}", plan.stream.watermark));
+    text
 }
 
 impl StreamStage {

@@ -69,16 +69,36 @@ fn describe(kept: &Kept) -> String {
     }
 }
 
-/// A SHA-256 over plan, windows and schemas, in hexadecimal.
+/// A fingerprint: a SHA-256 over plan, windows and schemas, `+`, and one over all of them that
+/// decides what is kept; in hexadecimal. `said`: columns and key of results that are told as
+/// changes to what was said before, which is kept too.
 pub(crate) fn fingerprint(
     plan: &LogicalPlan,
+    cut: &Cut,
     windowing: &Windowing,
     output: &Schema,
     leaf: &Schema,
+    said: Option<&[usize]>,
 ) -> String {
+    let text = plan.display_indent_schema().to_string();
+    let (windows, output, leaf) =
+        (format!("{windowing:?}"), format!("{output:?}"), format!("{leaf:?}"));
+    let whole = digest([&text, &windows, &output, &leaf].map(String::as_str));
+    let mut kept = vec![windows, leaf];
+    for slot in &cut.slots {
+        kept.push(slot.front.display_indent_schema().to_string());
+        kept.push(describe(slot));
+        kept.push(format!("{:?}", slot.schema.as_arrow()));
+    }
+    if let Some(key) = said {
+        kept.push(format!("{output} {key:?}"));
+    }
+    format!("{whole}+{}", digest(kept.iter().map(String::as_str)))
+}
+
+fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     let mut hash = Sha256::new();
-    let plan = plan.display_indent_schema().to_string();
-    for part in [plan, format!("{windowing:?}"), format!("{output:?}"), format!("{leaf:?}")] {
+    for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }

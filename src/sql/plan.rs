@@ -73,7 +73,7 @@ pub struct QueryPlan {
     pub tells_window: bool,
     /// Reference tables and views that it reads besides its input.
     pub tables: Vec<String>,
-    /// Equal for equal plans: a SHA-256 over plans and schemas, in hexadecimal.
+    /// Equal for equal plans; its part after the `+` is equal for plans that keep the same.
     pub fingerprint: String,
     /// Whether the windows of a hop may be merged from panes.
     pub panes: bool,

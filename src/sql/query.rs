@@ -160,8 +160,15 @@ impl Planner<'_> {
         let panes = matches!(reading.windowing, Windowing::Leaf(WindowSpec::Hop { .. }))
             && cut::can_use_panes(&cut).map_err(df)?;
         let leaf_schema = leaf_schema(&reading, &executable.input_columns);
-        let fingerprint =
-            explain::fingerprint(&optimised, &reading.windowing, &output, &leaf_schema);
+        let tells_changes = reading.kind != PlanKind::Stateless && self.tells_changes(reading.kind);
+        let fingerprint = explain::fingerprint(
+            &optimised,
+            &cut,
+            &reading.windowing,
+            &output,
+            &leaf_schema,
+            tells_changes.then_some(key.as_slice()),
+        );
         Ok(QueryPlan {
             name: self.query.name.clone(),
             query: Arc::clone(self.query),
@@ -399,13 +406,16 @@ impl Planner<'_> {
     /// take rows back must have one; where none is known it is the whole row.
     fn key(&self, plan: &LogicalPlan, kind: PlanKind, assumed: &mut Vec<String>) -> Vec<usize> {
         let key = known_key(plan, assumed);
-        let is_early = matches!(self.query.emit, Emit::Every(_));
-        let takes_back =
-            kind != PlanKind::Windowed || is_early || self.query.allowed_lateness_us > 0;
-        if key.is_empty() && takes_back {
+        if key.is_empty() && self.tells_changes(kind) {
             return (0..plan.schema().fields().len()).collect();
         }
         key
+    }
+
+    /// Whether results of a query with state are changes to those before.
+    fn tells_changes(&self, kind: PlanKind) -> bool {
+        let is_early = matches!(self.query.emit, Emit::Every(_));
+        kind != PlanKind::Windowed || is_early || self.query.allowed_lateness_us > 0
     }
 
     fn select_place(&self) -> Place {

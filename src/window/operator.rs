@@ -255,6 +255,14 @@ impl Operator {
         self.watermark
     }
 
+    /// Another closing plan has something else to say of what is kept.
+    pub fn say_anew(&mut self) {
+        self.view.changed = true;
+        self.windows.values_mut().filter(|state| !state.closed || self.keyed).for_each(|state| {
+            state.changed = true;
+        });
+    }
+
     /// Whether ending the epoch at `watermark` would probably say something: a window closes or is
     /// corrected, or rows came for a view.
     pub fn due(&self, watermark: Micros) -> bool {

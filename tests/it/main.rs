@@ -14,3 +14,4 @@ mod place;
 mod properties;
 mod rig;
 mod sql;
+mod upgrade;

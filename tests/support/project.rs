@@ -34,6 +34,10 @@ impl Project {
     pub fn query(&self, customer: &str, name: &str, text: &str) -> &Self {
         self.file(&format!("queries/{customer}/{name}.sql"), text)
     }
+
+    pub fn remove_query(&self, customer: &str, name: &str) {
+        std::fs::remove_file(self.path().join(format!("queries/{customer}/{name}.sql"))).unwrap();
+    }
 }
 
 /// A name that no other test, and no earlier run against the same broker, has used.

@@ -1,0 +1,194 @@
+//! What changes between two runs, or while one is running: queries, schemas, tables, formats.
+
+use std::time::{Duration, Instant};
+
+use crate::place::{LONG, place};
+use crate::support::kafka::{Kafka, Write};
+use crate::support::process;
+
+const HOURLY: &str = "SELECT window_start, window_end, room, count(*) AS events, count(DISTINCT sensor) AS sensors
+FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY window_start, window_end, room";
+
+#[test]
+fn a_closing_plan_may_change_and_what_is_kept_stays() {
+    let Some(kafka) = Kafka::require("a changed closing plan") else { return };
+    let place = place(kafka, 2);
+    place.events(0..50);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let latest = place.kafka.ends(&format!("millstream.{}.latest", place.customer))[0].1;
+    // Another expression over the same counts, a HAVING, and of a view another column's value.
+    let changed = HOURLY.replace("count(*) AS events", "10 * count(*) AS events");
+    place.project.query(&place.customer, "hourly", &format!("{changed} HAVING count(*) > 20"));
+    let view = "SELECT sensor, max(ts) AS seen, -count(*) AS events FROM events GROUP BY sensor";
+    place.project.query(&place.customer, "latest", view);
+    place.events(50..55);
+    let said = place.run(&["--drain"]).ok().said();
+    assert!(said.contains("closing plan has changed"), "{said}");
+    let hall = place.results("hourly");
+    assert_eq!(hall.len(), 1, "{hall:?}");
+    let kitchen = (&hall[0]["room"], &hall[0]["events"], &hall[0]["sensors"]);
+    assert_eq!(kitchen, (&"kitchen".into(), &360.into(), &5.into()));
+    // Every sensor's row is said again, with its sign.
+    let records = place.results("latest");
+    let again = &records[usize::try_from(latest).unwrap()..];
+    assert!(again.iter().all(|row| row["events"].as_i64().unwrap() < 0), "{again:?}");
+    let sum: Vec<_> = place.ask("SELECT sum(events) FROM {c}.latest");
+    assert_eq!(sum, ["-55"]);
+}
+
+#[test]
+fn a_result_may_get_a_column_from_what_is_kept() {
+    let Some(kafka) = Kafka::require("another column of a result") else { return };
+    let place = place(kafka, 1);
+    place.events(0..70);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let before = place.results("hourly").len();
+    assert!(before > 0);
+    let more = HOURLY.replace("AS sensors", "AS sensors, 2 * count(*) AS twice");
+    place.project.query(&place.customer, "hourly", &more);
+    place.run(&["--drain"]).ok();
+    let results = place.results("hourly");
+    assert!(results[before..].iter().all(|row| row["twice"].as_i64() > Some(0)), "{results:?}");
+    let told = place.ask("SELECT count(*), count(twice) FROM {c}.hourly");
+    assert_eq!(told, [format!("{},{}", results.len(), results.len() - before)]);
+}
+
+#[test]
+fn a_change_of_what_is_kept_is_refused_with_the_line_that_differs() {
+    let Some(kafka) = Kafka::require("a changed front") else { return };
+    let place = place(kafka, 1);
+    place.events(0..50);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let filtered = HOURLY.replace(" GROUP BY", " WHERE sensor > 1 GROUP BY");
+    place.project.query(&place.customer, "hourly", &filtered);
+    let said = place.run(&["--until-end"]).failed().said();
+    assert!(said.contains("query 'hourly'") && said.contains("has changed"), "{said}");
+    assert!(said.contains("sensor > 1', which is new"), "{said}");
+    let reset = format!("{}/hourly", place.customer);
+    assert!(said.contains(&format!("--reset {reset}")), "{said}");
+    // The others go on with their state.
+    place.events(50..55);
+    place.run(&["--until-end", "--reset", &reset]).ok();
+    assert_eq!(place.ask("SELECT sum(events) FROM {c}.latest"), ["55"]);
+    place.run(&["--drain"]).ok();
+    let events: i64 = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    assert_eq!(events, 3, "of the five new events");
+}
+
+#[test]
+fn after_an_unclean_stop_no_plan_may_differ() {
+    let Some(kafka) = Kafka::require("a changed plan after a kill") else { return };
+    let place = place(kafka, 1);
+    place.events(0..50);
+    let arguments = ["run", "--brokers", &place.kafka.brokers, "--create-topics"];
+    let mut running = process::start(place.project.path(), &arguments);
+    let results = format!("millstream.{}.latest", place.customer);
+    running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
+    let deadline = Instant::now() + LONG;
+    while place.kafka.ends(&results)[0].1 == 0 {
+        assert!(Instant::now() < deadline, "no results");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    running.kill();
+    let changed = HOURLY.replace("count(*) AS events", "10 * count(*) AS events");
+    place.project.query(&place.customer, "hourly", &changed);
+    let said = place.run(&["--until-end"]).said();
+    assert!(
+        said.contains("did not stop cleanly") && said.contains("run once with the old file"),
+        "{said}"
+    );
+    place.project.query(&place.customer, "hourly", HOURLY);
+    place.run(&["--until-end"]).ok();
+    place.project.query(&place.customer, "hourly", &changed);
+    place.run(&["--drain"]).ok();
+    let events: i64 = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    assert_eq!(events, 500);
+}
+
+#[test]
+fn queries_come_and_go_and_leave_the_others_alone() {
+    let Some(kafka) = Kafka::require("a query added and removed") else { return };
+    let place = place(kafka, 1);
+    place.events(0..50);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    place.project.remove_query(&place.customer, "latest");
+    place.project.query(
+        &place.customer,
+        "rooms_now",
+        "SELECT room, count(*) AS n FROM events GROUP BY room",
+    );
+    place.events(50..55);
+    place.run(&["--create-topics", "--drain"]).ok();
+    let hourly: i64 = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    assert_eq!(hourly, 55, "its state stayed");
+    let added = place.ask("SELECT sum(n) FROM {c}.rooms_now");
+    assert_eq!(added, ["5"], "it takes what comes from now on");
+}
+
+#[test]
+fn a_stream_may_get_columns_and_keeps_its_state() {
+    let Some(kafka) = Kafka::require("another column of a stream") else { return };
+    let place = place(kafka, 1);
+    place.events(0..50);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let schema = format!("schemas/{}.sql", place.customer);
+    let text = std::fs::read_to_string(place.project.path().join(&schema)).unwrap();
+    place.project.file(
+        &schema,
+        &text.replace("room VARCHAR NOT NULL,", "room VARCHAR NOT NULL, battery DOUBLE,"),
+    );
+    let more = std::fs::read_to_string(place.project.path().join(&schema)).unwrap();
+    // A column that becomes another one is a change.
+    place.project.file(&schema, &text.replace("room VARCHAR NOT NULL,", "room VARCHAR,"));
+    let said = place.run(&["--until-end"]).failed().said();
+    assert!(said.contains("stream 'events'") && said.contains("had 'room"), "{said}");
+    place.project.file(&schema, &more);
+    let event = r#"{"ts":"2024-05-01 10:50:00","sensor":1,"room":"hall","battery":0.5}"#;
+    place.kafka.produce(&place.topic, [Write::value(event)]);
+    let said = place.run(&["--drain"]).ok().said();
+    assert!(said.contains("more columns from here on"), "{said}");
+    let events: i64 = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    assert_eq!(events, 51, "its state stayed");
+    let told = place.ask("SELECT count(*), count(battery), max(battery) FROM {c}.events");
+    assert_eq!(told, ["51,1,0.5"]);
+}
+
+#[test]
+fn a_table_may_change_twice_in_a_second_and_the_process_die_between() {
+    let Some(kafka) = Kafka::require("tables and a kill") else { return };
+    let place = place(kafka, 1);
+    let arguments = ["run", "--brokers", &place.kafka.brokers, "--create-topics"];
+    let mut running = process::start(place.project.path(), &arguments);
+    running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
+    let rooms = |kitchen: bool, hall: bool| {
+        let text = format!("room,restricted\nkitchen,{kitchen}\nhall,{hall}\n");
+        place.project.file("data/rooms.csv", &text);
+    };
+    let alerts = format!("millstream.{}.alerts", place.customer);
+    let await_alerts = |count: i64, running: &mut process::Running| {
+        let deadline = Instant::now() + LONG;
+        while place.kafka.read(&alerts).len() < usize::try_from(count).unwrap() {
+            assert!(!running.ended() && Instant::now() < deadline, "{}", running.stderr());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    place.events(0..6);
+    await_alerts(2, &mut running);
+    rooms(true, true);
+    std::thread::sleep(Duration::from_millis(300));
+    rooms(false, false);
+    running.kill();
+    rooms(true, false);
+    let mut running = process::start(place.project.path(), &arguments);
+    running.until("the pipeline", LONG, |said| said.contains("running recorded epochs again"));
+    place.events(6..12);
+    await_alerts(6, &mut running);
+    running.signal("TERM");
+    running.wait(LONG).ok();
+    let rooms: Vec<String> = place
+        .results("alerts")
+        .iter()
+        .map(|row| row["room"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(rooms, ["hall", "hall", "kitchen", "kitchen", "kitchen", "kitchen"]);
+}
