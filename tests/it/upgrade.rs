@@ -1,6 +1,16 @@
 //! What changes between two runs, or while one is running: queries, schemas, tables, formats.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millstream::catalog;
+use millstream::log::{Recovered, snapshot};
+use millstream::pipeline::{self, Engine};
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
 
 use crate::place::{LONG, place};
 use crate::support::kafka::{Kafka, Write};
@@ -191,4 +201,48 @@ fn a_table_may_change_twice_in_a_second_and_the_process_die_between() {
         .map(|row| row["room"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(rooms, ["hall", "hall", "kitchen", "kitchen", "kitchen", "kitchen"]);
+}
+
+/// A log and snapshots as they were written when the format had this number, and what the
+/// process that wrote them said in the end. Every format that was ever released stays here.
+async fn goes_on_from(format: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format);
+    let lines = |name: &str| -> Vec<Bytes> {
+        let text = std::fs::read_to_string(root.join(name)).unwrap();
+        text.lines().map(|line| Bytes::copy_from_slice(line.as_bytes())).collect()
+    };
+    let recovered = Recovered::from_log(&lines("log.jsonl")).unwrap();
+    recovered.verify().unwrap();
+    let last = recovered.last.clone().unwrap();
+    let reference = last.snapshot.clone().unwrap();
+    let store: Arc<dyn ObjectStore> =
+        Arc::new(LocalFileSystem::new_with_prefix(root.join("snapshots/old")).unwrap());
+    let saved = snapshot::read(&store, &reference.path.as_str().into()).await.unwrap();
+
+    let catalog = catalog::load(&root, &[]).unwrap();
+    let customer = catalog.customers[0].clone();
+    let plan = pipeline::plan(&root, &customer).await.unwrap();
+    let mut engine = Engine::new(customer.clone(), plan, false, 1).unwrap();
+    engine.restore(saved, &BTreeSet::new()).await.unwrap();
+    for (partition, at) in &recovered.positions {
+        assert_eq!(engine.position(partition), Some(*at));
+    }
+    for (name, recorded) in &recovered.base.as_ref().unwrap().plans {
+        let now = &engine.fingerprints()[name];
+        assert!(now.starts_with(recorded.as_str()), "{name}: a plan that did not change");
+    }
+    engine.begin(last.now).unwrap();
+    let output = engine.end(&BTreeMap::new(), &[], true).await.unwrap();
+    for (query, count) in [("hourly", 2), ("sliding", 9), ("middle", 1), ("corrected", 2)] {
+        let topic = format!("millstream.old.{query}");
+        let said = output.records.iter().filter(|record| *record.topic == *topic);
+        let said: Vec<Bytes> = said.filter_map(|record| record.value.clone()).collect();
+        assert_eq!(said.len(), count, "{query}");
+        assert!(lines(&format!("{query}.jsonl")).ends_with(&said), "{query}: {said:?}");
+    }
+}
+
+#[tokio::test]
+async fn old_logs_and_snapshots_are_read() {
+    goes_on_from("format-1").await;
 }
