@@ -242,6 +242,11 @@ struct Pipeline {
     drained: bool,
     paused: BTreeSet<TopicPartition>,
     status: status::Reporter,
+    /// The latest that the wall clock has shown. When it is set back, time stands still here:
+    /// events of the present are no events of the future.
+    now: Micros,
+    /// Whether it was set back, and that was told.
+    set_back: bool,
 }
 
 /// What the lookout found at the broker.
@@ -286,6 +291,8 @@ impl Pipeline {
             drained: false,
             paused: BTreeSet::new(),
             status,
+            now: options.clock.now(),
+            set_back: false,
             begun,
             options,
             stop,
@@ -349,13 +356,29 @@ impl Pipeline {
             || (news && since >= self.commit_interval())
     }
 
+    /// The wall clock, which never goes back here.
+    fn clock(&mut self) -> Micros {
+        let now = self.options.clock.now();
+        let back = self.now.saturating_sub(now);
+        if back > SECOND && !std::mem::replace(&mut self.set_back, true) {
+            let seconds = back / SECOND;
+            tracing::warn!(
+                customer = self.begun.engine.customer.name,
+                "the clock was set back by {seconds} s: time stands still until it comes by again"
+            );
+        }
+        self.set_back &= back > 0;
+        self.now = self.now.max(now);
+        self.now
+    }
+
     /// Begins an epoch if none is open.
     fn begin(&mut self) -> Result<()> {
         if self.open.began.is_some() {
             return Ok(());
         }
         self.open = Open {
-            now: self.options.clock.now(),
+            now: self.clock(),
             joined: std::mem::take(&mut self.waiting_joins),
             tables: std::mem::take(&mut self.begun.new_tables),
             began: Some(Instant::now()),
@@ -436,7 +459,7 @@ impl Pipeline {
     async fn end_epoch(&mut self, last: bool) -> Result<()> {
         self.begin()?;
         self.begun.engine.gather().await?;
-        let now = self.options.clock.now();
+        let now = self.clock();
         let drain = last && self.options.mode == Mode::Drain;
         self.drained |= drain;
         let given = last && self.options.mode != Mode::Follow;
@@ -486,7 +509,9 @@ impl Pipeline {
         }
         self.send(record, output, ready, open.began.unwrap_or_else(Instant::now))?;
         self.look_at_tables().await?;
-        if self.begun.snapshots.is_due() {
+        // The first epoch may never be committed: a snapshot beside an empty log would look like a
+        // log that was lost.
+        if epoch > 1 && self.begun.snapshots.is_due() {
             self.start_snapshot(epoch)?;
         }
         self.begun.snapshots.poll(false).await
@@ -632,7 +657,7 @@ impl Pipeline {
         let mut record = Progress {
             version: VERSION,
             epoch: self.begun.epoch + 1,
-            now: self.options.clock.now(),
+            now: self.clock(),
             clean: true,
             drained: self.drained,
             ..Progress::default()

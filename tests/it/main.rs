@@ -6,6 +6,7 @@ mod support;
 
 mod broker;
 mod cli;
+mod clock;
 mod faults;
 mod garbage;
 mod kill;
