@@ -21,7 +21,8 @@ use chrono_tz::Tz;
 use super::Reason;
 use super::date;
 use super::number::Number;
-use super::scan::{Scan, Scanner};
+use super::scan::{Scan, Scanner, unescape};
+use super::shape::{Shape, Target};
 use super::timestamp::TimestampFormat;
 use crate::{Error, Result};
 
@@ -54,7 +55,7 @@ enum Values {
     Text(Runs),
     Binary(Runs),
     List { offsets: Vec<i32>, item: FieldRef, values: Box<Column> },
-    Struct { fields: Fields, columns: Vec<Column> },
+    Struct { fields: Fields, columns: Vec<Column>, shape: Shape },
 }
 
 /// Byte strings, one after the other; `ends[i]` is where the one before `i` ends.
@@ -174,6 +175,7 @@ impl Column {
             DataType::Struct(fields) => Values::Struct {
                 fields: fields.clone(),
                 columns: fields.iter().map(of).collect::<Result<_>>()?,
+                shape: Shape::default(),
             },
             other => {
                 let message = format!("column '{name}': JSON cannot be read as {other}");
@@ -208,6 +210,11 @@ impl Column {
                 match &mut self.values {
                     Values::Text(runs) if !text.escaped => {
                         runs.push_from(text.raw, scanner.window(start));
+                        Ok(self.pushed())
+                    }
+                    Values::Text(runs) => {
+                        unescape(text.raw, &mut runs.bytes);
+                        runs.end();
                         Ok(self.pushed())
                     }
                     _ => Ok(self.text(text.value(scratch))),
@@ -368,27 +375,39 @@ impl Column {
         depth: u32,
         scratch: &mut Vec<u8>,
     ) -> Scan<Taken> {
-        let Values::Struct { fields, columns } = &mut self.values else {
+        let Values::Struct { fields, columns, shape } = &mut self.values else {
             return Ok(Err(Reason::WrongType));
         };
         let row = self.len;
         let mut refused: Vec<(usize, Reason)> = Vec::new();
-        let mut first = true;
-        scanner.enter(depth)?;
-        while let Some(key) = scanner.key(first)? {
-            first = false;
-            let name = key.value(scratch);
-            match fields.iter().position(|field| field.name().as_bytes() == name) {
-                Some(index) => {
+        let (mut filled, mut slot) = (0, 0);
+        scanner.may_enter(depth)?;
+        loop {
+            let target = match shape.next(&mut slot, scanner) {
+                Some(target) => target,
+                None => shape.read(&mut slot, scanner, scratch, |key| {
+                    fields.iter().position(|field| field.name().as_bytes() == key)
+                })?,
+            };
+            match target {
+                Target::Column(index) => {
                     let column = &mut columns[index];
-                    column.truncate(row);
+                    if column.len > row {
+                        column.truncate(row);
+                        filled -= 1;
+                    }
                     refused.retain(|(refused, _)| *refused != index);
-                    if let Err(reason) = column.read(scanner, depth + 1, scratch)? {
-                        refused.push((index, reason));
+                    match column.read(scanner, depth + 1, scratch)? {
+                        Ok(()) => filled += 1,
+                        Err(reason) => refused.push((index, reason)),
                     }
                 }
-                None => scanner.skip_value(depth + 1)?,
+                Target::Unknown => scanner.skip_value(depth + 1)?,
+                Target::End => break,
             }
+        }
+        if filled == columns.len() {
+            return Ok(self.pushed());
         }
         let missing = columns.iter_mut().filter(|column| column.len == row);
         let taken = match refused.first() {
@@ -470,7 +489,7 @@ impl Column {
                     OffsetBuffer::new(ScalarBuffer::from(std::mem::replace(offsets, vec![0])));
                 Arc::new(ListArray::try_new(Arc::clone(item), offsets, values.finish()?, nulls)?)
             }
-            Values::Struct { fields, columns } => {
+            Values::Struct { fields, columns, .. } => {
                 let arrays = columns.iter_mut().map(Column::finish).collect::<Result<_>>()?;
                 Arc::new(StructArray::try_new_with_length(fields.clone(), arrays, nulls, len)?)
             }
