@@ -221,7 +221,8 @@ impl Column {
                 }
             }
             Some(b'-' | b'0'..=b'9') => {
-                let number = scanner.number()?;
+                let mut number = Number::default();
+                scanner.number(&mut number)?;
                 Ok(self.number(&number))
             }
             _ => self.read_rare(scanner, depth, scratch),

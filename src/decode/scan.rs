@@ -229,13 +229,13 @@ impl<'a> Scanner<'a> {
         self.pos = pos.min(self.end);
     }
 
-    /// Passes a number.
+    /// Passes a number, which `number` becomes.
     #[inline]
-    pub fn number(&mut self) -> Scan<Number<'a>> {
-        match Number::read(self.rest()) {
-            Ok(number) => {
+    pub fn number(&mut self, number: &mut Number<'a>) -> Scan<()> {
+        match number.read(self.rest()) {
+            Ok(()) => {
                 self.pos += number.text.len();
-                Ok(number)
+                Ok(())
             }
             Err(at) => {
                 self.advance(at);
@@ -249,7 +249,7 @@ impl<'a> Scanner<'a> {
     pub fn skip_value(&mut self, depth: u32) -> Scan<()> {
         match self.peek() {
             Some(b'"') => self.string().map(|_| ()),
-            Some(b'-' | b'0'..=b'9') => self.number().map(|_| ()),
+            Some(b'-' | b'0'..=b'9') => self.number(&mut Number::default()),
             Some(b'{') => {
                 let mut first = true;
                 self.enter(depth)?;
