@@ -11,7 +11,7 @@ use arrow::array::{
     Float32Array, Float64Array, Int8Array, Int16Array, Int32Array, Int64Array, ListArray,
     NullBufferBuilder, StringArray, StructArray, TimestampMicrosecondArray,
 };
-use arrow::buffer::{BooleanBuffer, Buffer, OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{BooleanBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
     DECIMAL128_MAX_PRECISION, DataType, Decimal128Type, FieldRef, Fields, TimeUnit,
     validate_decimal_precision_and_scale,
@@ -21,7 +21,8 @@ use chrono_tz::Tz;
 use super::Reason;
 use super::date;
 use super::number::Number;
-use super::scan::{Scan, Scanner, unescape};
+use super::runs::Runs;
+use super::scan::{Scan, Scanner};
 use super::shape::{Shape, Target};
 use super::timestamp::TimestampFormat;
 use crate::{Error, Result};
@@ -56,76 +57,6 @@ enum Values {
     Binary(Runs),
     List { offsets: Vec<i32>, item: FieldRef, values: Box<Column> },
     Struct { fields: Fields, columns: Vec<Column>, shape: Shape },
-}
-
-/// Byte strings, one after the other; `ends[i]` is where the one before `i` ends.
-#[derive(Debug)]
-struct Runs {
-    ends: Vec<i32>,
-    bytes: Vec<u8>,
-}
-
-impl Runs {
-    fn new() -> Self {
-        Self { ends: vec![0], bytes: Vec::new() }
-    }
-
-    /// The decoder refuses chunks whose bytes could overflow this.
-    #[inline]
-    fn end(&mut self) {
-        self.ends.push(self.bytes.len() as i32);
-    }
-
-    #[inline]
-    fn push(&mut self, value: &[u8]) {
-        self.bytes.extend_from_slice(value);
-        self.end();
-    }
-
-    /// As [`Runs::push`], of a value that begins where `window` does: to copy all of that at once
-    /// is quicker than to copy as much as is needed.
-    #[inline]
-    fn push_from(&mut self, value: &[u8], window: Option<&[u8; 16]>) {
-        match window {
-            Some(window) if value.len() <= window.len() => {
-                let end = self.bytes.len() + value.len();
-                self.bytes.extend_from_slice(window);
-                self.bytes.truncate(end);
-            }
-            _ => self.bytes.extend_from_slice(value),
-        }
-        self.end();
-    }
-
-    /// Pairs of hexadecimal digits, as results are written; nothing happens to others.
-    fn push_hex(&mut self, text: &[u8]) -> Taken {
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        if !text.len().is_multiple_of(2) || text.iter().any(|&byte| digit(byte).is_none()) {
-            return Err(Reason::WrongType);
-        }
-        let byte = |pair: &[u8]| pair.iter().fold(0, |sum, &d| sum * 16 + digit(d).unwrap_or(0));
-        self.bytes.extend(text.chunks(2).map(|pair| byte(pair) as u8));
-        self.end();
-        Ok(())
-    }
-
-    fn truncate(&mut self, len: usize) {
-        self.ends.truncate(len + 1);
-        self.bytes.truncate(self.ends.last().map_or(0, |&end| end as usize));
-    }
-
-    fn finish(&mut self) -> (OffsetBuffer<i32>, Buffer) {
-        let expected = (self.ends.len(), self.bytes.len());
-        let whole = std::mem::replace(
-            self,
-            Self {
-                ends: Vec::with_capacity(expected.0),
-                bytes: Vec::with_capacity(expected.1 + expected.1 / 8),
-            },
-        );
-        self.ends.push(0);
-        (OffsetBuffer::new(ScalarBuffer::from(whole.ends)), Buffer::from_vec(whole.bytes))
-    }
 }
 
 impl Column {
@@ -213,8 +144,7 @@ impl Column {
                         Ok(self.pushed())
                     }
                     Values::Text(runs) => {
-                        unescape(text.raw, &mut runs.bytes);
-                        runs.end();
+                        runs.push_escaped(text.raw);
                         Ok(self.pushed())
                     }
                     _ => Ok(self.text(text.value(scratch))),

@@ -246,19 +246,7 @@ impl Hostile {
             Kind::Local => out.extend(
                 format!("\"{year:04}{month:02}{day:02} {hour}:{minute:02}:{second:02}\"").bytes(),
             ),
-            Kind::Rfc3339 => {
-                let separator = *self.pick(&["T", " ", "t"]);
-                // The last of each is wrong.
-                let fractions = ["", ".5", ".123456", ".123456789", ".0000009", "."];
-                let offsets = ["", "Z", "z", "+02:00", "-0530", "+03", "-23:59", "+24:00"];
-                let fraction = *self.pick(&fractions[..5 + usize::from(self.wild)]);
-                let offset = *self.pick(&offsets[..7 + usize::from(self.wild)]);
-                let year = if self.chance(0.1) { *self.pick(&[0, 1, 9999]) } else { year };
-                let text = format!(
-                    "\"{year:04}-{month:02}-{day:02}{separator}{hour:02}:{minute:02}:{second:02}{fraction}{offset}\""
-                );
-                out.extend_from_slice(text.as_bytes());
-            }
+            Kind::Rfc3339 => self.time(out, &format!("{month:02}-{day:02}")),
             Kind::Numbers | Kind::Points => {
                 let inner = if matches!(kind, Kind::Points) { Kind::Point } else { Kind::Integer };
                 let count = self.random.random_range(0..4);
@@ -282,6 +270,21 @@ impl Hostile {
                 self.object(out, &keys);
             }
         }
+    }
+
+    /// A time on this day of some year.
+    fn time(&mut self, out: &mut Vec<u8>, day: &str) {
+        let year = self.random.random_range(1900..2100);
+        let year = if self.chance(0.1) { *self.pick(&[0, 1, 9999]) } else { year };
+        let clock = format!("{:02}:{:02}:{:02}", self.below(24), self.below(60), self.below(60));
+        let separator = *self.pick(&["T", " ", "t"]);
+        // The last of each is wrong.
+        let fractions = ["", ".5", ".123456", ".123456789", ".0000009", "."];
+        let offsets = ["", "Z", "z", "+02:00", "-0530", "+03", "-23:59", "+24:00"];
+        let fraction = *self.pick(&fractions[..5 + usize::from(self.wild)]);
+        let offset = *self.pick(&offsets[..7 + usize::from(self.wild)]);
+        let text = format!("\"{year:04}-{day}{separator}{clock}{fraction}{offset}\"");
+        out.extend_from_slice(text.as_bytes());
     }
 
     fn number(&mut self, out: &mut Vec<u8>) {

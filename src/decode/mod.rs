@@ -21,6 +21,7 @@ mod date;
 mod explain;
 mod layout;
 mod number;
+mod runs;
 mod scan;
 mod shape;
 pub mod timestamp;
