@@ -108,10 +108,24 @@ impl Hostile {
         Self { random: StdRng::seed_from_u64(seed), wild: false }
     }
 
-    /// Records of one chunk; `None` is a tombstone.
+    /// Records of one chunk; `None` is a tombstone. Some are cut in two: what is missing stands
+    /// right behind the first part, and is no part of it.
     pub fn records(&mut self) -> Vec<Option<Vec<u8>>> {
-        let count = self.random.random_range(1..12);
-        (0..count).map(|_| (!self.chance(0.02)).then(|| self.record())).collect()
+        let mut all = Vec::new();
+        for _ in 0..self.random.random_range(1..12) {
+            if self.chance(0.02) {
+                all.push(None);
+                continue;
+            }
+            let mut record = self.record();
+            if self.chance(0.05) {
+                let rest = record.split_off(self.random.random_range(0..=record.len()));
+                all.extend([Some(record), Some(rest)]);
+            } else {
+                all.push(Some(record));
+            }
+        }
+        all
     }
 
     /// One record: mostly one object, sometimes several, often with something wrong.
@@ -266,6 +280,9 @@ impl Hostile {
                 }
                 if self.wild && self.chance(0.1) {
                     keys.remove(0);
+                }
+                if self.wild && self.chance(0.1) {
+                    keys.insert(0, *self.pick(&[("x", Kind::Flag), ("all", Kind::Flag)]));
                 }
                 self.object(out, &keys);
             }
