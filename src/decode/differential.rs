@@ -2,7 +2,8 @@
 //!
 //! What is JSON for serde_json is JSON for us, and the other way round, but for these rules
 //! ([`agrees_with_serde_json`]):
-//! - a number of any size is JSON; serde_json refuses those beyond a DOUBLE (1e400);
+//! - a number of any size is JSON; serde_json refuses those beyond a DOUBLE (1e400), and for want
+//!   of exactness a few just below its end (1.7976931348623158e308);
 //! - objects and arrays may stand in one another 128 deep; serde_json ends at 127.
 //!
 //! A number beyond its column's type is refused, whatever serde_json makes of it; nothing is
@@ -222,7 +223,7 @@ fn beyond_a_double(value: &Json) -> bool {
     match value {
         Json::Number(text) => {
             let text = String::from_utf8_lossy(text);
-            text.parse::<f64>().is_ok_and(|value| !value.is_finite())
+            text.parse::<f64>().is_ok_and(|value| value.abs() >= f64::MAX * (1.0 - 1e-15))
         }
         Json::Array(items) => items.iter().any(beyond_a_double),
         Json::Object(members) => members.iter().any(|(_, value)| beyond_a_double(value)),
@@ -332,6 +333,8 @@ mod tests {
         for (text, their, own) in [
             ("1e400".to_owned(), false, true),
             ("{\"id\": -1e400}".to_owned(), false, true),
+            ("1.7976931348623158e308".to_owned(), false, true),
+            ("1.7976931348623157e308".to_owned(), true, true),
             (nested(127), true, true),
             (nested(128), false, true),
             (nested(129), false, false),

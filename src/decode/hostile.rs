@@ -119,7 +119,8 @@ impl Hostile {
             }
             let mut record = self.record();
             if self.chance(0.05) {
-                let rest = record.split_off(self.random.random_range(0..=record.len()));
+                let from = *self.pick(&[0, record.len().saturating_sub(3)]);
+                let rest = record.split_off(self.random.random_range(from..=record.len()));
                 all.extend([Some(record), Some(rest)]);
             } else {
                 all.push(Some(record));
