@@ -312,6 +312,20 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_is_cut_does_not_go_on_in_the_next() {
+        let (mut hostile, columns) = (Hostile::new(7), fields());
+        let mut decoder = Decoder::new(columns.clone(), ZONE).unwrap();
+        for _ in 0..5 {
+            let whole = hostile.record();
+            for cut in 0..whole.len() {
+                let (head, tail) = whole.split_at(cut);
+                let values = [&whole, head, tail].map(|part| Some(part.to_vec()));
+                compare(&mut decoder, &columns, &values).unwrap();
+            }
+        }
+    }
+
+    #[test]
     fn hostile_records_are_json_where_serde_json_says_so() {
         let mut hostile = Hostile::new(seed() ^ 1);
         let mut json = 0;
