@@ -143,7 +143,7 @@ fn tweet(n: usize) -> String {
         ),
         _ => String::new(),
     };
-    let reply = if n % 3 == 0 { (id - 77).to_string() } else { "null".to_owned() };
+    let reply = if n.is_multiple_of(3) { (id - 77).to_string() } else { "null".to_owned() };
     format!(
         r#"{{"metadata":{{"result_type":"recent","iso_language_code":"ja"}},"created_at":"Sun Aug 31 00:{:02}:{:02} +0000 2014","id":{id},"id_str":"{id}","text":"{}","source":"<a href=\"http:\/\/twitter.com\/download\/iphone\" rel=\"nofollow\">Twitter for iPhone<\/a>","truncated":false,"in_reply_to_status_id":{reply},"in_reply_to_screen_name":null,"user":{{"id":{user},"id_str":"{user}","name":"{}","screen_name":"user_{user}","location":"関西","description":"元野球部マネージャー❤︎…最高の夏をありがとう…❤︎","url":null,"followers_count":{},"friends_count":{},"listed_count":{},"created_at":"Thu Feb 13 08:25:11 +0000 2014","verified":false,"lang":"ja","profile_image_url":"http:\/\/pbs.twimg.com\/profile_images\/{user}\/rkb_normal.jpeg"}},"geo":null,"retweet_count":{},"favorite_count":{},"entities":{{"hashtags":[{tags}],"urls":[],"user_mentions":[{mentions}]}},"favorited":false,"lang":"ja"}}"#,
         n / 60 % 60,
@@ -262,7 +262,7 @@ fn wide(n: usize) -> String {
             format!("{}.{:03}", chance(n, column) % 1000, chance(n, column + 50) % 1000)
         }
         TEXT => format!("\"{}\"", pick(&words, n, column)),
-        FLAG => (chance(n, column) % 2 == 0).to_string(),
+        FLAG => chance(n, column).is_multiple_of(2).to_string(),
         _ => format!("\"{}\"", clock(n + column)),
     };
     let members: Vec<_> =

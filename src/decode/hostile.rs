@@ -319,7 +319,7 @@ impl Hostile {
                 let (whole, fraction) =
                     (digits(&mut self.random, 30), digits(&mut self.random, 30));
                 let exponent = self.random.random_range(-45..45);
-                format!("-{}.{fraction}E{exponent:+}", format!("1{whole}"))
+                format!("-1{whole}.{fraction}E{exponent:+}")
             }
             _ => self.random.random::<i64>().to_string(),
         };

@@ -338,7 +338,7 @@ fn judge_text(
         }
         DataType::Boolean | DataType::List(_) | DataType::Struct(_) => Err(Reason::WrongType),
         DataType::Binary => {
-            let hex = text.len() % 2 == 0 && text.iter().all(u8::is_ascii_hexdigit);
+            let hex = text.len().is_multiple_of(2) && text.iter().all(u8::is_ascii_hexdigit);
             let lower = String::from_utf8_lossy(text).to_lowercase();
             if hex { Ok(format!("x{lower}")) } else { Err(Reason::WrongType) }
         }
