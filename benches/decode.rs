@@ -1,4 +1,5 @@
-//! Decoding, in events a second on one core: `cargo bench --bench decode`.
+//! Decoding, in events a second on one core: `cargo bench --bench decode`. Records of several
+//! shapes are decoded by arrow-json too, from the same bytes by the same schema.
 //!
 //! Time is that of a core, see support/cpu_time.rs.
 
@@ -6,10 +7,13 @@
 
 #[path = "support/cpu_time.rs"]
 mod cpu_time;
+#[path = "support/records.rs"]
+mod records;
 
 use std::hint::black_box;
 
 use arrow::datatypes::{DataType, TimeUnit};
+use arrow::json::ReaderBuilder;
 use bytes::Bytes;
 use chrono_tz::Tz;
 use cpu_time::CpuTime;
@@ -99,6 +103,60 @@ fn decode(criterion: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
+/// Each shape by us and by arrow-json: bytes a second, and the bytes of a record.
+fn shapes(criterion: &mut Criterion<CpuTime>) {
+    let plain = records::Kind {
+        name: "84 bytes",
+        fields: fields(),
+        make: |n| event(n, ["living room"; 4]),
+    };
+    for records::Kind { name, fields, make } in records::kinds().into_iter().chain([plain]) {
+        let lines: Vec<String> = (0..EVENTS / 5).map(make).collect();
+        let chunk = lines_of(&lines);
+        let bytes = chunk.bytes.len();
+        eprintln!("{name}: {} bytes a record", bytes / lines.len());
+        let mut group = criterion.benchmark_group(format!("shape/{name}"));
+        group.throughput(Throughput::Bytes(bytes as u64)).sampling_mode(SamplingMode::Flat);
+        let mut decoder = Decoder::new(fields, Tz::UTC).unwrap();
+        group.bench_function("millstream", |bencher| {
+            bencher.iter(|| {
+                let decoded = decoder.decode(black_box(&chunk)).unwrap();
+                assert_eq!(decoded.batch.num_rows(), lines.len());
+                decoded
+            });
+        });
+        let schema = decoder.schema().clone();
+        let ours = decoder.decode(&chunk).unwrap().batch;
+        let theirs = ReaderBuilder::new(schema.clone()).with_batch_size(lines.len());
+        let mut theirs = theirs.build_decoder().unwrap();
+        group.bench_function("arrow-json", |bencher| {
+            bencher.iter(|| {
+                let read = theirs.decode(black_box(&chunk.bytes)).unwrap();
+                let batch = theirs.flush().unwrap().unwrap();
+                assert_eq!((read, batch.num_rows()), (bytes, lines.len()));
+                batch
+            });
+        });
+        theirs.decode(&chunk.bytes).unwrap();
+        assert_eq!(theirs.flush().unwrap().unwrap(), ours, "{name}");
+        group.finish();
+    }
+}
+
+/// A chunk in which each record is a line, as arrow-json wants them.
+fn lines_of(lines: &[String]) -> Chunk {
+    let mut chunk = chunk(|_| String::new());
+    let mut bytes = Vec::new();
+    chunk.records.truncate(lines.len());
+    for (record, line) in chunk.records.iter_mut().zip(lines) {
+        let start = bytes.len() as u32;
+        bytes.extend_from_slice(line.as_bytes());
+        record.value = Some(start..bytes.len() as u32);
+        bytes.push(b'\n');
+    }
+    Chunk { bytes: Bytes::from(bytes), next_offset: lines.len() as i64, ..chunk }
+}
+
 fn typed(criterion: &mut Criterion<CpuTime>) {
     let chunk = chunk(|n| {
         let (hour, minute, second) = (n / 3600 % 24, n / 60 % 60, n % 60);
@@ -159,6 +217,6 @@ fn timestamps(criterion: &mut Criterion<CpuTime>) {
 criterion_group! {
     name = benches;
     config = cpu_time::criterion();
-    targets = decode, typed, timestamps
+    targets = decode, shapes, typed, timestamps
 }
 criterion_main!(benches);

@@ -11,7 +11,7 @@ use arrow::array::{
     Float32Array, Float64Array, Int8Array, Int16Array, Int32Array, Int64Array, ListArray,
     NullBufferBuilder, StringArray, StructArray, TimestampMicrosecondArray,
 };
-use arrow::buffer::{BooleanBuffer, Buffer, OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{BooleanBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
     DECIMAL128_MAX_PRECISION, DataType, Decimal128Type, FieldRef, Fields, TimeUnit,
     validate_decimal_precision_and_scale,
@@ -21,7 +21,9 @@ use chrono_tz::Tz;
 use super::Reason;
 use super::date;
 use super::number::Number;
+use super::runs::Runs;
 use super::scan::{Scan, Scanner};
+use super::shape::{Shape, Target};
 use super::timestamp::TimestampFormat;
 use crate::{Error, Result};
 
@@ -54,77 +56,7 @@ enum Values {
     Text(Runs),
     Binary(Runs),
     List { offsets: Vec<i32>, item: FieldRef, values: Box<Column> },
-    Struct { fields: Fields, columns: Vec<Column> },
-}
-
-/// Byte strings, one after the other; `ends[i]` is where the one before `i` ends.
-#[derive(Debug)]
-struct Runs {
-    ends: Vec<i32>,
-    bytes: Vec<u8>,
-}
-
-impl Runs {
-    fn new() -> Self {
-        Self { ends: vec![0], bytes: Vec::new() }
-    }
-
-    /// The decoder refuses chunks whose bytes could overflow this.
-    #[inline]
-    fn end(&mut self) {
-        self.ends.push(self.bytes.len() as i32);
-    }
-
-    #[inline]
-    fn push(&mut self, value: &[u8]) {
-        self.bytes.extend_from_slice(value);
-        self.end();
-    }
-
-    /// As [`Runs::push`], of a value that begins where `window` does: to copy all of that at once
-    /// is quicker than to copy as much as is needed.
-    #[inline]
-    fn push_from(&mut self, value: &[u8], window: Option<&[u8; 16]>) {
-        match window {
-            Some(window) if value.len() <= window.len() => {
-                let end = self.bytes.len() + value.len();
-                self.bytes.extend_from_slice(window);
-                self.bytes.truncate(end);
-            }
-            _ => self.bytes.extend_from_slice(value),
-        }
-        self.end();
-    }
-
-    /// Pairs of hexadecimal digits, as results are written; nothing happens to others.
-    fn push_hex(&mut self, text: &[u8]) -> Taken {
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        if !text.len().is_multiple_of(2) || text.iter().any(|&byte| digit(byte).is_none()) {
-            return Err(Reason::WrongType);
-        }
-        let byte = |pair: &[u8]| pair.iter().fold(0, |sum, &d| sum * 16 + digit(d).unwrap_or(0));
-        self.bytes.extend(text.chunks(2).map(|pair| byte(pair) as u8));
-        self.end();
-        Ok(())
-    }
-
-    fn truncate(&mut self, len: usize) {
-        self.ends.truncate(len + 1);
-        self.bytes.truncate(self.ends.last().map_or(0, |&end| end as usize));
-    }
-
-    fn finish(&mut self) -> (OffsetBuffer<i32>, Buffer) {
-        let expected = (self.ends.len(), self.bytes.len());
-        let whole = std::mem::replace(
-            self,
-            Self {
-                ends: Vec::with_capacity(expected.0),
-                bytes: Vec::with_capacity(expected.1 + expected.1 / 8),
-            },
-        );
-        self.ends.push(0);
-        (OffsetBuffer::new(ScalarBuffer::from(whole.ends)), Buffer::from_vec(whole.bytes))
-    }
+    Struct { fields: Fields, columns: Vec<Column>, shape: Shape },
 }
 
 impl Column {
@@ -174,6 +106,7 @@ impl Column {
             DataType::Struct(fields) => Values::Struct {
                 fields: fields.clone(),
                 columns: fields.iter().map(of).collect::<Result<_>>()?,
+                shape: Shape::default(),
             },
             other => {
                 let message = format!("column '{name}': JSON cannot be read as {other}");
@@ -210,11 +143,16 @@ impl Column {
                         runs.push_from(text.raw, scanner.window(start));
                         Ok(self.pushed())
                     }
+                    Values::Text(runs) => {
+                        runs.push_escaped(text.raw);
+                        Ok(self.pushed())
+                    }
                     _ => Ok(self.text(text.value(scratch))),
                 }
             }
             Some(b'-' | b'0'..=b'9') => {
-                let number = scanner.number()?;
+                let mut number = Number::default();
+                scanner.number(&mut number)?;
                 Ok(self.number(&number))
             }
             _ => self.read_rare(scanner, depth, scratch),
@@ -368,27 +306,39 @@ impl Column {
         depth: u32,
         scratch: &mut Vec<u8>,
     ) -> Scan<Taken> {
-        let Values::Struct { fields, columns } = &mut self.values else {
+        let Values::Struct { fields, columns, shape } = &mut self.values else {
             return Ok(Err(Reason::WrongType));
         };
         let row = self.len;
         let mut refused: Vec<(usize, Reason)> = Vec::new();
-        let mut first = true;
-        scanner.enter(depth)?;
-        while let Some(key) = scanner.key(first)? {
-            first = false;
-            let name = key.value(scratch);
-            match fields.iter().position(|field| field.name().as_bytes() == name) {
-                Some(index) => {
+        let (mut filled, mut slot) = (0, 0);
+        scanner.may_enter(depth)?;
+        loop {
+            let target = match shape.next(&mut slot, scanner) {
+                Some(target) => target,
+                None => shape.read(&mut slot, scanner, scratch, |key| {
+                    fields.iter().position(|field| field.name().as_bytes() == key)
+                })?,
+            };
+            match target {
+                Target::Column(index) => {
                     let column = &mut columns[index];
-                    column.truncate(row);
+                    if column.len > row {
+                        column.truncate(row);
+                        filled -= 1;
+                    }
                     refused.retain(|(refused, _)| *refused != index);
-                    if let Err(reason) = column.read(scanner, depth + 1, scratch)? {
-                        refused.push((index, reason));
+                    match column.read(scanner, depth + 1, scratch)? {
+                        Ok(()) => filled += 1,
+                        Err(reason) => refused.push((index, reason)),
                     }
                 }
-                None => scanner.skip_value(depth + 1)?,
+                Target::Unknown => scanner.skip_value(depth + 1)?,
+                Target::End => break,
             }
+        }
+        if filled == columns.len() {
+            return Ok(self.pushed());
         }
         let missing = columns.iter_mut().filter(|column| column.len == row);
         let taken = match refused.first() {
@@ -470,7 +420,7 @@ impl Column {
                     OffsetBuffer::new(ScalarBuffer::from(std::mem::replace(offsets, vec![0])));
                 Arc::new(ListArray::try_new(Arc::clone(item), offsets, values.finish()?, nulls)?)
             }
-            Values::Struct { fields, columns } => {
+            Values::Struct { fields, columns, .. } => {
                 let arrays = columns.iter_mut().map(Column::finish).collect::<Result<_>>()?;
                 Arc::new(StructArray::try_new_with_length(fields.clone(), arrays, nulls, len)?)
             }

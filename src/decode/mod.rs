@@ -21,11 +21,18 @@ mod date;
 mod explain;
 mod layout;
 mod number;
+mod runs;
 mod scan;
 mod shape;
 pub mod timestamp;
 mod zone;
 
+#[cfg(test)]
+mod differential;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -342,16 +349,13 @@ impl Decoder {
     fn object(&mut self, scanner: &mut Scanner<'_>) -> Scan<()> {
         let mut slot = 0;
         loop {
-            let target = match self.shape.expected(slot, scanner) {
-                Some(target) => {
-                    slot += 1;
-                    if target != Target::End {
-                        // The message before may have had less white space here.
-                        scanner.skip_white_space();
-                    }
-                    target
+            let target = match self.shape.next(&mut slot, scanner) {
+                Some(target) => target,
+                None => {
+                    let (names, scratch) = (&self.names, &mut self.row.scratch);
+                    let column = |key: &[u8]| names.get(key).copied();
+                    self.shape.read(&mut slot, scanner, scratch, column)?
                 }
-                None => self.key(scanner, &mut slot)?,
             };
             match target {
                 Target::Column(index) => self.row.read(index, scanner)?,
@@ -362,27 +366,6 @@ impl Decoder {
                 Target::End => return Ok(()),
             }
         }
-    }
-
-    /// Reads the way to the next value piece by piece, and keeps it for the next message.
-    #[cold]
-    fn key(&mut self, scanner: &mut Scanner<'_>, slot: &mut usize) -> Scan<Target> {
-        let begin = scanner.position();
-        // The scanner stands at the object's brace, or after a value.
-        let first = scanner.peek() == Some(b'{') && *slot == 0;
-        if first {
-            scanner.advance(1);
-        }
-        let target = match scanner.key(first)? {
-            Some(key) => {
-                let column = self.names.get(key.value(&mut self.row.scratch));
-                column.map_or(Target::Unknown, |&index| Target::Column(index))
-            }
-            None => Target::End,
-        };
-        let text = scanner.between(begin, scanner.position());
-        *slot = self.shape.learn(*slot, text, target);
-        Ok(target)
     }
 }
 

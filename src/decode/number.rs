@@ -3,7 +3,7 @@
 use super::Reason;
 
 /// A number as RFC 8259 spells it. Its value is `text`; the rest was learnt on the way.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Number<'a> {
     /// The number's text.
     pub text: &'a [u8],
@@ -27,61 +27,73 @@ const POWERS: [f64; 23] = [
 ];
 
 impl<'a> Number<'a> {
-    /// Reads the number at the beginning of `text`; fails with the place where it goes wrong.
-    /// What stands after the number is the caller's to judge.
+    /// Becomes the number at the beginning of `text`, or fails with the place where that goes
+    /// wrong. What stands after the number is the caller's to judge.
+    ///
+    /// It is written in place: to hand a number on by value costs as much as to read it.
     #[inline]
-    pub fn read(text: &'a [u8]) -> Result<Self, usize> {
-        let negative = text.first() == Some(&b'-');
-        let start = usize::from(negative);
-        let (mut mantissa, mut at) = (0, start);
-        at = digits(text, at, &mut mantissa);
+    pub fn read(&mut self, text: &'a [u8]) -> Result<(), usize> {
+        self.negative = text.first() == Some(&b'-');
+        let start = usize::from(self.negative);
+        let mut mantissa = 0;
+        let mut at = digits(text, start, &mut mantissa);
         let whole_digits = at - start;
         if whole_digits == 0 || (whole_digits > 1 && text[start] == b'0') {
             return Err(at.min(start + 1));
         }
-        let mut number =
-            Self { text, negative, mantissa, digits: whole_digits, whole_digits, exponent: 0 };
+        self.mantissa = mantissa;
+        self.digits = whole_digits;
+        self.whole_digits = whole_digits;
+        self.exponent = 0;
         if let Some(b'.' | b'e' | b'E') = text.get(at) {
-            at = number.read_rest(at)?;
+            at = self.read_rest(text, at)?;
         }
-        number.text = &text[..at];
-        Ok(number)
+        self.text = &text[..at];
+        Ok(())
     }
 
-    /// Reads fraction and exponent, which begin at `at`; gives the number's end.
-    fn read_rest(&mut self, mut at: usize) -> Result<usize, usize> {
-        if self.text[at] == b'.' {
+    /// Reads fraction and exponent, which begin at `at` of `text`; gives the number's end.
+    #[inline]
+    fn read_rest(&mut self, text: &[u8], mut at: usize) -> Result<usize, usize> {
+        if text[at] == b'.' {
             let start = at + 1;
-            at = digits(self.text, start, &mut self.mantissa);
+            at = digits(text, start, &mut self.mantissa);
             if at == start {
                 return Err(at);
             }
             self.digits += at - start;
         }
-        if let Some(b'e' | b'E') = self.text.get(at) {
+        match text.get(at) {
+            Some(b'e' | b'E') => self.read_exponent(text, at + 1),
+            _ => Ok(at),
+        }
+    }
+
+    /// Reads an exponent behind its letter; gives its end.
+    fn read_exponent(&mut self, text: &[u8], mut at: usize) -> Result<usize, usize> {
+        let negative = text.get(at) == Some(&b'-');
+        if let Some(b'-' | b'+') = text.get(at) {
             at += 1;
-            let negative = self.text.get(at) == Some(&b'-');
-            if let Some(b'-' | b'+') = self.text.get(at) {
-                at += 1;
-            }
-            let start = at;
-            while let Some(digit @ b'0'..=b'9') = self.text.get(at) {
-                self.exponent = (self.exponent * 10 + i64::from(digit - b'0')).min(FAR / 10);
-                at += 1;
-            }
-            if at == start {
-                return Err(at);
-            }
-            if negative {
-                self.exponent = -self.exponent;
-            }
+        }
+        let start = at;
+        while let Some(digit @ b'0'..=b'9') = text.get(at) {
+            self.exponent = (self.exponent * 10 + i64::from(digit - b'0')).min(FAR / 10);
+            at += 1;
+        }
+        if at == start {
+            return Err(at);
+        }
+        if negative {
+            self.exponent = -self.exponent;
         }
         Ok(at)
     }
 
     /// The number that `text` is as a whole, or `None`.
     pub fn parse(text: &'a [u8]) -> Option<Self> {
-        Self::read(text).ok().filter(|number| number.text.len() == text.len())
+        let mut number = Self::default();
+        number.read(text).ok()?;
+        (number.text.len() == text.len()).then_some(number)
     }
 
     /// The value as an integer; 12.0 and 1e2 are integers, 12.5 is not.

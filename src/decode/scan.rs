@@ -229,13 +229,13 @@ impl<'a> Scanner<'a> {
         self.pos = pos.min(self.end);
     }
 
-    /// Passes a number.
+    /// Passes a number, which `number` becomes.
     #[inline]
-    pub fn number(&mut self) -> Scan<Number<'a>> {
-        match Number::read(self.rest()) {
-            Ok(number) => {
+    pub fn number(&mut self, number: &mut Number<'a>) -> Scan<()> {
+        match number.read(self.rest()) {
+            Ok(()) => {
                 self.pos += number.text.len();
-                Ok(number)
+                Ok(())
             }
             Err(at) => {
                 self.advance(at);
@@ -249,7 +249,7 @@ impl<'a> Scanner<'a> {
     pub fn skip_value(&mut self, depth: u32) -> Scan<()> {
         match self.peek() {
             Some(b'"') => self.string().map(|_| ()),
-            Some(b'-' | b'0'..=b'9') => self.number().map(|_| ()),
+            Some(b'-' | b'0'..=b'9') => self.number(&mut Number::default()),
             Some(b'{') => {
                 let mut first = true;
                 self.enter(depth)?;
@@ -276,12 +276,17 @@ impl<'a> Scanner<'a> {
     }
 
     /// Passes the bracket that opens an object or array inside `depth` others.
+    #[inline]
     pub fn enter(&mut self, depth: u32) -> Scan<()> {
-        if depth >= MAX_DEPTH {
-            return Err(Syntax::TooDeep);
-        }
+        self.may_enter(depth)?;
         self.advance(1);
         Ok(())
+    }
+
+    /// Whether an object or array may stand here, inside `depth` others.
+    #[inline]
+    pub fn may_enter(&self, depth: u32) -> Scan<()> {
+        if depth >= MAX_DEPTH { Err(Syntax::TooDeep) } else { Ok(()) }
     }
 
     /// In an object, after its brace or a value: passes the way to the next value and gives its
@@ -364,38 +369,62 @@ fn hex4(text: &[u8], at: usize) -> Option<u32> {
 }
 
 /// Appends the value of a string whose escapes are valid.
-fn unescape(raw: &[u8], out: &mut Vec<u8>) {
+pub(super) fn unescape(raw: &[u8], out: &mut Vec<u8>) {
+    // An escape is never shorter than its value; eight more, for words are copied whole.
+    out.reserve(raw.len() + 8);
     let mut rest = raw;
-    while let Some(at) = memchr::memchr(b'\\', rest) {
-        out.extend_from_slice(&rest[..at]);
-        rest = &rest[at..];
-        let (plain, length) = match rest.get(1) {
-            Some(b'b') => (0x08, 2),
-            Some(b'f') => (0x0c, 2),
-            Some(b'n') => (b'\n', 2),
-            Some(b'r') => (b'\r', 2),
-            Some(b't') => (b'\t', 2),
-            Some(b'u') => (0, 6),
-            Some(&same) => (same, 2),
-            None => return,
-        };
-        if length == 2 {
-            out.push(plain);
-            rest = &rest[2..];
-            continue;
+    loop {
+        while let Some(word) = rest.first_chunk::<8>() {
+            let found = backslash(u64::from_le_bytes(*word)).trailing_zeros() as usize / 8;
+            let end = out.len() + found;
+            out.extend_from_slice(word);
+            out.truncate(end);
+            rest = &rest[found..];
+            if found < 8 {
+                break;
+            }
         }
-        let high = hex4(rest, 2).unwrap_or_default();
-        let (code, length) = if (0xd800..0xdc00).contains(&high) {
-            let low = hex4(rest, 8).unwrap_or_default();
-            (0x10000 + ((high & 0x3ff) << 10 | low & 0x3ff), 12)
-        } else {
-            (high, 6)
+        let plain = rest.iter().position(|&byte| byte == b'\\').unwrap_or(rest.len());
+        out.extend_from_slice(&rest[..plain]);
+        rest = &rest[plain..];
+        let plain = match rest.get(1) {
+            None => return,
+            Some(b'u') => {
+                rest = unescape_unit(rest, out);
+                continue;
+            }
+            Some(b'b') => 0x08,
+            Some(b'f') => 0x0c,
+            Some(b'n') => b'\n',
+            Some(b'r') => b'\r',
+            Some(b't') => b'\t',
+            Some(&same) => same,
         };
-        let character = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
-        out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
-        rest = rest.get(length..).unwrap_or_default();
+        out.push(plain);
+        rest = &rest[2..];
     }
-    out.extend_from_slice(rest);
+}
+
+/// Appends the character of the `\u` escape that `text` begins with, and gives what follows it.
+fn unescape_unit<'a>(text: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
+    let high = hex4(text, 2).unwrap_or_default();
+    let (code, length) = if (0xd800..0xdc00).contains(&high) {
+        let low = hex4(text, 8).unwrap_or_default();
+        (0x10000 + ((high & 0x3ff) << 10 | low & 0x3ff), 12)
+    } else {
+        (high, 6)
+    };
+    let character = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
+    out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+    text.get(length..).unwrap_or_default()
+}
+
+/// The high bit of each byte that is a backslash; exact for the lowest.
+#[inline]
+fn backslash(word: u64) -> u64 {
+    const ONES: u64 = u64::MAX / 255;
+    let backslash = word ^ (ONES * b'\\' as u64);
+    backslash.wrapping_sub(ONES) & !backslash & (ONES * 0x80)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! differs is it read piece by piece. A text that was valid in this place once is valid again:
 //! it depends on nothing but standing after a value, or at the message's beginning.
 
-use super::scan::Scanner;
+use super::scan::{Scan, Scanner};
 
 /// Between two values more than this many bytes are read piece by piece every time.
 const LONGEST: usize = 64;
@@ -43,21 +43,52 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// If the segment expected at `slot` stands here, passes it and gives its target.
+    /// If the segment expected at `slot` stands here, passes it and gives its target; the next
+    /// one is expected then.
     #[inline]
-    pub fn expected(&self, slot: usize, scanner: &mut Scanner<'_>) -> Option<Target> {
-        let segment = self.segments.get(slot)?;
+    pub fn next(&self, slot: &mut usize, scanner: &mut Scanner<'_>) -> Option<Target> {
+        let segment = self.segments.get(*slot)?;
         if !segment.matches(scanner) {
             return None;
         }
         scanner.advance(segment.length);
+        *slot += 1;
+        if segment.target != Target::End {
+            // The object before may have had less white space here.
+            scanner.skip_white_space();
+        }
         Some(segment.target)
+    }
+
+    /// Reads the way to the next value piece by piece, and keeps it for the next object. The
+    /// scanner stands at the object's brace (`slot` is 0), or after a value. `column` finds the
+    /// column of a key.
+    #[cold]
+    pub fn read(
+        &mut self,
+        slot: &mut usize,
+        scanner: &mut Scanner<'_>,
+        scratch: &mut Vec<u8>,
+        column: impl Fn(&[u8]) -> Option<usize>,
+    ) -> Scan<Target> {
+        let begin = scanner.position();
+        let first = scanner.peek() == Some(b'{') && *slot == 0;
+        if first {
+            scanner.advance(1);
+        }
+        let target = match scanner.key(first)? {
+            Some(key) => column(key.value(scratch)).map_or(Target::Unknown, Target::Column),
+            None => Target::End,
+        };
+        let text = scanner.between(begin, scanner.position());
+        *slot = self.learn(*slot, text, target);
+        Ok(target)
     }
 
     /// Keeps what stood before the value of `target`, and gives the slot of the next segment.
     /// If a later slot says the same (an optional key is missing here), goes on from there
     /// without forgetting what lies between.
-    pub fn learn(&mut self, slot: usize, text: &[u8], target: Target) -> usize {
+    fn learn(&mut self, slot: usize, text: &[u8], target: Target) -> usize {
         let later = self.segments.iter().skip(slot + 1);
         if let Some(skipped) = { later }.position(|segment| segment.is(text, target)) {
             return slot + skipped + 2;

@@ -6,6 +6,8 @@
 //! ```
 
 mod fit;
+#[cfg(test)]
+mod hostile;
 mod producer;
 mod progress;
 mod resend;

@@ -202,7 +202,7 @@ impl Recovered {
     /// Records are missing.
     pub fn verify(&self) -> Result<()> {
         for pair in self.records.windows(2) {
-            if pair[1].epoch != pair[0].epoch + 1 {
+            if pair[0].epoch.checked_add(1) != Some(pair[1].epoch) {
                 let message = format!(
                     "the internal log jumps from epoch {} to {}",
                     pair[0].epoch, pair[1].epoch
@@ -221,7 +221,7 @@ impl Recovered {
     pub fn after(&self, snapshot: Option<&SnapshotRef>) -> Result<&[Progress]> {
         let from = snapshot.map_or(0, |s| s.epoch);
         let oldest = self.records.first().map_or(1, |r| r.epoch);
-        if oldest > from + 1 {
+        if oldest > from.saturating_add(1) {
             let message = format!(
                 "the internal log begins at epoch {oldest}, after epoch {from} of the snapshot"
             );

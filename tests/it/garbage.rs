@@ -1,8 +1,11 @@
 //! 100,000 malformed records of many kinds among as many good ones: nothing stops, every good row
 //! is in history, every bad one is a dead letter with its bytes, its place and the reason.
+//!
+//! And as many hostile ones as MILLSTREAM_GARBAGE says, of which some are good all the same:
+//! each is a row, a dead letter or a tombstone, and memory stays bounded.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -177,4 +180,154 @@ fn judge(letter: &Read, sent: &mut BTreeMap<(String, String), (usize, i64, Vec<u
     assert_eq!(letter.value.as_deref().unwrap_or_default(), value, "{name}: the bytes");
     assert_eq!(letter.key.as_deref(), Some(format!("key {id}").as_bytes()), "{name}: the key");
     assert_eq!(letter.header("trace"), Some(id.to_string()), "{name}: its own headers");
+}
+
+/// What becomes of a hostile record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fate {
+    Row,
+    Dead,
+    Tombstone,
+}
+
+type Make = fn(&str) -> String;
+
+/// Records at the edge of what is good, made of a good one.
+const EDGES: &[(Fate, Make)] = &[
+    (Fate::Row, |good| good.replace("\"n\":", "\"n\":[{}],\"n\":")),
+    (Fate::Dead, |good| good.replace("\"n\":", "\"n\":1,\"n\":true,\"m\":")),
+    (Fate::Row, |good| good.replace("hall", "ha\\u0000ll")),
+    (Fate::Dead, |good| good.replace("hall", "ha\0ll")),
+    (Fate::Row, |good| good.replace("\"n\":", "\"n\":9223372036854775807,\"m\":")),
+    (Fate::Dead, |good| good.replace("\"n\":", "\"n\":9223372036854775808,\"m\":")),
+    (Fate::Row, |good| good.replace("\"n\":", "\"n\":-9223372036854775808,\"m\":")),
+    (Fate::Dead, |good| good.replace("\"n\":", "\"n\":-9223372036854775809,\"m\":")),
+    (Fate::Row, |good| good.replace("\"n\":", "\"n\":\"1.5e1\",\"m\":")),
+    (Fate::Dead, |good| good.replace("\"n\":", "\"n\":1e400,\"m\":")),
+    (Fate::Row, |good| {
+        good.replace("\"n\":", "\"n\":-0.0e99999999999999999999,\"m\":1e400,\"m\":")
+    }),
+    (Fate::Row, |good| good.replace("2024-05-01T", "0000-01-01T")),
+    (Fate::Dead, |good| good.replace("2024-05-01T", "9999-12-31T")),
+    (Fate::Dead, |good| good.replace("2024-05-01T", "10000-01-01T")),
+    (Fate::Row, |good| good.replace("hall", "\\ud83d\\ude00\u{10ffff}")),
+    (Fate::Dead, |good| good.replace("hall", "\\ude00\\ud83d")),
+    (Fate::Row, |good| nested(good, 127)),
+    (Fate::Dead, |good| nested(good, 128)),
+    (Fate::Row, |good| format!(" \r\n\t{good}\n \n")),
+    (Fate::Dead, |good| format!("\u{feff}{good}")),
+];
+
+fn nested(good: &str, depth: usize) -> String {
+    let inner = format!("\"m\":{}{},\"n\":", "[".repeat(depth), "]".repeat(depth));
+    good.replace("\"n\":", &inner)
+}
+
+/// A hostile record of number `id`.
+fn hostile(random: &mut StdRng, id: i64) -> (Fate, Option<Vec<u8>>) {
+    let good = good(id);
+    match random.random_range(0..40_000) {
+        0..16_000 => (Fate::Row, Some(good.into_bytes())),
+        16_000..17_000 => (Fate::Tombstone, None),
+        17_000..29_000 => {
+            let kind = random.random_range(0..KINDS.len());
+            (Fate::Dead, Some((KINDS[kind].make)(id)))
+        }
+        29_000..39_980 => {
+            let (fate, make) = EDGES[random.random_range(0..EDGES.len())];
+            (fate, Some(make(&good).into_bytes()))
+        }
+        39_980..39_990 => (Fate::Dead, Some(nested(&good, 40_000).into_bytes())),
+        _ => (Fate::Row, Some(good.replace("hall", &"\u{20ac}\\n".repeat(10_000)).into_bytes())),
+    }
+}
+
+/// Texts of 10 MB, good and bad ones: one after the other, and many of them in one small batch.
+fn produce_huge(kafka: &Kafka, topic: &str, sent: &mut BTreeMap<Fate, i64>) {
+    let text = "x".repeat(10 << 20);
+    let row = good(1).replace("hall", &text);
+    let dead = format!("{row}]");
+    let records = |count: usize| {
+        let both = [(Fate::Row, &row), (Fate::Dead, &dead)];
+        let all = both.into_iter().cycle().take(count).collect::<Vec<_>>();
+        all.into_iter().map(|(fate, text)| (fate, Write::value(text.as_bytes()).to(0)))
+    };
+    let limit = ("message.max.bytes", "300000000");
+    for settings in [
+        vec![limit],
+        // 200 MB in one batch that takes some kilobytes.
+        vec![
+            limit,
+            ("compression.type", "zstd"),
+            ("batch.size", "250000000"),
+            ("linger.ms", "3000"),
+        ],
+        vec![
+            limit,
+            ("compression.type", "gzip"),
+            ("batch.size", "250000000"),
+            ("linger.ms", "3000"),
+        ],
+    ] {
+        let (fates, records): (Vec<_>, Vec<_>) =
+            records(if settings.len() == 1 { 4 } else { 20 }).unzip();
+        kafka.produce_with(topic, &settings, records);
+        fates.into_iter().for_each(|fate| *sent.entry(fate).or_default() += 1);
+    }
+}
+
+#[test]
+fn hostile_records_end_as_rows_dead_letters_or_tombstones() {
+    let Some(kafka) = Kafka::require("garbage") else { return };
+    let count = std::env::var("MILLSTREAM_GARBAGE").map_or(40_000, |n| n.parse().unwrap());
+    let (customer, topic) = (unique("hostile"), unique("hostile_events"));
+    kafka.create_with(&topic, 4, &[("max.message.bytes", "20000000")]);
+    let project = Project::new();
+    let schema = format!(
+        "CREATE STREAM events (
+  ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, room VARCHAR NOT NULL, n BIGINT,
+  WATERMARK FOR ts AS ts - INTERVAL '2' HOUR
+) WITH (topics = '{topic}');"
+    );
+    project.schema(&customer, &schema);
+    project.query(&customer, "total", "SELECT count(*) AS events FROM events");
+    let mut random = StdRng::seed_from_u64(55);
+    let mut sent = BTreeMap::new();
+    let records = (0..count).map(|id| {
+        let (fate, value) = hostile(&mut random, id);
+        *sent.entry(fate).or_insert(0) += 1;
+        Write { value, key: Some(vec![b'k']), ..Write::default() }.to((id % 4) as i32)
+    });
+    kafka.produce(&topic, records);
+    produce_huge(&kafka, &topic, &mut sent);
+
+    let arguments = ["run", "--brokers", &kafka.brokers, "--create-topics", "--until-end"];
+    let mut running = process::start(project.path(), &arguments);
+    let mut peak = 0;
+    let deadline = Instant::now() + Duration::from_secs(300 + count.unsigned_abs() / 5_000);
+    while !running.ended() && Instant::now() < deadline {
+        peak = running.peak_memory().unwrap_or(0).max(peak);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let took = running.wait(Duration::from_secs(1)).ok().took;
+    println!("{sent:?} in {took:.1?}, {} MiB of memory at most", peak >> 20);
+    assert!(peak < 3 << 30, "{} MiB of memory", peak >> 20);
+
+    let ask = |table: &str| -> i64 {
+        let sql = format!("SELECT count(*) FROM {customer}.{table}");
+        let answer = process::run(project.path(), &["query", "--format", "csv", &sql]).ok();
+        answer.stdout.lines().nth(1).unwrap().parse().unwrap()
+    };
+    assert_eq!((ask("events"), ask("dead_letters")), (sent[&Fate::Row], sent[&Fate::Dead]));
+    let total: i64 = sent.values().sum();
+    let ends: i64 = kafka.ends(&topic).into_iter().map(|(_, end)| end).sum();
+    assert_eq!(total, ends, "rows, dead letters and tombstones are what was produced");
+    let last = kafka.read(&format!("millstream.{customer}.total")).pop().unwrap().json();
+    assert_eq!(last["events"].as_i64(), Some(sent[&Fate::Row]));
+    process::run_for(
+        project.path(),
+        &["audit", "--brokers", &kafka.brokers],
+        Duration::from_secs(600),
+    )
+    .ok();
 }

@@ -121,8 +121,21 @@ impl Kafka {
 
     /// Produces records that are larger than Kafka takes by default.
     pub fn produce_large(&self, topic: &str, records: impl IntoIterator<Item = Write>) {
-        let producer: ThreadedProducer<_> =
-            self.client().set("message.max.bytes", "100000000").create().unwrap();
+        self.produce_with(topic, &[("message.max.bytes", "100000000")], records);
+    }
+
+    /// Produces records by a client of these settings.
+    pub fn produce_with(
+        &self,
+        topic: &str,
+        settings: &[(&str, &str)],
+        records: impl IntoIterator<Item = Write>,
+    ) {
+        let mut client = self.client();
+        for (key, value) in settings {
+            client.set(*key, *value);
+        }
+        let producer: ThreadedProducer<_> = client.create().unwrap();
         for record in records {
             send(&producer, topic, &record);
         }

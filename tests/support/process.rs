@@ -110,6 +110,14 @@ impl Running {
         self.child.try_wait().unwrap().is_some()
     }
 
+    /// The most memory (resident, in bytes) that it has had so far; `None` where the kernel does
+    /// not tell, or it ended.
+    pub fn peak_memory(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+    }
+
     /// SIGKILL: the process has no say in it.
     pub fn kill(mut self) -> Finished {
         self.child.kill().unwrap();

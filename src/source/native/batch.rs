@@ -63,12 +63,12 @@ pub(super) enum First {
 impl Header {
     /// The offset after the batch, gaps at its end included.
     pub(super) fn next_offset(&self) -> i64 {
-        self.last_offset().saturating_add(1)
+        self.last_offset() + 1
     }
 
     /// The last offset that was in it when it was written.
     pub(super) fn last_offset(&self) -> i64 {
-        self.base_offset.saturating_add(i64::from(self.last_offset_delta))
+        self.base_offset + i64::from(self.last_offset_delta)
     }
 
     /// The number of its compression codec; 0: none.
@@ -128,13 +128,17 @@ pub(super) fn first(bytes: &[u8]) -> Result<First, Malformed> {
 }
 
 fn header(bytes: &[u8], whole: usize) -> Option<Header> {
+    let base_offset = i64_at(bytes, 0).filter(|offset| *offset >= 0)?;
+    let last_offset_delta = i32_at(bytes, 23).filter(|delta| *delta >= 0)?;
+    // So that every offset of the batch, and the one after it, is a number.
+    base_offset.checked_add(i64::from(last_offset_delta))?.checked_add(1)?;
     Some(Header {
-        base_offset: i64_at(bytes, 0).filter(|offset| *offset >= 0)?,
+        base_offset,
         bytes: whole,
         leader_epoch: i32_at(bytes, 12)?,
         crc: array(bytes, 17).map(u32::from_be_bytes)?,
         attributes: array(bytes, 21).map(i16::from_be_bytes)?,
-        last_offset_delta: i32_at(bytes, 23).filter(|delta| *delta >= 0)?,
+        last_offset_delta,
         base_timestamp_ms: i64_at(bytes, 27)?,
         max_timestamp_ms: i64_at(bytes, 35)?,
         producer_id: i64_at(bytes, 43)?,

@@ -16,6 +16,8 @@ mod batch;
 mod broker;
 mod chunks;
 mod codec;
+#[cfg(test)]
+mod hostile;
 mod leaders;
 mod pool;
 mod sasl;

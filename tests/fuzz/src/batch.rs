@@ -1,0 +1,17 @@
+//! A record batch, its length put right, through the reader and its twin.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use millstream_fuzz::source::native::hostile::check;
+
+fuzz_target!(|data: &[u8]| {
+    check(data).unwrap();
+    let mut batch = data.to_vec();
+    if batch.len() > 16 {
+        batch[0] &= 0x7f;
+        batch[8..12].copy_from_slice(&(data.len() as u32 - 12).to_be_bytes());
+        batch[16] = 2;
+        check(&batch).unwrap();
+    }
+});

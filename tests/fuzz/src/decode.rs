@@ -1,0 +1,21 @@
+//! Records, parted by 0xfe, through the decoder and its twin; each by serde_json, too.
+
+#![no_main]
+
+use std::cell::RefCell;
+
+use libfuzzer_sys::fuzz_target;
+use millstream_fuzz::decode::Decoder;
+use millstream_fuzz::twin::differential::{ZONE, agrees_with_serde_json, compare, fields};
+
+thread_local! {
+    static DECODER: RefCell<Decoder> = RefCell::new(Decoder::new(fields(), ZONE).unwrap());
+}
+
+fuzz_target!(|data: &[u8]| {
+    let records: Vec<_> = data.split(|byte| *byte == 0xfe).map(|r| Some(r.to_vec())).collect();
+    DECODER.with_borrow_mut(|decoder| compare(decoder, &fields(), &records)).unwrap();
+    for record in records.iter().flatten() {
+        assert!(agrees_with_serde_json(record));
+    }
+});
