@@ -10,6 +10,7 @@ mod faults;
 mod garbage;
 mod kill;
 mod log;
+mod network;
 mod place;
 mod properties;
 mod rig;
