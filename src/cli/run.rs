@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::{Kafka, Project};
 use crate::catalog::{self, Catalog, duration};
-use crate::pipeline::{self, Mode, Options, Reset};
+use crate::pipeline::{self, Mode, OnGap, Options, Reset};
 use crate::serve::status::Status;
 use crate::serve::{self, Metrics, StatusBoard};
 use crate::source::KafkaConfig;
@@ -37,6 +37,10 @@ pub struct Args {
     /// Drop the kept state of a CUSTOMER or of one CUSTOMER/QUERY and go on from the recorded offsets
     #[arg(long, value_name = "NAME")]
     reset: Vec<String>,
+    /// What becomes of offsets that are needed and that Kafka no longer has: stop with an error, or
+    /// go on after them and record that
+    #[arg(long, value_name = "stop|skip", default_value = "stop", value_parser = on_gap)]
+    on_gap: OnGap,
     /// Whether events and results are kept in history
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = on_off,
           action = clap::ArgAction::Set)]
@@ -57,6 +61,14 @@ fn on_off(text: &str) -> Result<bool, String> {
         "on" => Ok(true),
         "off" => Ok(false),
         _ => Err("on or off".to_owned()),
+    }
+}
+
+fn on_gap(text: &str) -> Result<OnGap, String> {
+    match text {
+        "stop" => Ok(OnGap::Stop),
+        "skip" => Ok(OnGap::Skip),
+        _ => Err("stop or skip".to_owned()),
     }
 }
 
@@ -84,6 +96,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         commit_interval: args.commit_interval,
         snapshot_interval: args.snapshot_interval,
         reset: Reset(args.reset.clone()),
+        on_gap: args.on_gap,
+        rebuild: false,
         clock: Clock::system(),
         metrics: Arc::new(Metrics::new()?),
         board: StatusBoard::new(Some(args.project.data_dir.join("status"))),
@@ -200,6 +214,8 @@ pub fn following(
         commit_interval: None,
         snapshot_interval: Duration::from_secs(60),
         reset: Reset::default(),
+        on_gap: OnGap::Stop,
+        rebuild: false,
         clock: Clock::system(),
         metrics,
         board,

@@ -285,6 +285,30 @@ impl Engine {
         Ok(())
     }
 
+    /// Runs rows of one partition, as history kept them, through every query that reads `name`.
+    pub async fn absorb_kept(
+        &mut self,
+        name: &str,
+        partition: &TopicPartition,
+        rows: &RecordBatch,
+    ) -> Result<()> {
+        let stage = self.streams.get_mut(name);
+        let stage = stage.ok_or_else(|| Error::internal(format!("no stream '{name}'")))?;
+        let column = rows.schema().index_of(&stage.plan.stream.watermark.column)?;
+        let times = rows.column(column).as_primitive::<TimestampMicrosecondType>();
+        let mut before = Vec::new();
+        stage.watermarks.observe(partition, times.values(), &mut before);
+        let rank = stage.positions.range(..partition).count();
+        let feed = Feed {
+            batch: rows,
+            event_time: times.values(),
+            before: &before,
+            partition: rank,
+            source: None,
+        };
+        self.feed(&Input::Stream(name.to_owned()), feed).await
+    }
+
     /// Whether ending the epoch now would say something.
     pub fn has_news(&self) -> bool {
         !self.output.records.is_empty()

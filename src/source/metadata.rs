@@ -36,6 +36,11 @@ const LEADER_PAUSE: Duration = Duration::from_millis(50);
 
 impl ConsumerContext for Context {}
 
+fn is_leaderless(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{LeaderNotAvailable, NotLeaderForPartition};
+    matches!(error.rdkafka_error_code(), Some(LeaderNotAvailable | NotLeaderForPartition))
+}
+
 /// A topic to make. Its replication is the brokers' default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewTopic {
@@ -178,9 +183,18 @@ impl Cluster {
     /// # Errors
     /// No broker answers, or no such partition.
     pub fn watermarks(&self, tp: &TopicPartition) -> Result<(i64, i64)> {
-        self.serve();
-        let watermarks = self.consumer.fetch_watermarks(&tp.topic, tp.partition, WAIT);
-        watermarks.map_err(|error| self.unanswered(&format!("the offsets of {tp}"), error))
+        let begun = Instant::now();
+        loop {
+            self.serve();
+            match self.consumer.fetch_watermarks(&tp.topic, tp.partition, WAIT) {
+                Ok(watermarks) => return Ok(watermarks),
+                // A topic just made, or a leader just elected: the broker does not know it yet.
+                Err(error) if is_leaderless(&error) && begun.elapsed() < LEADER_WAIT => {
+                    std::thread::sleep(LEADER_PAUSE);
+                }
+                Err(error) => return Err(self.unanswered(&format!("the offsets of {tp}"), error)),
+            }
+        }
     }
 
     /// The first offset whose record's time is `time` or later; the end when there is none yet.

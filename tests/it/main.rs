@@ -10,6 +10,7 @@ mod faults;
 mod garbage;
 mod kill;
 mod log;
+mod loss;
 mod network;
 mod place;
 mod properties;
