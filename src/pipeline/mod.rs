@@ -18,6 +18,8 @@ pub mod replay;
 mod snapshots;
 mod start;
 mod status;
+#[cfg(test)]
+mod storage;
 mod stream;
 pub mod tables;
 mod tail;

@@ -16,3 +16,4 @@ mod place;
 mod properties;
 mod rig;
 mod sql;
+mod storage;
