@@ -13,6 +13,7 @@
 
 pub mod error;
 mod hex;
+mod store;
 pub mod time;
 
 pub mod catalog;

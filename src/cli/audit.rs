@@ -43,6 +43,8 @@ struct Account {
     decoded: u64,
     rejected: u64,
     tombstones: u64,
+    /// Offsets that were passed over, as the log says.
+    skipped: u64,
     faults: Vec<String>,
     /// Why there is nothing to be held to.
     note: Option<String>,
@@ -87,6 +89,12 @@ pub async fn run(args: Args) -> Result<ExitCode> {
             holds &= account.faults.is_empty();
             let verdict = match (&account.note, account.faults.is_empty()) {
                 (Some(note), _) => note.clone(),
+                (None, true) if account.skipped > 0 => {
+                    format!(
+                        "holds; {} offsets were gone and passed over (--on-gap skip)",
+                        account.skipped
+                    )
+                }
                 (None, true) => "holds".to_owned(),
                 (None, false) => account.faults.join("; "),
             };
@@ -153,7 +161,8 @@ async fn audit(
         ledger.read_history(context, customer, &stream.name, &partition).await?;
         ledger.read_dead(&dead, &partition);
         let recorded = (low <= at.joined).then_some(at);
-        accounts.push(ledger.account(stream.name.clone(), &partition, recorded));
+        let account = ledger.account(stream.name.clone(), &partition, recorded);
+        accounts.push(Account { skipped: at.skipped, ..account });
     }
     Ok(accounts)
 }

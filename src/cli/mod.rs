@@ -8,8 +8,9 @@ mod demo;
 mod live;
 mod output;
 mod query;
+mod rebuild;
 mod replay;
-mod run;
+pub mod run;
 mod sensors;
 mod subscribe;
 
@@ -54,6 +55,8 @@ enum Command {
     Subscribe(subscribe::Args),
     /// Simulate a customer's sensors
     Sensors(sensors::Args),
+    /// Make a customer's state, and results that are missing, again from Kafka and history
+    Rebuild(rebuild::Args),
     /// Prove from Kafka and the tables that nothing is lost and nothing is twice
     Audit(audit::Args),
     /// Look after dead letters
@@ -205,6 +208,7 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Subscribe(args) => subscribe::run(args).await,
         Command::Sensors(args) => sensors::run(args).await,
         Command::Audit(args) => audit::run(args).await,
+        Command::Rebuild(args) => rebuild::run(args).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
         Command::Compact(args) => query::compact(args).await,
     }

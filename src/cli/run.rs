@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::{Kafka, Project};
 use crate::catalog::{self, Catalog, duration};
-use crate::pipeline::{self, Mode, Options, Reset};
+use crate::pipeline::{self, Mode, OnGap, Options, Reset};
 use crate::serve::status::Status;
 use crate::serve::{self, Metrics, StatusBoard};
 use crate::source::KafkaConfig;
@@ -38,6 +38,10 @@ pub struct Args {
     /// Drop the kept state of a CUSTOMER or of one CUSTOMER/QUERY and go on from the recorded offsets
     #[arg(long, value_name = "NAME")]
     reset: Vec<String>,
+    /// What becomes of offsets that are needed and that Kafka no longer has: stop with an error, or
+    /// go on after them and record that
+    #[arg(long, value_name = "stop|skip", default_value = "stop", value_parser = on_gap)]
+    on_gap: OnGap,
     /// Whether events and results are kept in history
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = on_off,
           action = clap::ArgAction::Set)]
@@ -69,6 +73,14 @@ fn on_off(text: &str) -> Result<bool, String> {
     }
 }
 
+fn on_gap(text: &str) -> Result<OnGap, String> {
+    match text {
+        "stop" => Ok(OnGap::Stop),
+        "skip" => Ok(OnGap::Skip),
+        _ => Err("stop or skip".to_owned()),
+    }
+}
+
 /// A span of time with its unit, as in SQL options.
 pub fn time(text: &str) -> Result<Duration, String> {
     let micros = duration::parse(text).map_err(|e| e.to_string())?;
@@ -94,6 +106,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         snapshot_interval: args.snapshot_interval,
         reset: Reset(args.reset.clone()),
         parallelism: args.parallelism.map_or_else(cores, NonZeroUsize::get),
+        on_gap: args.on_gap,
+        rebuild: false,
         clock: Clock::system(),
         metrics: Arc::new(Metrics::new()?),
         board: StatusBoard::new(Some(args.project.data_dir.join("status"))),
@@ -211,6 +225,8 @@ pub fn following(
         snapshot_interval: Duration::from_secs(60),
         reset: Reset::default(),
         parallelism: cores(),
+        on_gap: OnGap::Stop,
+        rebuild: false,
         clock: Clock::system(),
         metrics,
         board,

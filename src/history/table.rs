@@ -241,7 +241,13 @@ pub(super) fn log_store(path: &Path) -> Result<LogStoreRef> {
     let absolute = std::fs::canonicalize(path)?;
     let url = url::Url::from_directory_path(&absolute)
         .map_err(|()| Error::config(format!("{} is no usable path", absolute.display())))?;
-    let table = DeltaTableBuilder::from_url(url).map_err(fail)?.build().map_err(fail)?;
+    let builder = DeltaTableBuilder::from_url(url.clone()).map_err(fail)?;
+    #[cfg(test)]
+    let builder = match crate::store::faulty::wrap(path, true) {
+        Some(store) => builder.with_storage_backend(store, url),
+        None => builder,
+    };
+    let table = builder.build().map_err(fail)?;
     Ok(table.log_store())
 }
 

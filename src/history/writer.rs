@@ -18,12 +18,14 @@
 //! - Files are written once and named by later attempts of the same commit.
 
 use std::collections::HashMap;
+use std::future::IntoFuture;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::{max, min};
 use arrow::datatypes::Int64Type;
+use deltalake::DeltaTableError;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake::kernel::{Action, Add, Transaction};
 use deltalake::logstore::LogStoreRef;
@@ -36,6 +38,7 @@ use super::buffer::Buffer;
 use super::compact::Compactor;
 use super::table::{self, TableSpec};
 use super::{compact, delta_error, file, positions};
+use crate::store::in_time;
 use crate::time::{Micros, SECOND};
 use crate::{Error, Kind, Result};
 
@@ -348,7 +351,7 @@ impl Writer {
     /// The last offset of a partition that the table contains, as of the present snapshot.
     async fn committed_offset(&self, partition: &Partition) -> Result<Option<i64>> {
         let app = self.app_id(partition);
-        let read = self.state.transaction_version(self.store.as_ref(), app).await;
+        let read = in_time(self.state.transaction_version(self.store.as_ref(), app)).await?;
         read.map_err(|error| delta_error(&self.path, "reading positions", error))
     }
 
@@ -379,7 +382,7 @@ impl Writer {
                             Error::internal("an encoder ended early").because(error)
                         })??;
                     let path = object_store::path::Path::from(encoded.path.as_str());
-                    store.put(&path, encoded.bytes.into()).await.map_err(|error| {
+                    in_time(store.put(&path, encoded.bytes.into())).await?.map_err(|error| {
                         Error::new(Kind::Storage, "a history file cannot be stored").because(error)
                     })?;
                     Ok::<Add, Error>(encoded.add)
@@ -436,10 +439,7 @@ impl Writer {
     }
 
     /// One attempt, on the present snapshot.
-    async fn try_commit(
-        &self,
-        begun: &Begun,
-    ) -> Result<DeltaTableState, deltalake::DeltaTableError> {
+    async fn try_commit(&self, begun: &Begun) -> Result<DeltaTableState, DeltaTableError> {
         let version = i64::try_from(self.state.version()).unwrap_or(0) + 1;
         let transactions = (begun.moved.iter())
             .map(|(partition, position)| {
@@ -455,10 +455,13 @@ impl Writer {
             partition_by: Some(vec![table::DATE.to_owned()]),
             predicate: None,
         };
-        let finalized = CommitBuilder::from(properties)
+        let commit = CommitBuilder::from(properties)
             .with_actions(begun.adds.iter().cloned().map(Action::Add).collect())
-            .build(Some(&self.state), self.store.clone(), operation)
-            .await?;
+            .build(Some(&self.state), self.store.clone(), operation);
+        let finalized = in_time(commit.into_future()).await;
+        // A silence is an error like others: the commit may have happened.
+        let finalized =
+            finalized.map_err(|error| DeltaTableError::generic(error.to_string()))??;
         Ok(finalized.snapshot())
     }
 
@@ -468,7 +471,7 @@ impl Writer {
     /// # Errors
     /// [`Kind::Fenced`] if it contains anything else: somebody else writes this table.
     async fn look(&mut self, moved: &HashMap<Partition, Position>) -> Result<bool> {
-        let state = DeltaTableState::try_new(self.store.as_ref(), None).await;
+        let state = in_time(DeltaTableState::try_new(self.store.as_ref(), None)).await?;
         self.state = state.map_err(|error| delta_error(&self.path, "reading", error))?;
         let mut there = 0;
         let mut absent = None;

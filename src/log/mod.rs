@@ -17,7 +17,7 @@ pub mod snapshot;
 pub mod transaction;
 
 pub use fit::{Limits, Replace, size_of};
-pub use progress::{Joined, Position, Progress, Recovered, SnapshotRef, VERSION};
+pub use progress::{Joined, Position, Progress, Recovered, Skipped, SnapshotRef, VERSION};
 pub use resend::resend;
 pub use snapshot::Snapshot;
 pub use tail::{log_topic, read_log};

@@ -3,6 +3,7 @@
 //! Its calls block. A failure says what is known of the transaction: [`Failure::Unknown`] is
 //! never guessed away; the caller looks into the log.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,9 @@ const TRANSACTION_WAIT: Duration = Duration::from_secs(60);
 const BATCH_BYTES: usize = 1_000_000;
 /// How long to wait for room in librdkafka's queue before looking again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
+/// A producer that was of no use for so long is replaced: of connections that were idle for a
+/// minute librdkafka does not say that they are lost, and may not say it of the next loss either.
+const IDLE: Duration = Duration::from_secs(50);
 
 /// Settings that a user may override.
 const DEFAULTS: [(&str, &str); 9] = [
@@ -77,6 +81,8 @@ pub(super) struct TransactionalProducer {
     producer: ThreadedProducer<Deliveries>,
     group: ConsumerGroupMetadata,
     log_topic: String,
+    /// When it last had an answer.
+    used: Instant,
 }
 
 impl TransactionalProducer {
@@ -97,24 +103,35 @@ impl TransactionalProducer {
             ("enable.idempotence", "true"),
             ("acks", "all"),
             ("batch.size", &batch_bytes),
+            ("log.connection.close", "true"),
+            ("log.queue", "false"),
         ];
-        let config = kafka.client_with(&format!("{id}-write"), &DEFAULTS, &fixed);
+        let mut config = kafka.client_with(&format!("{id}-write"), &DEFAULTS, &fixed);
+        // A lost connection is told by the log alone, below the level of errors.
+        config.set_log_level(RDKafkaLogLevel::Info);
         let made = |error| Failure::Final(kafka_error("cannot make a Kafka producer", error));
         let context =
             Deliveries { client: Context::new(format!("{id} writer")), ..Deliveries::default() };
         let producer = ThreadedProducer::from_config_and_context(&config, context).map_err(made)?;
         producer.init_transactions(CALL_WAIT).map_err(|error| init_failure(&producer, error))?;
         let group = group_metadata(&id).map_err(made)?;
-        Ok(Self { producer, group, log_topic: log_topic(customer) })
+        Ok(Self { producer, group, log_topic: log_topic(customer), used: Instant::now() })
     }
 
     /// How many transport errors this producer has seen.
     pub(super) fn disturbances(&self) -> u64 {
-        self.producer.context().client.disturbances()
+        self.producer.context().disturbances()
+    }
+
+    /// Whether a request of this producer may still be on its way: a connection of it was lost,
+    /// with what was in it, or would have been lost without a word, for it was idle.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.producer.context().lost.load(Ordering::Acquire) > 0 || self.used.elapsed() > IDLE
     }
 
     /// The producer works.
-    pub(super) fn answered(&self) {
+    pub(super) fn answered(&mut self) {
+        self.used = Instant::now();
         self.producer.context().client.answered();
     }
 
@@ -373,6 +390,8 @@ fn size_of_record(output: &EpochOutput, index: usize) -> usize {
 /// The producer's callbacks: counts deliveries of the present transaction.
 struct Deliveries {
     client: Context,
+    /// Connections that were lost after they had been made.
+    lost: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -389,11 +408,20 @@ struct State {
 
 impl Default for Deliveries {
     fn default() -> Self {
-        Self { client: Context::new("writer"), state: Mutex::default(), changed: Condvar::new() }
+        Self {
+            client: Context::new("writer"),
+            lost: AtomicU64::new(0),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 }
 
 impl Deliveries {
+    fn disturbances(&self) -> u64 {
+        self.client.disturbances() + self.lost.load(Ordering::Acquire)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -422,7 +450,7 @@ impl Deliveries {
             if state.outstanding != outstanding {
                 (outstanding, moved) = (state.outstanding, Instant::now());
             }
-            if self.client.disturbances() != disturbances && moved.elapsed() > DISTURBED_WAIT {
+            if self.disturbances() != disturbances && moved.elapsed() > DISTURBED_WAIT {
                 return false;
             }
             let waited = self.changed.wait_timeout(state, DISTURBED_WAIT / 4);
@@ -438,7 +466,14 @@ impl Deliveries {
 }
 
 impl ClientContext for Deliveries {
+    /// librdkafka sends a request again when its connection is lost, and says so here and nowhere
+    /// else, on the thread that noticed it: before the answer to the second request can come. The
+    /// first may still arrive, and end a later transaction of the same producer.
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        let never_made = ["Connect to ", "Failed to resolve"].iter().any(|s| message.contains(s));
+        if facility == "FAIL" && !never_made {
+            self.lost.fetch_add(1, Ordering::AcqRel);
+        }
         self.client.log(level, facility, message);
     }
 

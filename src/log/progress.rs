@@ -69,6 +69,9 @@ pub struct Progress {
     /// Nothing happened since `snapshot`: the pipeline stopped (or began anew) with its state.
     #[serde(default, skip_serializing_if = "is_false")]
     pub clean: bool,
+    /// Offsets that were needed and that Kafka no longer had: passed over, as `--on-gap skip` wants.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
     /// Every window was closed at the epoch's end, and the pipeline is finished.
     #[serde(default, skip_serializing_if = "is_false")]
     pub drained: bool,
@@ -102,6 +105,20 @@ pub struct Position {
     pub rejected: u64,
     /// Records without a value.
     pub tombstones: u64,
+    /// Offsets that were passed over since it joined, for Kafka no longer had them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+}
+
+/// Offsets of a partition that Kafka no longer had: from `from` to before `to`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// The first offset that was wanted.
+    pub from: i64,
+    /// The first offset that there is.
+    pub to: i64,
 }
 
 /// A snapshot in the object store.
@@ -121,6 +138,10 @@ impl Joined {
     pub fn named_topic(&self) -> Option<(String, String)> {
         Some((self.partition.topic.to_string(), self.topic_id.clone()?))
     }
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 fn is_false(value: &bool) -> bool {

@@ -24,6 +24,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::store::in_time;
 use crate::{Error, Kind, Result, hex};
 
 /// The version of this layout.
@@ -79,16 +80,15 @@ pub async fn write(store: &Arc<dyn ObjectStore>, path: &Path, snapshot: &Snapsho
             bytes: bytes.len() as u64,
             sha256,
         };
-        store
-            .put(&path.clone().join(file.file.as_str()), PutPayload::from(bytes))
-            .await
-            .map_err(failed)?;
+        let place = path.clone().join(file.file.as_str());
+        in_time(store.put(&place, PutPayload::from(bytes))).await?.map_err(failed)?;
         files.push(file);
     }
     let manifest = Manifest { format: FORMAT, files, manifest: snapshot.manifest.clone() };
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|error| Error::internal("a snapshot's manifest is no JSON").because(error))?;
-    store.put(&path.clone().join(MANIFEST), PutPayload::from(text)).await.map_err(failed)?;
+    let place = path.clone().join(MANIFEST);
+    in_time(store.put(&place, PutPayload::from(text))).await?.map_err(failed)?;
     verify(store, path, &manifest).await
 }
 
@@ -98,7 +98,8 @@ async fn verify(store: &Arc<dyn ObjectStore>, path: &Path, written: &Manifest) -
         return Err(damaged(path, "its manifest is not what was written"));
     }
     for file in &written.files {
-        let meta = store.head(&path.clone().join(file.file.as_str())).await;
+        let place = path.clone().join(file.file.as_str());
+        let meta = in_time(store.head(&place)).await?;
         let size = meta.map_err(|error| storage(path, "verified", error))?.size;
         if size != file.bytes {
             return Err(damaged(
@@ -192,7 +193,9 @@ async fn get(store: &Arc<dyn ObjectStore>, path: &Path, file: &str) -> Result<By
         object_store::Error::NotFound { .. } => damaged(path, &format!("{file} is missing")),
         error => storage(path, "read", error),
     };
-    store.get(&path.clone().join(file)).await.map_err(failed)?.bytes().await.map_err(failed)
+    let place = path.clone().join(file);
+    let read = async { store.get(&place).await?.bytes().await };
+    in_time(read).await?.map_err(failed)
 }
 
 async fn in_background<T: Send + 'static>(

@@ -11,7 +11,7 @@
 //! Promises:
 //! - `commit` returns once the epoch is committed, exactly once, or with an error that is final;
 //! - an unknown outcome is resolved by looking into the log, never by guessing;
-//! - after a transport error or a slow commit the producer is replaced before the next epoch:
+//! - after a transport error, a lost connection or a slow commit the producer is replaced before the next epoch:
 //!   librdkafka does not have KIP-890's second part, so a delayed request could end a later
 //!   transaction;
 //! - one process per customer: `open` fences every other.
@@ -275,7 +275,7 @@ impl Session {
         }
         let mut attempts = 0;
         loop {
-            let producer = match self.producer.take() {
+            let mut producer = match self.producer.take().filter(|p| !p.is_doubtful()) {
                 Some(producer) => producer,
                 None => match self.renew(output)? {
                     Some(producer) => producer,
@@ -285,7 +285,10 @@ impl Session {
             let (begun, disturbances) = (Instant::now(), producer.disturbances());
             let outcome = producer.transact(output);
             let took = begun.elapsed();
-            let mut keep = producer.disturbances() == disturbances && took < SLOW_COMMIT;
+            let sound = |producer: &TransactionalProducer| {
+                producer.disturbances() == disturbances && !producer.is_doubtful()
+            };
+            let mut keep = sound(&producer) && took < SLOW_COMMIT;
             let failure = match outcome {
                 Ok(offset) => {
                     producer.answered();
@@ -351,6 +354,8 @@ impl Session {
             match self.look(Until::HighWatermark, output) {
                 Ok(Verdict::Absent) => return Ok(Some(producer)),
                 Ok(Verdict::Committed) => {
+                    let epoch = output.epoch;
+                    tracing::info!("the log has epoch {epoch}: it was committed before");
                     self.producer = Some(producer);
                     return Ok(None);
                 }

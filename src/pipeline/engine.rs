@@ -300,6 +300,30 @@ impl Engine {
         Ok(())
     }
 
+    /// Runs rows of one partition, as history kept them, through every query that reads `name`.
+    pub async fn absorb_kept(
+        &mut self,
+        name: &str,
+        partition: &TopicPartition,
+        rows: &RecordBatch,
+    ) -> Result<()> {
+        let stage = self.streams.get_mut(name);
+        let stage = stage.ok_or_else(|| Error::internal(format!("no stream '{name}'")))?;
+        let column = rows.schema().index_of(&stage.plan.stream.watermark.column)?;
+        let times = rows.column(column).as_primitive::<TimestampMicrosecondType>();
+        stage.watermarks.heard(partition);
+        let mut floor = stage.watermarks.floor(partition);
+        let before = floor.pass(times.values());
+        stage.watermarks.advance(partition, floor.own, !times.is_empty());
+        let rows = window::Rows {
+            batch: rows,
+            event_time: times.values(),
+            before: &before,
+            partition: stage.positions.range(..partition).count(),
+        };
+        self.feed(&Input::Stream(name.to_owned()), &rows).await
+    }
+
     /// Whether ending the epoch now would say something.
     pub fn has_news(&self) -> bool {
         !self.output.records.is_empty()
@@ -412,22 +436,27 @@ impl Engine {
         };
         let before = vec![before; times.len()];
         let rows = window::Rows { batch, event_time: &times, before: &before, partition: rank };
+        self.feed(&input, &rows).await
+    }
+
+    /// Gives rows that came on no chunk to every query that reads `input`.
+    async fn feed(&mut self, input: &Input, rows: &window::Rows<'_>) -> Result<()> {
         for reader in 0..self.queries.len() {
             let query = &mut self.queries[reader];
-            if query.plan.input != input {
+            if query.plan.input != *input {
                 continue;
             }
             let Pushed { output, late, failed, .. } =
-                query.operator.push(&rows, &self.relations).await?;
+                query.operator.push(rows, &self.relations).await?;
             query.late += late.len() as u64;
             let before = query.forwarded;
             for failed in failed {
-                self.row_failed(reader, batch, &failed)?;
+                self.row_failed(reader, rows.batch, &failed)?;
             }
             if let Some(output) = output.filter(|rows| rows.num_rows() > 0) {
                 let records = self.queries[reader].sink.upserts(&output, true, 0)?;
                 self.published(reader, records);
-                let results = Forwarded { rows: &output, before, rank };
+                let results = Forwarded { rows: &output, before, rank: rows.partition };
                 Box::pin(self.forward(reader, results)).await?;
             }
         }
@@ -465,7 +494,7 @@ impl Engine {
         self.output.records.extend(records);
     }
 
-    /// A query's expression failed for a row of another query's results.
+    /// A query's expression failed for a row that came on no chunk.
     fn row_failed(&mut self, index: usize, rows: &RecordBatch, failed: &FailedRow) -> Result<()> {
         let letter = DeadLetter {
             stage: Stage::Query,

@@ -12,12 +12,17 @@
 mod changed;
 mod crew;
 mod engine;
+mod gap;
 mod history;
+mod published;
+pub mod rebuild;
 pub mod replay;
 mod rows;
 mod snapshots;
 mod start;
 mod status;
+#[cfg(test)]
+mod storage;
 mod stream;
 pub mod tables;
 mod tail;
@@ -33,6 +38,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 pub use engine::{Engine, Output, publication};
+pub use gap::OnGap;
 pub use history::event_schema;
 pub use rows::decoder;
 pub use start::{blocking, plan};
@@ -50,6 +56,7 @@ use crate::time::{Clock, END, Micros, SECOND};
 use crate::watermark::ClockDecision;
 use crate::{Error, Kind, Result};
 
+use published::Published;
 use start::Begun;
 use worker::{HistoryRows, Worked};
 
@@ -104,6 +111,10 @@ pub struct Options {
     pub reset: Reset,
     /// How many workers take a customer's chunks; at least one.
     pub parallelism: usize,
+    /// What becomes of offsets that are needed and that Kafka no longer has.
+    pub on_gap: OnGap,
+    /// Whether this is a rebuild: all that can still be read runs again, from the beginning.
+    pub rebuild: bool,
     /// The wall clock.
     pub clock: Clock,
     /// Metrics of the process.
@@ -140,7 +151,9 @@ pub async fn run(
             failed,
             ..Status::default()
         });
-        let passing = matches!(error.kind, Kind::Kafka | Kind::Storage);
+        // A gap is passed over at the start, which tells it from other errors.
+        let passable = error.kind == Kind::Recovery && options.on_gap == OnGap::Skip;
+        let passing = passable || matches!(error.kind, Kind::Kafka | Kind::Storage);
         if !ran || !passing || options.mode != Mode::Follow || *stop.borrow() {
             return Err(error);
         }
@@ -179,9 +192,17 @@ async fn run_pipeline(
         lived = pipeline.live() => lived,
         error = tail::failure(&mut tail) => Err(error),
     };
-    // What was dropped is dropped once.
-    options.reset = Reset::default();
-    lived?;
+    if !pipeline.begun.restate {
+        // What was dropped is dropped once.
+        options.reset = Reset::default();
+    }
+    if let Err(error) = lived {
+        if error.kind == Kind::Recovery && options.on_gap == OnGap::Skip {
+            // So that nothing but the gap is passed over.
+            pipeline.finish().await?;
+        }
+        return Err(error);
+    }
     pipeline.finish().await?;
     drop(pipeline);
     let Some(tail) = tail else { return Ok(()) };
@@ -247,6 +268,8 @@ struct Pipeline {
     now: Micros,
     /// Whether it was set back, and that was told.
     set_back: bool,
+    /// In a rebuild: what the topics hold already. Nothing is committed before its end.
+    published: Option<Published>,
 }
 
 /// What the lookout found at the broker.
@@ -293,6 +316,7 @@ impl Pipeline {
             status,
             now: options.clock.now(),
             set_back: false,
+            published: None,
             begun,
             options,
             stop,
@@ -301,9 +325,10 @@ impl Pipeline {
 
     /// Reads, processes and commits until told to stop or until the mode's end.
     async fn live(&mut self) -> Result<()> {
-        if self.begun.restate {
-            let records = std::mem::take(&mut self.begun.retracted);
+        if self.begun.restate && self.published.is_none() {
+            let records = self.begun.retracted.clone();
             self.record_snapshot(records).await?;
+            self.begun.restate = false;
         }
         loop {
             if *self.stop.borrow() || self.reached_end() {
@@ -492,6 +517,12 @@ impl Pipeline {
         let epoch = self.begun.epoch + 1;
         let output = self.begun.engine.end(&decisions, &emits, drain).await?;
         self.status.output(&output);
+        if let Some(published) = &mut self.published {
+            published.compare(output.records)?;
+            self.committed_at = Instant::now();
+            self.recorded = positions(&self.begun.engine);
+            return self.begun.history.epoch(self.begun.epoch, output.history).await;
+        }
         let mut record = Progress {
             version: VERSION,
             epoch,
@@ -524,6 +555,7 @@ impl Pipeline {
         record.cluster = Some(self.begun.cluster.clone());
         record.topics = self.begun.topics.clone();
         record.plans = self.begun.engine.fingerprints();
+        record.skipped = std::mem::take(&mut self.begun.skipped);
         self.begun.snapshots.mention(record, snapshot);
         self.begun.first = false;
     }

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -26,7 +25,10 @@ use super::history::Written;
 use super::start::blocking;
 use crate::log::{Progress, Recovered, Snapshot, SnapshotRef, log_topic, snapshot};
 use crate::source::{Cluster, TopicPartition};
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, store};
+
+/// The pause before another snapshot after one that failed; twice as long after each.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// A customer's snapshots.
 pub struct Snapshots {
@@ -43,6 +45,8 @@ pub struct Snapshots {
     ready: Option<SnapshotRef>,
     begun_at: Instant,
     interval: Duration,
+    /// Attempts that failed since the last one that did not.
+    failures: u32,
     /// The newest committed epoch of this process, and the log's offset of its record or below.
     committed: (u64, i64),
 }
@@ -65,10 +69,9 @@ impl Snapshots {
             let message = format!("the folder {} cannot be made", folder.display());
             Error::new(Kind::Storage, message).hint("look at --data-dir").because(e)
         })?;
-        let store = LocalFileSystem::new_with_prefix(&folder).map_err(|e| {
+        let store = store::local(&folder).map_err(|e| {
             Error::new(Kind::Storage, "the snapshot folder cannot be opened").because(e)
         })?;
-        let store: Arc<dyn ObjectStore> = Arc::new(store.with_automatic_cleanup(true));
         Ok(Self {
             leftovers: snapshot::list(&store).await?,
             store,
@@ -80,6 +83,7 @@ impl Snapshots {
             ready: None,
             begun_at: Instant::now(),
             interval: options.snapshot_interval,
+            failures: 0,
             committed: (0, 0),
         })
     }
@@ -133,7 +137,11 @@ impl Snapshots {
 
     /// Whether it is time for another one.
     pub fn is_due(&self) -> bool {
-        self.writing.is_none() && self.begun_at.elapsed() >= self.interval
+        let pause = match self.failures {
+            0 => self.interval,
+            failures => (RETRY_PAUSE * 2u32.pow(failures.min(10) - 1)).min(self.interval),
+        };
+        self.writing.is_none() && self.begun_at.elapsed() >= pause
     }
 
     /// Writes the state at the end of `epoch` in the background. It is ready when history has
@@ -179,16 +187,18 @@ impl Snapshots {
         match done.flatten() {
             Ok(()) => {
                 let Writing { epoch, path, log_offset, .. } = writing;
+                self.failures = 0;
                 let unnamed = self.ready.replace(SnapshotRef { epoch, path, log_offset });
                 self.leftovers.extend(unnamed.map(|unnamed| Path::from(unnamed.path)));
                 Ok(())
             }
             Err(error) => {
                 self.leftovers.push(writing.path.into());
+                self.failures += 1;
                 if wait {
                     return Err(error);
                 }
-                tracing::warn!(%error, "a snapshot could not be written; the next one will be tried");
+                tracing::warn!(%error, "a snapshot could not be written; another one will be tried");
                 Ok(())
             }
         }

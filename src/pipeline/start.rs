@@ -12,15 +12,16 @@ use bytes::Bytes;
 
 use super::changed::{self, Change};
 use super::engine::Engine;
+use super::gap::{self, OnGap};
 use super::history::{self, EventHistory};
 use super::snapshots::Snapshots;
 use super::tables::{self, ReferenceTables};
 use super::worker::HistoryRows;
-use super::{Options, Reset, history_root, topic};
+use super::{Options, Reset, history_root, rebuild, topic};
 use crate::catalog::{Catalog, Customer, Start, Topics};
 use crate::log::{
-    Committer, Joined, Limits, OutRecord, Position, Progress, Recovered, Snapshot, SnapshotRef,
-    log_topic, read_log,
+    Committer, Joined, Limits, OutRecord, Position, Progress, Recovered, Skipped, Snapshot,
+    SnapshotRef, log_topic, read_log,
 };
 use crate::sink::{self, Content};
 use crate::source::chunk::Chunk;
@@ -45,6 +46,8 @@ pub struct Begun {
     /// The ids of the topics that are read.
     pub topics: BTreeMap<String, String>,
     pub history: EventHistory,
+    /// The newest epoch that history was given.
+    handed_over: u64,
     /// Tables whose version the next epoch must record.
     pub new_tables: BTreeMap<String, String>,
     /// Whether nothing was ever committed.
@@ -54,6 +57,10 @@ pub struct Begun {
     pub restate: bool,
     /// Tombstones for what the topics say of that state, to go with the snapshot.
     pub retracted: Vec<OutRecord>,
+    /// In a rebuild: what only history has.
+    pub from_history: rebuild::FromHistory,
+    /// Offsets that are passed over, to be told with that snapshot.
+    pub skipped: Vec<Skipped>,
 }
 
 /// Plans a customer, with the columns of its reference tables as they are now.
@@ -108,6 +115,10 @@ struct Looked {
     fresh: BTreeSet<String>,
     /// Whether plans have changed in a way that keeps their state.
     changed: bool,
+    /// Whether recorded epochs run again.
+    runs_again: bool,
+    /// Offsets that are needed and gone, and are to be passed over.
+    gaps: Vec<Skipped>,
 }
 
 /// Where and how a customer is to begin.
@@ -149,7 +160,25 @@ impl Beginning<'_> {
             true => self.engine.queries.iter().map(|q| q.plan.name.clone()).collect(),
             false => fresh_queries(&recovered, self.engine, self.options),
         };
-        Ok(Looked { log, recovered, other, loaded, fresh, changed })
+        let gaps = Vec::new();
+        let mut looked =
+            Looked { log, recovered, other, loaded, fresh, changed, runs_again: !self.reset, gaps };
+        if self.options.rebuild {
+            return Ok(looked);
+        }
+        if self.reset {
+            looked.runs_again = looked.can_run_again(self.cluster).await?;
+        }
+        let loaded = looked.loaded.as_ref().filter(|_| looked.runs_again);
+        let wanted = gap::wanted(&looked.recovered, loaded, self.engine, looked.runs_again)?;
+        let wanted = wanted.into_iter().filter(|(p, _)| !looked.other.contains_key(&*p.topic));
+        looked.gaps = gap::find(self.cluster, wanted.collect()).await?;
+        match looked.gaps.first().filter(|_| self.options.on_gap == OnGap::Stop) {
+            Some(gap) => {
+                Err(gap::error(gap, looked.recovered.positions.get(&gap.partition), customer))
+            }
+            None => Ok(looked),
+        }
     }
 }
 
@@ -214,15 +243,14 @@ pub async fn begin(
     if log != looked.log {
         looked = beginning.look(log, &mut snapshots).await?;
     }
-    let runs_again = !reset || looked.can_run_again(&cluster).await?;
-    let Looked { recovered, other, loaded, fresh, changed, .. } = looked;
+    let Looked { recovered, other, loaded, fresh, changed, runs_again, gaps, .. } = looked;
 
     if let Some((reference, saved)) = &loaded {
         tell_dropped(&customer.name, reference.epoch, saved, &fresh);
     }
     let retracted = match recovered.last {
-        Some(_) => retracted(&engine, &fresh, options).await?,
-        None => Vec::new(),
+        Some(_) if !options.rebuild => retracted(&engine, &fresh, options).await?,
+        _ => Vec::new(),
     };
     let snapshot = loaded.as_ref().map(|(reference, _)| reference.clone());
     match loaded {
@@ -242,6 +270,7 @@ pub async fn begin(
             let unlike = unlike.map(|(name, _)| name).collect();
             engine.restore(saved, &unlike).await?;
         }
+        _ if options.rebuild => {}
         _ if reset => {
             let kept = recovered.positions.iter();
             for (partition, at) in kept.filter(|(p, _)| !other.contains_key(p.topic.as_ref())) {
@@ -271,6 +300,7 @@ pub async fn begin(
     };
     let mut begun = Begun {
         history: EventHistory::start(writers, handed_over, options),
+        handed_over,
         reader,
         committer: Arc::new(committer),
         snapshots,
@@ -280,12 +310,18 @@ pub async fn begin(
         topics: recovered.topics.clone(),
         new_tables: BTreeMap::new(),
         first: recovered.last.is_none(),
-        restate: reset || changed || !fresh.is_empty(),
+        restate: reset || changed || !fresh.is_empty() || !gaps.is_empty(),
         retracted,
+        skipped: gaps,
+        from_history: rebuild::FromHistory::default(),
         engine,
         tables,
     };
+    begun.pass_over_gaps().await?;
     begun.assign_positions()?;
+    if options.rebuild {
+        rebuild::join_beginnings(&mut begun, &recovered, &cluster, options).await?;
+    }
     if runs_again {
         let epochs = recovered.after(snapshot.as_ref())?;
         // Of a customer whose state is dropped, they tell time and history only.
@@ -386,10 +422,17 @@ impl Begun {
         Ok(())
     }
 
+    /// Goes on after offsets that are gone, and history with it: nobody can give it these.
+    async fn pass_over_gaps(&mut self) -> Result<()> {
+        let moved = gap::pass_over(&mut self.engine, &self.skipped);
+        self.history.epoch(self.handed_over, moved).await
+    }
+
     /// Joins partitions: in the engine and at the reader.
     pub fn join(&mut self, joined: &[Joined]) -> Result<()> {
         let mut assigned = Vec::new();
         for join in joined {
+            let join = &gap::begin_after(join, &self.skipped);
             self.engine.join(&join.stream, &join.partition, join.offset)?;
             if let Some((topic, id)) = join.named_topic() {
                 self.history.identify(&topic, &id)?;
@@ -573,11 +616,18 @@ async fn ensure_topics(cluster: &Arc<Cluster>, engine: &Engine, options: &Option
     }
     let cluster = cluster.clone();
     let create = options.create_topics;
+    let (customer, log) = (customer.name.clone(), log_topic(&customer.name));
+    let ran = !crate::history::tables(&history_root(&options.data_dir), &customer).is_empty()
+        || options.data_dir.join("snapshots").join(&customer).is_dir();
     blocking(move || {
         let present: BTreeSet<_> = cluster.topics()?.into_iter().map(|(name, _)| name).collect();
         wanted.retain(|topic| !present.contains(&topic.name));
         if wanted.is_empty() {
             return Ok(());
+        }
+        if ran && wanted.iter().any(|topic| topic.name == log) && !create {
+            let message = format!("the log topic {log} is gone, but {customer} has run before");
+            return Err(Error::new(Kind::Recovery, message).hint(lost_log(&customer)));
         }
         if !create {
             let names: Vec<_> = wanted.iter().map(|t| t.name.as_str()).collect();
@@ -720,13 +770,18 @@ async fn check_first(
     }
     let message =
         format!("the log topic {} is empty, but {customer} has run before", log_topic(customer));
-    Err(Error::new(Kind::Recovery, message).detail(format!("there are {}", found.join(", "))).hint(
-        format!(
-            "was the topic deleted, or is this another cluster? If it is gone for good: --reset \
-             {customer} reads the topics from their `start` again and repeats results; history \
-             keeps what it has and takes nothing twice"
-        ),
-    ))
+    Err(Error::new(Kind::Recovery, message)
+        .detail(format!("there are {}", found.join(", ")))
+        .hint(lost_log(customer)))
+}
+
+fn lost_log(customer: &str) -> String {
+    format!(
+        "was the topic deleted, or is this another cluster? If it is gone for good: `millstream \
+         rebuild {customer} --create-topics` makes state and results again from what Kafka and \
+         history have, and publishes nothing twice; --reset {customer} reads the topics from \
+         their `start` again and repeats results"
+    )
 }
 
 fn first_error(errors: Vec<Error>) -> Error {

@@ -191,11 +191,13 @@ impl Reporter {
         paused: &BTreeSet<TopicPartition>,
     ) -> StreamStatus {
         let partitions = stage.watermarks.partitions().map(|view| {
-            let position = stage.positions.get(&view.partition).map_or(0, |at| at.offset);
+            let at = stage.positions.get(&view.partition).copied().unwrap_or_default();
+            let position = at.offset;
             PartitionStatus {
                 topic: view.partition.topic.to_string(),
                 partition: view.partition.partition,
                 position,
+                skipped: at.skipped,
                 end: ends.get(&view.partition).map_or(position, |&end| end.max(position)),
                 watermark: view.watermark,
                 idle: view.idle,
@@ -217,6 +219,7 @@ impl Reporter {
 
     fn measure(&mut self, status: &Status) {
         let customer = &self.customer;
+        self.metrics.storage(customer, status);
         for stream in &status.streams {
             for partition in &stream.partitions {
                 self.metrics.partition(customer, &stream.name, partition);

@@ -10,7 +10,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use super::status::{PartitionStatus, QueryStatus, StreamStatus};
+use super::status::{PartitionStatus, QueryStatus, Status, StreamStatus};
 use crate::error::{Error, Result};
 use crate::time::{BEGINNING, END, Micros, SECOND};
 
@@ -29,6 +29,7 @@ pub struct Metrics {
     partition_position: IntGaugeVec,
     partition_watermark: GaugeVec,
     partition_lag: IntGaugeVec,
+    partition_skipped: IntGaugeVec,
     partition_idle: IntGaugeVec,
     partition_paused: IntGaugeVec,
     stream_watermark: GaugeVec,
@@ -41,6 +42,8 @@ pub struct Metrics {
     windows_closed: IntCounterVec,
     written: IntCounterVec,
     epoch: IntGaugeVec,
+    history_waits: GaugeVec,
+    snapshot_age: GaugeVec,
     epoch_seconds: HistogramVec,
     commit_seconds: HistogramVec,
     end_to_end_seconds: HistogramVec,
@@ -131,6 +134,11 @@ impl Metrics {
                 "Records between position and end of a partition",
                 &PARTITION,
             )?,
+            partition_skipped: r.gauge(
+                "partition_skipped_offsets",
+                "Offsets that Kafka no longer had and that were passed over (--on-gap skip)",
+                &PARTITION,
+            )?,
             partition_idle: r.gauge("partition_idle", "1 while a partition is idle", &PARTITION)?,
             partition_paused: r.gauge(
                 "partition_paused",
@@ -161,6 +169,16 @@ impl Metrics {
                 "records_written_total",
                 "Records or rows written",
                 &["customer", "sink"],
+            )?,
+            history_waits: r.time(
+                "history_waits_seconds",
+                "How long the oldest row that history has not committed has waited",
+                &CUSTOMER,
+            )?,
+            snapshot_age: r.time(
+                "snapshot_age_seconds",
+                "Time since the newest snapshot was named by a progress record",
+                &CUSTOMER,
             )?,
             epoch: r.gauge("epoch", "Newest committed epoch", &CUSTOMER)?,
             epoch_seconds: r.histogram(
@@ -220,12 +238,23 @@ impl Metrics {
         raise(&self.sink(customer, &format!("history.{table}")), total);
     }
 
+    /// Sets how long rows have waited for history, and how old the newest snapshot is.
+    pub fn storage(&self, customer: &str, status: &Status) {
+        let since = |at: Option<Micros>| {
+            at.map_or(0.0, |at| (status.at - at).max(0) as f64 / SECOND as f64)
+        };
+        let labels = [customer];
+        self.history_waits.with_label_values(&labels).set(since(status.history_waits_since));
+        self.snapshot_age.with_label_values(&labels).set(since(status.snapshot_at));
+    }
+
     /// Sets what a partition's status says.
     pub fn partition(&self, customer: &str, stream: &str, status: &PartitionStatus) {
         let number = status.partition.to_string();
         let labels = [customer, stream, status.topic.as_str(), &number];
         self.partition_position.with_label_values(&labels).set(status.position);
         self.partition_lag.with_label_values(&labels).set((status.end - status.position).max(0));
+        self.partition_skipped.with_label_values(&labels).set(gauge(status.skipped));
         self.partition_idle.with_label_values(&labels).set(i64::from(status.idle));
         self.partition_paused.with_label_values(&labels).set(i64::from(status.paused));
         set_time(&self.partition_watermark, &labels, status.watermark);

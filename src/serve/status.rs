@@ -80,6 +80,9 @@ pub struct PartitionStatus {
     pub partition: i32,
     /// The next offset to be processed.
     pub position: i64,
+    /// Offsets that were passed over, for Kafka no longer had them.
+    #[serde(default)]
+    pub skipped: u64,
     /// The end of the partition when last seen.
     pub end: i64,
     /// Its watermark; `None` before the first event.

@@ -412,8 +412,8 @@ fn consumption_error(
                 Err(cause) => format!("wanted offset {wanted}; what Kafka has is unknown: {cause}"),
             };
             Err(error.detail(detail).hint(
-                "the topic's retention removed what was not processed yet, or the topic was made anew; \
-                 lengthen retention.ms, and see docs/running.md before starting over with --reset",
+                "the topic's retention removed what was not processed yet, or the topic was made anew. `run --on-gap skip` \
+                 goes on at the first offset that there is and records it; `millstream rebuild` uses what history has",
             ))
         }
         RDKafkaErrorCode::UnknownTopicOrPartition

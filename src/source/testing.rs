@@ -101,6 +101,15 @@ pub(crate) fn fill(kafka: &KafkaConfig, topic: &str, partition: i32, prefix: &st
     producer.flush(Duration::from_secs(20)).unwrap();
 }
 
+/// Sends values to partition 0 and waits for their delivery.
+pub(crate) fn fill_with(kafka: &KafkaConfig, topic: &str, values: &[String]) {
+    let producer = producer(kafka, &[]);
+    for value in values {
+        send(&producer, topic, 0, None, Some(value));
+    }
+    producer.flush(Duration::from_secs(20)).unwrap();
+}
+
 /// Follows a reader and checks what it promises.
 #[derive(Default)]
 pub(crate) struct Follower {
@@ -153,14 +162,15 @@ impl Follower {
         Ok(())
     }
 
-    /// Follows until a partition's end is at `position`.
+    /// Follows until a partition's end is at `position`, or beyond.
     pub(crate) async fn until_end(
         &mut self,
         reader: &mut Reader,
         tp: &TopicPartition,
         position: i64,
     ) {
-        while self.ends.get(tp) != Some(&position) {
+        // The marker of the last commit may come after it.
+        while self.ends.get(tp) < Some(&position) {
             self.step(reader).await.unwrap();
         }
     }

@@ -8,8 +8,12 @@ use crate::support::kafka::{Kafka, Write};
 
 /// Runs `.ci/kafka WHAT FOLDER` and gives what it prints.
 fn script(what: &str, folder: &Path) -> String {
+    script_with(what, folder, &[])
+}
+
+fn script_with(what: &str, folder: &Path, more: &[&str]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/kafka");
-    let output = Command::new(script).arg(what).arg(folder).output().unwrap();
+    let output = Command::new(script).arg(what).arg(folder).args(more).output().unwrap();
     assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
@@ -20,6 +24,53 @@ struct Stop<'a>(&'a Path);
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
         script("stop", self.0);
+    }
+}
+
+/// A broker of a test's own, which the test may stop, kill and start again.
+pub(crate) struct OwnBroker {
+    folder: tempfile::TempDir,
+    advertised: String,
+    pub(crate) kafka: Kafka,
+}
+
+impl OwnBroker {
+    /// One with a listener for a proxy that listens at `advertised`.
+    pub(crate) fn start_behind(advertised: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let brokers = script_with("start", folder.path(), &[advertised]);
+        Self { folder, advertised: advertised.to_owned(), kafka: Kafka { brokers } }
+    }
+
+    /// Where the proxy finds the broker.
+    pub(crate) fn proxied(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.path().join("proxied")).unwrap();
+        text.trim().to_owned()
+    }
+
+    /// In good order: it hands over what it leads, and writes everything down.
+    pub(crate) fn stop(&self) {
+        script("stop", self.folder.path());
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&self) {
+        let id = std::fs::read_to_string(self.folder.path().join("pid")).unwrap();
+        let status = Command::new("kill").args(["-9", id.trim()]).status().unwrap();
+        assert!(status.success());
+        self.stop();
+    }
+
+    /// With what it had, at the same address.
+    pub(crate) fn again(&self) {
+        let address = script_with("start", self.folder.path(), &[&self.advertised]);
+        assert_eq!(address, self.kafka.brokers, "its port was taken by somebody else");
+    }
+}
+
+impl Drop for OwnBroker {
+    fn drop(&mut self) {
+        script("stop", self.folder.path());
     }
 }
 

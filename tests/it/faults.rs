@@ -269,7 +269,7 @@ fn embedded() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext
 }
 
 /// The answer to GET; nothing when nobody listens.
-fn get(address: &str, path: &str) -> String {
+pub(crate) fn get(address: &str, path: &str) -> String {
     let Ok(mut stream) = TcpStream::connect(address) else { return String::new() };
     let mut answer = String::new();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();

@@ -17,20 +17,20 @@ use crate::support::oracle::{Oracle, Relation};
 use crate::support::process;
 use crate::support::project::{Project, unique};
 
-const PARTITIONS: i32 = 3;
+pub(crate) const PARTITIONS: i32 = 3;
 const KILLS: usize = 20;
 const ROOMS: [&str; 4] = ["living room", "kitchen", "hall", "bathroom"];
 /// 2024-05-01T00:00:00Z, in microseconds.
 const BEGINNING: i64 = 1_714_521_600_000_000;
 
 /// One record as it was produced, at (partition, offset).
-enum Sent {
+pub(crate) enum Sent {
     Good(Event),
     Bad,
 }
 
 #[derive(Clone)]
-struct Event {
+pub(crate) struct Event {
     ts: i64,
     id: i64,
     sensor: i64,
@@ -51,7 +51,7 @@ impl Event {
 }
 
 /// Produces until told to stop; gives all that was sent, by partition, in offset order.
-fn load(kafka: &Kafka, topic: &str, seed: u64, stop: &AtomicBool) -> Vec<Vec<Sent>> {
+pub(crate) fn load(kafka: &Kafka, topic: &str, seed: u64, stop: &AtomicBool) -> Vec<Vec<Sent>> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut sent: Vec<Vec<Sent>> = (0..PARTITIONS).map(|_| Vec::new()).collect();
     let mut id = 0;
@@ -86,7 +86,7 @@ fn load(kafka: &Kafka, topic: &str, seed: u64, stop: &AtomicBool) -> Vec<Vec<Sen
     sent
 }
 
-fn project(topic: &str, customer: &str) -> Project {
+pub(crate) fn project(topic: &str, customer: &str) -> Project {
     let project = Project::new();
     project.schema(
         customer,
@@ -194,7 +194,7 @@ fn table(sent: &[Vec<Sent>]) -> RecordBatch {
     .unwrap()
 }
 
-async fn results_agree(kafka: &Kafka, customer: &str, sent: &[Vec<Sent>]) {
+pub(crate) async fn results_agree(kafka: &Kafka, customer: &str, sent: &[Vec<Sent>]) {
     let relations = vec![Relation { name: "events".into(), rows: table(sent) }];
     let oracle = Oracle { zone: chrono_tz::Europe::Helsinki, relations };
     for (name, sql) in QUERIES {
@@ -255,7 +255,7 @@ fn compare<T: Ord + Clone + std::fmt::Debug>(what: &str, found: &[T], expected: 
     );
 }
 
-fn dead_letters_agree(kafka: &Kafka, customer: &str, sent: &[Vec<Sent>]) {
+pub(crate) fn dead_letters_agree(kafka: &Kafka, customer: &str, sent: &[Vec<Sent>]) {
     let mut expected = Vec::new();
     for (partition, sent) in sent.iter().enumerate() {
         for (offset, record) in sent.iter().enumerate() {
@@ -281,7 +281,7 @@ fn dead_letters_agree(kafka: &Kafka, customer: &str, sent: &[Vec<Sent>]) {
     compare("dead letters", &found, &expected);
 }
 
-fn history_agrees(kafka: &Kafka, project: &Project, customer: &str, sent: &[Vec<Sent>]) {
+pub(crate) fn history_agrees(kafka: &Kafka, project: &Project, customer: &str, sent: &[Vec<Sent>]) {
     let ask = |sql: &str| {
         let answer = process::run(project.path(), &["query", "--format", "csv", sql]).ok();
         answer.stdout.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()

@@ -221,6 +221,17 @@ impl Kafka {
         self.partitions(topic).into_iter().map(|p| (p, bounds(p))).collect()
     }
 
+    /// Removes what a partition has before `offset`, as retention does.
+    pub fn truncate(&self, topic: &str, partition: i32, offset: i64) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+        let done = futures::executor::block_on(admin.delete_records(&list, &options)).unwrap();
+        done.elements().iter().for_each(|element| element.error().unwrap());
+        assert!(self.begins(topic).contains(&(partition, offset)));
+    }
+
     /// Deletes a topic, if it is there, and waits until it is gone.
     pub fn delete(&self, topic: &str) {
         if !self.topics().contains(topic) {

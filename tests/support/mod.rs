@@ -5,3 +5,4 @@ pub mod kafka;
 pub mod oracle;
 pub mod process;
 pub mod project;
+pub mod proxy;

@@ -383,8 +383,8 @@ fn look_at_offsets(shared: &Shared<'_>, connection: &mut Connection<'_>, ask: &A
         Error::new(Kind::Recovery, what)
             .detail(format!("wanted offset {wanted}; Kafka has {low} to {high}"))
             .hint(
-                "the topic's retention removed what was not processed yet, or the topic was made anew; \
-                 lengthen retention.ms, and see docs/running.md before starting over with --reset",
+                "the topic's retention removed what was not processed yet, or the topic was made anew. `run --on-gap skip` \
+                 goes on at the first offset that there is and records it; `millstream rebuild` uses what history has",
             ),
     ))
 }
