@@ -47,6 +47,9 @@ pub struct Args {
     /// The time between snapshots
     #[arg(long, value_name = "TIME", default_value = "60 s", value_parser = time)]
     snapshot_interval: Duration,
+    /// Record digests of all state with each epoch, and compare them in recovery (slow: for tests)
+    #[arg(long, hide = true)]
+    check_replays: bool,
     /// Where /metrics, /healthz, /readyz and the status page are served
     #[arg(long, value_name = "HOST:PORT")]
     http: Option<SocketAddr>,
@@ -84,6 +87,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         commit_interval: args.commit_interval,
         snapshot_interval: args.snapshot_interval,
         reset: Reset(args.reset.clone()),
+        check_replays: args.check_replays,
         clock: Clock::system(),
         metrics: Arc::new(Metrics::new()?),
         board: StatusBoard::new(Some(args.project.data_dir.join("status"))),
@@ -200,6 +204,7 @@ pub fn following(
         commit_interval: None,
         snapshot_interval: Duration::from_secs(60),
         reset: Reset::default(),
+        check_replays: false,
         clock: Clock::system(),
         metrics,
         board,

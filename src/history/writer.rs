@@ -36,6 +36,7 @@ use super::buffer::Buffer;
 use super::compact::Compactor;
 use super::table::{self, TableSpec};
 use super::{compact, delta_error, file, positions};
+use crate::failpoint::reach;
 use crate::time::{Micros, SECOND};
 use crate::{Error, Kind, Result};
 
@@ -287,6 +288,7 @@ impl Writer {
     /// Stores the buffer's files: from here on it is a commit that must end.
     async fn begin(&mut self, now: Micros) -> Result<()> {
         let adds = self.write_files(now).await?;
+        reach("delta.files.written");
         let rows = self.buffer.rows();
         let moved = (self.positions.iter())
             .filter(|(_, position)| position.next > position.committed.map_or(0, |last| last + 1))
@@ -379,9 +381,11 @@ impl Writer {
                             Error::internal("an encoder ended early").because(error)
                         })??;
                     let path = object_store::path::Path::from(encoded.path.as_str());
+                    reach("delta.file");
                     store.put(&path, encoded.bytes.into()).await.map_err(|error| {
                         Error::new(Kind::Storage, "a history file cannot be stored").because(error)
                     })?;
+                    reach("delta.file.written");
                     Ok::<Add, Error>(encoded.add)
                 }
             })
@@ -413,8 +417,10 @@ impl Writer {
                     }
                 }
             }
+            reach("delta.commit");
             match self.try_commit(begun).await {
                 Ok(state) => {
+                    reach("delta.committed");
                     self.state = state;
                     return Ok(());
                 }

@@ -6,6 +6,7 @@
 //! ```
 
 mod fit;
+mod process;
 mod producer;
 mod progress;
 mod resend;
@@ -15,6 +16,7 @@ pub mod snapshot;
 pub mod transaction;
 
 pub use fit::{Limits, Replace, size_of};
+pub use process::Process;
 pub use progress::{Joined, Position, Progress, Recovered, SnapshotRef, VERSION};
 pub use resend::resend;
 pub use snapshot::Snapshot;

@@ -141,6 +141,13 @@ impl<'a> SourceRows<'a> {
     }
 }
 
+impl QueryStage {
+    /// The watermark last forwarded to the queries that read this one.
+    pub fn forwarded(&self) -> Micros {
+        self.forwarded
+    }
+}
+
 impl Engine {
     /// The engine of a planned customer, empty.
     pub fn new(customer: Arc<Customer>, plan: CustomerPlan) -> Result<Self> {

@@ -9,6 +9,7 @@
 //! The loop reads chunks, ends an epoch when there is something to say, and commits it while the
 //! next one is already being read. At most one commit is under way.
 
+mod digest;
 mod engine;
 mod history;
 pub mod replay;
@@ -35,8 +36,9 @@ pub use stream::decoder;
 pub use topic::{read_range, read_topic};
 
 use crate::catalog::{Catalog, Customer, Emit};
+use crate::failpoint::reach;
 use crate::log::{
-    Committed, EpochOutput, Joined, OutRecord, Position, Progress, SnapshotRef, VERSION,
+    Committed, EpochOutput, Joined, OutRecord, Position, Process, Progress, SnapshotRef, VERSION,
 };
 use crate::serve::status::Status;
 use crate::serve::{Metrics, StatusBoard};
@@ -98,6 +100,8 @@ pub struct Options {
     pub snapshot_interval: Duration,
     /// What begins anew.
     pub reset: Reset,
+    /// Whether each epoch records digests of its state, which a recovery compares with its own.
+    pub check_replays: bool,
     /// The wall clock.
     pub clock: Clock,
     /// Metrics of the process.
@@ -218,6 +222,7 @@ struct Open {
 
 struct Pipeline {
     begun: Begun,
+    process: Process,
     options: Options,
     stop: watch::Receiver<bool>,
     open: Open,
@@ -279,6 +284,7 @@ impl Pipeline {
             emitted_at: HashMap::new(),
             drained: false,
             paused: BTreeSet::new(),
+            process: Process::this(options.clock.now()),
             status,
             begun,
             options,
@@ -452,7 +458,9 @@ impl Pipeline {
             return Ok(());
         }
         let epoch = self.begun.epoch + 1;
+        reach("epoch.end");
         let output = self.begun.engine.end(&decisions, &emits, drain).await?;
+        reach("epoch.ended");
         self.status.output(&output);
         let mut record = Progress {
             version: VERSION,
@@ -466,6 +474,9 @@ impl Pipeline {
             drained: drain,
             ..Progress::default()
         };
+        if self.options.check_replays {
+            record.digests = self.begun.engine.digests()?;
+        }
         if self.begun.first || ready.is_some() {
             self.fill(&mut record, ready.clone());
         }
@@ -490,11 +501,12 @@ impl Pipeline {
 
     fn send(
         &mut self,
-        record: Progress,
+        mut record: Progress,
         output: Output,
         names_snapshot: Option<SnapshotRef>,
         began: Instant,
     ) -> Result<()> {
+        record.process = Some(self.process.clone());
         let offsets = if record.full || record.epoch.is_multiple_of(32) {
             let all = positions(&self.begun.engine);
             all.into_iter().map(|(p, at)| (p, at.offset)).collect()
@@ -533,7 +545,9 @@ impl Pipeline {
             self.options.clock.now(),
         );
         self.status.too_large(done.diverted);
+        reach("epoch.history");
         self.begun.history.epoch(commit.epoch, commit.history).await?;
+        reach("epoch.history.handed");
         self.begun.snapshots.committed(commit.epoch, done.log_offset);
         if let Some(named) = commit.names_snapshot {
             self.begun.snapshots.named(named).await;
@@ -601,7 +615,9 @@ impl Pipeline {
 
     /// Takes a snapshot at this barrier and writes it in the background.
     fn start_snapshot(&mut self, epoch: u64) -> Result<()> {
+        reach("snapshot.take");
         let mut state = self.begun.engine.snapshot()?;
+        reach("snapshot.taken");
         state.manifest["tables"] = serde_json::json!(self.begun.tables.current);
         self.begun.snapshots.write(epoch, state, self.begun.history.written.clone());
         Ok(())

@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::digest;
 use super::engine::{Engine, HistoryRows};
 use super::history::{self, EventHistory};
 use super::snapshots::Snapshots;
 use super::tables::{self, ReferenceTables};
 use super::{Options, Reset, history_root, topic};
 use crate::catalog::{Catalog, Customer, Start, Topics};
+use crate::failpoint::reach;
 use crate::log::{
     Committer, Joined, Limits, OutRecord, Position, Progress, Recovered, Snapshot, SnapshotRef,
     log_topic, read_log,
@@ -127,6 +129,7 @@ impl Beginning<'_> {
         if let Some((topic, now)) = other.first_key_value().filter(|_| !self.reset) {
             return Err(other_topic(topic, now.as_deref(), customer));
         }
+        reach("recovery.load");
         let loaded = match snapshots.load(&recovered).await {
             Ok(loaded) => loaded,
             Err(_) if self.reset => None,
@@ -138,6 +141,7 @@ impl Beginning<'_> {
                 )));
             }
         };
+        reach("recovery.loaded");
         let fresh = match self.reset {
             true => self.engine.queries.iter().map(|q| q.plan.name.clone()).collect(),
             false => fresh_queries(&recovered, self.engine, self.options),
@@ -203,9 +207,11 @@ pub async fn begin(
     let mut snapshots = Snapshots::open(&customer.name, options, cluster.clone()).await?;
     let beginning =
         Beginning { engine: &engine, cluster: &cluster, cluster_id: &cluster_id, options, reset };
+    reach("recovery.look");
     let log = read_log(&options.kafka, &customer.name).await?;
     let mut looked = beginning.look(log, &mut snapshots).await?;
     let limits = limits(&cluster, &engine).await?;
+    reach("recovery.fence");
     let (committer, log) = Committer::open(&options.kafka, &customer.name, limits).await?;
     if log != looked.log {
         looked = beginning.look(log, &mut snapshots).await?;
@@ -236,6 +242,7 @@ pub async fn begin(
             });
             let unlike = unlike.map(|(name, _)| name).collect();
             engine.restore(saved, &unlike).await?;
+            reach("recovery.restored");
         }
         _ if reset => {
             let kept = recovered.positions.iter();
@@ -293,6 +300,7 @@ pub async fn begin(
         begun.snapshots.forget();
     }
     begun.take_table_changes().await?;
+    reach("recovery.done");
     Ok(begun)
 }
 
@@ -371,12 +379,20 @@ impl Begun {
                 self.history.epoch(record.epoch, Vec::new()).await?;
                 continue;
             }
+            reach("recovery.rerun");
             self.engine.begin(record.now);
             self.read_range(record).await?;
+            reach("recovery.rerun.absorbed");
             let mut output =
                 self.engine.end(&record.decisions, &record.emitted, record.drained).await?;
+            // A query that begins empty, or with another plan, has another state.
+            if !self.restate {
+                digest::compare(record, &self.engine)?;
+            }
+            reach("recovery.rerun.ended");
             let rows: Vec<HistoryRows> = std::mem::take(&mut output.history);
             self.history.epoch(record.epoch, rows).await?;
+            reach("recovery.rerun.handed");
         }
         Ok(())
     }

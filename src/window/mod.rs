@@ -9,6 +9,7 @@
 //! Pure but for the plans that it runs: no I/O, no clock. The same epochs give the same state.
 
 pub mod assign;
+mod digest;
 mod isolate;
 mod keep;
 mod operator;
@@ -26,6 +27,7 @@ mod test_plan;
 mod tests;
 
 pub use assign::{Assigner, Size, TruncUnit, WindowSpec};
+pub use digest::Digests;
 pub use isolate::{Isolated, isolate};
 pub use operator::{Changes, Emission, FailedRow, Late, Operator, Pushed, Rows};
 pub use snapshot::OperatorState;
