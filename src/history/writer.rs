@@ -272,7 +272,7 @@ impl Writer {
     /// commit comes first). Without anything to commit it does nothing.
     ///
     /// # Errors
-    /// [`Kind::Fenced`] if another process wrote these offsets; [`Kind::Storage`] after several
+    /// [`Kind::Overtaken`] if another process wrote these offsets; [`Kind::Storage`] after several
     /// attempts: nothing is lost then, and the call may be repeated.
     pub async fn commit(&mut self, now: Micros) -> Result<Committed> {
         self.last_commit = Some(now);
@@ -406,7 +406,7 @@ impl Writer {
                 match self.look(&begun.moved).await {
                     Ok(true) => return Ok(()),
                     Ok(false) => {}
-                    Err(error) if error.kind == Kind::Fenced || attempt == ATTEMPTS => {
+                    Err(error) if error.kind == Kind::Overtaken || attempt == ATTEMPTS => {
                         return Err(error);
                     }
                     Err(error) => {
@@ -472,7 +472,7 @@ impl Writer {
     /// of `moved`, false if it does not.
     ///
     /// # Errors
-    /// [`Kind::Fenced`] if it contains anything else: somebody else writes this table.
+    /// [`Kind::Overtaken`] if it contains anything else: somebody else writes this table.
     async fn look(&mut self, moved: &HashMap<Partition, Position>) -> Result<bool> {
         let state = DeltaTableState::try_new(self.store.as_ref(), None).await;
         self.state = state.map_err(|error| delta_error(&self.path, "reading", error))?;
@@ -501,7 +501,7 @@ impl Writer {
         let (topic, number) = partition;
         let text =
             |offset: Option<i64>| offset.map_or("nothing".to_owned(), |last| last.to_string());
-        Error::new(Kind::Fenced, format!("another process writes {}", self.path.display()))
+        Error::new(Kind::Overtaken, format!("another process writes {}", self.path.display()))
             .detail(format!(
                 "{topic}/{number}: we wrote up to offset {}, the table has {}",
                 text(ours.committed),

@@ -348,7 +348,7 @@ impl Engine {
                 Ok(changes) => {
                     self.publish(index, &changes)?;
                     if !is_view && changes.is_final && first_final {
-                        self.forward(index, previous, &changes.upserts).await?;
+                        self.forward(index, previous, 0, &changes.upserts).await?;
                     } else if is_view {
                         self.changed.insert(name.clone());
                     }
@@ -405,14 +405,22 @@ impl Engine {
                 let before = self.queries[index].forwarded;
                 let records = self.queries[index].sink.upserts(&output, true, 0)?;
                 self.published(index, records);
-                Box::pin(self.forward(index, before, &output)).await?;
+                Box::pin(self.forward(index, before, feed.partition, &output)).await?;
             }
         }
         Ok(())
     }
 
-    /// Gives a query's results to the queries that read it.
-    async fn forward(&mut self, index: usize, before: Micros, rows: &RecordBatch) -> Result<()> {
+    /// Gives a query's results to the queries that read it. Those of a stateless query keep the
+    /// rank of the `partition` that they came from: in which order partitions were read must not
+    /// matter.
+    async fn forward(
+        &mut self,
+        index: usize,
+        before: Micros,
+        partition: usize,
+        rows: &RecordBatch,
+    ) -> Result<()> {
         let plan = self.queries[index].plan.clone();
         let input = Input::Query(plan.name.clone());
         if rows.num_rows() == 0 || !self.queries.iter().any(|q| q.plan.input == input) {
@@ -427,7 +435,7 @@ impl Engine {
         };
         let before = vec![before; times.len()];
         let feed =
-            Feed { batch: rows, event_time: &times, before: &before, partition: 0, source: None };
+            Feed { batch: rows, event_time: &times, before: &before, partition, source: None };
         Box::pin(self.feed(&input, feed)).await
     }
 

@@ -39,6 +39,7 @@ use crate::catalog::{Catalog, Customer, Emit};
 use crate::failpoint::reach;
 use crate::log::{
     Committed, EpochOutput, Joined, OutRecord, Position, Process, Progress, SnapshotRef, VERSION,
+    read_log,
 };
 use crate::serve::status::Status;
 use crate::serve::{Metrics, StatusBoard};
@@ -127,11 +128,14 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) -> Result<()> {
     let mut pause = RESTART_PAUSE;
-    let mut ran = false;
+    let mut life = Life { process: Process::this(options.clock.now()), began_after: None };
     loop {
         let begun = Instant::now();
-        let result = run_pipeline(&catalog, &customer, &mut options, stop.clone(), &mut ran).await;
-        let Err(error) = result else { return Ok(()) };
+        let result = run_pipeline(&catalog, &customer, &mut options, stop.clone(), &mut life).await;
+        let Err(mut error) = result else { return Ok(()) };
+        if error.kind == Kind::Overtaken {
+            error = life.overtaken(&customer.name, &options, error).await;
+        }
         let failed = Some(error.to_string());
         options.board.publish(Status {
             customer: customer.name.clone(),
@@ -139,7 +143,8 @@ pub async fn run(
             ..Status::default()
         });
         let passing = matches!(error.kind, Kind::Kafka | Kind::Storage);
-        if !ran || !passing || options.mode != Mode::Follow || *stop.borrow() {
+        if life.began_after.is_none() || !passing || options.mode != Mode::Follow || *stop.borrow()
+        {
             return Err(error);
         }
         if begun.elapsed() > LONGEST_RESTART_PAUSE {
@@ -154,12 +159,50 @@ pub async fn run(
     }
 }
 
+/// What a process knows of itself.
+struct Life {
+    process: Process,
+    /// The newest committed epoch when its pipeline began last; `None`: it never did.
+    began_after: Option<u64>,
+}
+
+impl Life {
+    /// What it means that another process wrote to history: it took over, or it was fenced by this
+    /// one and had committed epochs to copy still. Then the copies are right, and this process
+    /// begins again behind them.
+    async fn overtaken(&self, customer: &str, options: &Options, error: Error) -> Error {
+        let newest = async {
+            let log = read_log(&options.kafka, customer).await?;
+            log.last().map(|record| Progress::decode(record)).transpose()
+        };
+        let newest = match newest.await {
+            Ok(newest) => newest.unwrap_or_default(),
+            Err(unread) => return unread,
+        };
+        let ours = newest.process.as_ref() == Some(&self.process);
+        if ours || Some(newest.epoch) <= self.began_after {
+            let message = "a process that this one fenced has written to history since";
+            return Error::new(Kind::Storage, message)
+                .hint("nothing is lost or twice: run again")
+                .because(error);
+        }
+        let by = newest.process.map_or_else(|| "it".to_owned(), |process| process.to_string());
+        let message = format!(
+            "another process took over customer {customer}: {by}, has committed epoch {}",
+            newest.epoch
+        );
+        Error::new(Kind::Fenced, message)
+            .hint("one process runs a customer at a time; this one stops")
+            .because(error)
+    }
+}
+
 async fn run_pipeline(
     catalog: &Catalog,
     customer: &Arc<Customer>,
     options: &mut Options,
     mut stop: watch::Receiver<bool>,
-    ran: &mut bool,
+    life: &mut Life,
 ) -> Result<()> {
     let begun = tokio::select! {
         begun = start::begin(catalog, customer, options) => begun?,
@@ -171,8 +214,9 @@ async fn run_pipeline(
         false => None,
     };
     let waits_since = tail.as_ref().map(|tail| tail.waits_since.clone());
-    let mut pipeline = Pipeline::new(begun, options.clone(), stop.clone(), waits_since);
-    *ran = true;
+    life.began_after = Some(begun.epoch);
+    let process = life.process.clone();
+    let mut pipeline = Pipeline::new(begun, process, options.clone(), stop.clone(), waits_since);
     let lived = tokio::select! {
         lived = pipeline.live() => lived,
         error = tail::failure(&mut tail) => Err(error),
@@ -255,6 +299,7 @@ type Known = Vec<(Arc<crate::catalog::Stream>, BTreeSet<TopicPartition>)>;
 impl Pipeline {
     fn new(
         begun: Begun,
+        process: Process,
         options: Options,
         stop: watch::Receiver<bool>,
         results_wait_since: Option<watch::Receiver<Option<Micros>>>,
@@ -284,7 +329,7 @@ impl Pipeline {
             emitted_at: HashMap::new(),
             drained: false,
             paused: BTreeSet::new(),
-            process: Process::this(options.clock.now()),
+            process,
             status,
             begun,
             options,

@@ -6,11 +6,15 @@ mod support;
 
 mod broker;
 mod cli;
+#[cfg(feature = "failpoints")]
+mod crash;
 mod faults;
 mod garbage;
 mod kill;
+mod load;
 mod log;
 mod place;
 mod properties;
 mod rig;
 mod sql;
+mod zombie;
