@@ -20,5 +20,5 @@ pub use process::Process;
 pub use progress::{Joined, Position, Progress, Recovered, SnapshotRef, VERSION};
 pub use resend::resend;
 pub use snapshot::Snapshot;
-pub use tail::{log_topic, read_log};
+pub use tail::{glance_at_log, log_topic, read_log};
 pub use transaction::{Committed, Committer, EpochOutput, OutRecord};

@@ -39,7 +39,7 @@ use crate::catalog::{Catalog, Customer, Emit};
 use crate::failpoint::reach;
 use crate::log::{
     Committed, EpochOutput, Joined, OutRecord, Position, Process, Progress, SnapshotRef, VERSION,
-    read_log,
+    glance_at_log,
 };
 use crate::serve::status::Status;
 use crate::serve::{Metrics, StatusBoard};
@@ -133,8 +133,10 @@ pub async fn run(
         let begun = Instant::now();
         let result = run_pipeline(&catalog, &customer, &mut options, stop.clone(), &mut life).await;
         let Err(mut error) = result else { return Ok(()) };
-        if error.kind == Kind::Overtaken {
+        let mut overtaken = error.kind == Kind::Overtaken;
+        if overtaken {
             error = life.overtaken(&customer.name, &options, error).await;
+            overtaken = error.kind == Kind::Storage;
         }
         let failed = Some(error.to_string());
         options.board.publish(Status {
@@ -143,6 +145,10 @@ pub async fn run(
             ..Status::default()
         });
         let passing = matches!(error.kind, Kind::Kafka | Kind::Storage);
+        if overtaken && *stop.borrow() {
+            tracing::warn!(customer = customer.name, %error, "stopped without a snapshot");
+            return Ok(());
+        }
         if life.began_after.is_none() || !passing || options.mode != Mode::Follow || *stop.borrow()
         {
             return Err(error);
@@ -172,7 +178,7 @@ impl Life {
     /// begins again behind them.
     async fn overtaken(&self, customer: &str, options: &Options, error: Error) -> Error {
         let newest = async {
-            let log = read_log(&options.kafka, customer).await?;
+            let log = glance_at_log(&options.kafka, customer).await?;
             log.last().map(|record| Progress::decode(record)).transpose()
         };
         let newest = match newest.await {

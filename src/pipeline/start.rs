@@ -20,7 +20,7 @@ use crate::catalog::{Catalog, Customer, Start, Topics};
 use crate::failpoint::reach;
 use crate::log::{
     Committer, Joined, Limits, OutRecord, Position, Progress, Recovered, Snapshot, SnapshotRef,
-    log_topic, read_log,
+    glance_at_log, log_topic,
 };
 use crate::sink::{self, Content};
 use crate::source::chunk::Chunk;
@@ -208,7 +208,8 @@ pub async fn begin(
     let beginning =
         Beginning { engine: &engine, cluster: &cluster, cluster_id: &cluster_id, options, reset };
     reach("recovery.look");
-    let log = read_log(&options.kafka, &customer.name).await?;
+    // Whatever a killed process left open is ended by the fence, and read after it.
+    let log = glance_at_log(&options.kafka, &customer.name).await?;
     let mut looked = beginning.look(log, &mut snapshots).await?;
     let limits = limits(&cluster, &engine).await?;
     reach("recovery.fence");

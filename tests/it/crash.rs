@@ -200,12 +200,18 @@ impl Driver<'_> {
     /// not pass there.
     fn run(&mut self, point: &str, crash: &str, commits: &Commits) -> bool {
         let mut running = self.start(&[("MILLSTREAM_CRASH", crash)]);
-        let deadline = Instant::now() + self.patience(point);
-        let recovered = |id| commits.lock().unwrap().contains_key(&id);
-        while !running.ended() && Instant::now() < deadline {
-            if point.starts_with("recovery.") && recovered(running.id()) {
+        // Of a process that has recovered; one that has not, stops without a snapshot.
+        let patience = match point.starts_with("recovery.") {
+            true => Duration::ZERO,
+            false => self.patience(point),
+        };
+        let (id, deadline) = (running.id(), Instant::now() + LONG);
+        while !running.ended() {
+            let recovered = commits.lock().unwrap().get(&id).copied();
+            if recovered.is_some_and(|first| first.elapsed() > patience) {
                 break;
             }
+            assert!(Instant::now() < deadline, "{crash}: no commit\n{}", running.stderr());
             std::thread::sleep(Duration::from_millis(5));
         }
         if !running.ended() {
