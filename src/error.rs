@@ -21,6 +21,8 @@ pub enum Kind {
     Kafka,
     /// Another process took over this customer: stop.
     Fenced,
+    /// Another process wrote what this one writes; the log says which of the two goes on.
+    Overtaken,
     /// Recorded state and the world disagree (offsets gone, another cluster): a person decides.
     Recovery,
     /// The file system or object store failed: retry, or look at the disk.

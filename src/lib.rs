@@ -12,6 +12,7 @@
 //! later stage; only [`pipeline`] joins them all.
 
 pub mod error;
+pub mod failpoint;
 mod hex;
 mod store;
 pub mod time;

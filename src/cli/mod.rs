@@ -198,6 +198,7 @@ fn log_filter(level: &str) -> String {
 }
 
 async fn dispatch(command: Command) -> Result<ExitCode> {
+    crate::failpoint::arm()?;
     match command {
         Command::Demo(args) => demo::run(args).await,
         Command::Run(args) => run::run(args).await,

@@ -55,6 +55,9 @@ pub struct Args {
     /// Threads that decode and aggregate, for each customer (default: one a core)
     #[arg(long, value_name = "N")]
     parallelism: Option<NonZeroUsize>,
+    /// Record digests of all state with each epoch, and compare them in recovery (slow: for tests)
+    #[arg(long, hide = true)]
+    check_replays: bool,
     /// Where /metrics, /healthz, /readyz and the status page are served
     #[arg(long, value_name = "HOST:PORT")]
     http: Option<SocketAddr>,
@@ -108,6 +111,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         parallelism: args.parallelism.map_or_else(cores, NonZeroUsize::get),
         on_gap: args.on_gap,
         rebuild: false,
+        check_replays: args.check_replays,
         clock: Clock::system(),
         metrics: Arc::new(Metrics::new()?),
         board: StatusBoard::new(Some(args.project.data_dir.join("status"))),
@@ -227,6 +231,7 @@ pub fn following(
         parallelism: cores(),
         on_gap: OnGap::Stop,
         rebuild: false,
+        check_replays: false,
         clock: Clock::system(),
         metrics,
         board,

@@ -18,6 +18,7 @@ use deltalake::{DeltaTable, FilterOp, FilterValue};
 use super::table::{self, DATE, Description, TIMESTAMP};
 use super::writer::Writer;
 use super::{delta_error, file, table_path, tables};
+use crate::failpoint::reach;
 use crate::time::{MINUTE, Micros};
 use crate::{Error, Kind, Result};
 
@@ -112,6 +113,7 @@ impl Compactor {
     /// As [`Compactor::run`].
     pub async fn vacuum(&self) -> Result<Compacted> {
         let _lock = self.lock()?;
+        reach("vacuum.begin");
         let fail = |error| delta_error(&self.path, "vacuum", error);
         let mut table = DeltaTable::new(table::log_store(&self.path)?);
         table.load().await.map_err(fail)?;
@@ -129,7 +131,9 @@ impl Compactor {
         };
         let sizes: HashMap<String, u64> =
             chosen.files_deleted.into_iter().map(|file| (file.clone(), size(&file))).collect();
+        reach("vacuum.chosen");
         let (_, deleted) = vacuum(table).await.map_err(fail)?;
+        reach("vacuum.done");
         let bytes = deleted.files_deleted.iter().filter_map(|file| sizes.get(file)).sum();
         Ok(Compacted {
             files_deleted: deleted.files_deleted.len(),
@@ -140,6 +144,7 @@ impl Compactor {
 
     async fn rewrite(&self, chosen: impl Fn(&Date) -> bool) -> Result<Compacted> {
         let _lock = self.lock()?;
+        reach("compaction.begin");
         let fail = |error| delta_error(&self.path, "reading", error);
         let mut table = DeltaTable::new(table::log_store(&self.path)?);
         table.load().await.map_err(fail)?;
@@ -185,8 +190,10 @@ impl Compactor {
             .with_writer_properties(file::writer_properties(time))
             // Ingestion runs beside this.
             .with_max_concurrent_tasks(1);
+        reach("compaction.commit");
         let (table, metrics) =
             optimize.await.map_err(|error| delta_error(&self.path, "compaction", error))?;
+        reach("compaction.committed");
         total.dates += dates.len();
         total.files_removed += metrics.num_files_removed;
         total.files_added += metrics.num_files_added;

@@ -38,6 +38,7 @@ use super::buffer::Buffer;
 use super::compact::Compactor;
 use super::table::{self, TableSpec};
 use super::{compact, delta_error, file, positions};
+use crate::failpoint::reach;
 use crate::store::in_time;
 use crate::time::{Micros, SECOND};
 use crate::{Error, Kind, Result};
@@ -274,7 +275,7 @@ impl Writer {
     /// commit comes first). Without anything to commit it does nothing.
     ///
     /// # Errors
-    /// [`Kind::Fenced`] if another process wrote these offsets; [`Kind::Storage`] after several
+    /// [`Kind::Overtaken`] if another process wrote these offsets; [`Kind::Storage`] after several
     /// attempts: nothing is lost then, and the call may be repeated.
     pub async fn commit(&mut self, now: Micros) -> Result<Committed> {
         self.last_commit = Some(now);
@@ -290,6 +291,7 @@ impl Writer {
     /// Stores the buffer's files: from here on it is a commit that must end.
     async fn begin(&mut self, now: Micros) -> Result<()> {
         let adds = self.write_files(now).await?;
+        reach("delta.files.written");
         let rows = self.buffer.rows();
         let moved = (self.positions.iter())
             .filter(|(_, position)| position.next > position.committed.map_or(0, |last| last + 1))
@@ -382,9 +384,11 @@ impl Writer {
                             Error::internal("an encoder ended early").because(error)
                         })??;
                     let path = object_store::path::Path::from(encoded.path.as_str());
+                    reach("delta.file");
                     in_time(store.put(&path, encoded.bytes.into())).await?.map_err(|error| {
                         Error::new(Kind::Storage, "a history file cannot be stored").because(error)
                     })?;
+                    reach("delta.file.written");
                     Ok::<Add, Error>(encoded.add)
                 }
             })
@@ -405,7 +409,7 @@ impl Writer {
                 match self.look(&begun.moved).await {
                     Ok(true) => return Ok(()),
                     Ok(false) => {}
-                    Err(error) if error.kind == Kind::Fenced || attempt == ATTEMPTS => {
+                    Err(error) if error.kind == Kind::Overtaken || attempt == ATTEMPTS => {
                         return Err(error);
                     }
                     Err(error) => {
@@ -416,8 +420,10 @@ impl Writer {
                     }
                 }
             }
+            reach("delta.commit");
             match self.try_commit(begun).await {
                 Ok(state) => {
+                    reach("delta.committed");
                     self.state = state;
                     return Ok(());
                 }
@@ -469,7 +475,7 @@ impl Writer {
     /// of `moved`, false if it does not.
     ///
     /// # Errors
-    /// [`Kind::Fenced`] if it contains anything else: somebody else writes this table.
+    /// [`Kind::Overtaken`] if it contains anything else: somebody else writes this table.
     async fn look(&mut self, moved: &HashMap<Partition, Position>) -> Result<bool> {
         let state = in_time(DeltaTableState::try_new(self.store.as_ref(), None)).await?;
         self.state = state.map_err(|error| delta_error(&self.path, "reading", error))?;
@@ -498,7 +504,7 @@ impl Writer {
         let (topic, number) = partition;
         let text =
             |offset: Option<i64>| offset.map_or("nothing".to_owned(), |last| last.to_string());
-        Error::new(Kind::Fenced, format!("another process writes {}", self.path.display()))
+        Error::new(Kind::Overtaken, format!("another process writes {}", self.path.display()))
             .detail(format!(
                 "{topic}/{number}: we wrote up to offset {}, the table has {}",
                 text(ours.committed),

@@ -51,7 +51,8 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
 
-    use super::super::progress::{Joined, Position, SnapshotRef, VERSION};
+    use super::super::process::Process;
+    use super::super::progress::{Joined, Position, Skipped, SnapshotRef, VERSION};
     use super::*;
     use crate::source::TopicPartition;
     use crate::watermark::ClockDecision;
@@ -77,7 +78,11 @@ mod tests {
             decoded: random.random(),
             rejected: random.random(),
             tombstones: u64::MAX,
+            skipped: random.random(),
         };
+        let skipped =
+            Skipped { partition: partition(random), from: edge(random), to: edge(random) };
+        let process = Process { id: random.random(), host: text(random), began: edge(random) };
         let joined = Joined {
             stream: text(random),
             partition: partition(random),
@@ -103,7 +108,10 @@ mod tests {
             snapshot: snapshot(random),
             older: snapshot(random),
             clean: random.random_bool(0.1),
+            skipped: vec![skipped; random.random_range(0..2)],
             drained: random.random_bool(0.1),
+            process: random.random_bool(0.5).then_some(process),
+            digests: BTreeMap::from([(text(random), texts(random))]),
         }
     }
 

@@ -8,6 +8,7 @@
 mod fit;
 #[cfg(test)]
 mod hostile;
+mod process;
 mod producer;
 mod progress;
 mod resend;
@@ -17,8 +18,9 @@ pub mod snapshot;
 pub mod transaction;
 
 pub use fit::{Limits, Replace, size_of};
+pub use process::Process;
 pub use progress::{Joined, Position, Progress, Recovered, Skipped, SnapshotRef, VERSION};
 pub use resend::resend;
 pub use snapshot::Snapshot;
-pub use tail::{log_topic, read_log};
+pub use tail::{glance_at_log, log_topic, read_log};
 pub use transaction::{Committed, Committer, EpochOutput, OutRecord};

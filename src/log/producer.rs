@@ -18,6 +18,7 @@ use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList};
 use super::fit::size_of;
 use super::tail::{log_topic, transactional_id};
 use super::transaction::EpochOutput;
+use crate::failpoint::{self, reach};
 use crate::source::{Context, KafkaConfig, kafka_error};
 use crate::{Error, Kind};
 
@@ -142,7 +143,9 @@ impl TransactionalProducer {
         let context = self.producer.context();
         let (begun, disturbances) = (Instant::now(), self.disturbances());
         context.begin(output.records.len());
+        reach("epoch.begin");
         self.producer.begin_transaction().map_err(|error| self.failure(error))?;
+        reach("epoch.begun");
         for (index, record) in output.records.iter().enumerate() {
             let headers = (!record.headers.is_empty()).then(|| headers(&record.headers));
             let key = record.key.as_deref();
@@ -156,6 +159,7 @@ impl TransactionalProducer {
                 headers,
                 record.timestamp_ms,
             )?;
+            failpoint::sent(&record.topic);
         }
         let progress = Some(output.progress.as_ref());
         self.send(
@@ -168,23 +172,31 @@ impl TransactionalProducer {
             None,
             None,
         )?;
+        reach("epoch.progress.sent");
         if !context.wait(disturbances) {
             return Err(Failure::Unknown("the brokers do not answer".to_owned()));
         }
         self.delivered(output)?;
+        reach("epoch.delivered");
         // Messages are accounted for until their reports are destroyed, some microseconds later;
         // rdkafka's commit would sleep 100 ms on that.
         while self.producer.flush(Duration::ZERO).is_err() {
             std::thread::sleep(Duration::from_micros(20));
         }
         if !output.offsets.is_empty() {
+            reach("epoch.offsets");
             let sent =
                 self.producer.send_offsets_to_transaction(&offsets(output), &self.group, CALL_WAIT);
             sent.map_err(|error| self.failure(error))?;
+            reach("epoch.offsets.sent");
         }
+        reach("epoch.commit");
         loop {
             let error = match self.producer.commit_transaction(CALL_WAIT) {
-                Ok(()) => return Ok(context.state().marked_offset),
+                Ok(()) => {
+                    reach("epoch.committed");
+                    return Ok(context.state().marked_offset);
+                }
                 Err(error) => error,
             };
             // Not answered yet: the call goes on where it was, if the connection is sound.

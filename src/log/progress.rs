@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::process::Process;
 use crate::source::TopicPartition;
 use crate::time::Micros;
 use crate::watermark::ClockDecision;
@@ -75,6 +76,12 @@ pub struct Progress {
     /// Every window was closed at the epoch's end, and the pipeline is finished.
     #[serde(default, skip_serializing_if = "is_false")]
     pub drained: bool,
+    /// Who wrote it; `None` in records of before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// With `--check-replays`: digests of the parts of each query's state at the epoch's end.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub digests: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// A partition that joined.
@@ -283,6 +290,13 @@ mod tests {
         let cut = read(&[record(5, Some(4))]);
         cut.verify().unwrap();
         assert!(cut.after(None).is_err(), "an older snapshot is of no use without its epochs");
+    }
+
+    #[test]
+    fn a_record_of_before_processes_were_named_is_read() {
+        let old = br#"{"version":1,"epoch":7,"now":5,"positions":{}}"#;
+        let record = Progress::decode(old).unwrap();
+        assert_eq!((record.epoch, record.process, record.digests.len()), (7, None, 0));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::failpoint::reach;
 use crate::store::in_time;
 use crate::{Error, Kind, Result, hex};
 
@@ -81,15 +82,21 @@ pub async fn write(store: &Arc<dyn ObjectStore>, path: &Path, snapshot: &Snapsho
             sha256,
         };
         let place = path.clone().join(file.file.as_str());
+        reach("snapshot.file");
         in_time(store.put(&place, PutPayload::from(bytes))).await?.map_err(failed)?;
+        reach("snapshot.file.written");
         files.push(file);
     }
     let manifest = Manifest { format: FORMAT, files, manifest: snapshot.manifest.clone() };
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|error| Error::internal("a snapshot's manifest is no JSON").because(error))?;
     let place = path.clone().join(MANIFEST);
+    reach("snapshot.manifest");
     in_time(store.put(&place, PutPayload::from(text))).await?.map_err(failed)?;
-    verify(store, path, &manifest).await
+    reach("snapshot.manifest.written");
+    verify(store, path, &manifest).await?;
+    reach("snapshot.verified");
+    Ok(())
 }
 
 /// Reads back the manifest and every file's size.
@@ -151,12 +158,15 @@ pub async fn read(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Snapshot>
 /// The store fails. Deleting one that does not exist is none.
 pub async fn delete(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<()> {
     let failed = |error| storage(path, "deleted", error);
+    reach("snapshot.delete");
     match store.delete(&path.clone().join(MANIFEST)).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
         Err(error) => return Err(failed(error)),
     }
+    reach("snapshot.delete.manifest");
     let rest = store.list(Some(path)).map_ok(|meta| meta.location).boxed();
     store.delete_stream(rest).try_collect::<Vec<_>>().await.map_err(failed)?;
+    reach("snapshot.deleted");
     Ok(())
 }
 

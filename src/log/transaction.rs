@@ -25,8 +25,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::fit::Limits;
+use super::process::Process;
 use super::producer::{Failure, TooLarge, TransactionalProducer};
 use super::tail::{self, Part, Until, epoch_of};
+use crate::failpoint::reach;
 use crate::source::{KafkaConfig, TopicPartition};
 use crate::{Error, Kind, Result};
 
@@ -239,7 +241,9 @@ impl Session {
                     continue;
                 }
             }
+            reach("recovery.fenced");
             let part = self.read(Until::HighWatermark, 0)?;
+            reach("recovery.log.read");
             self.last_epoch = part.records.last().map(|record| epoch_of(record)).transpose()?;
             self.position = part.position;
             return Ok(part.records);
@@ -368,13 +372,13 @@ impl Session {
     /// Whether the log has the epoch, or somebody else's.
     fn look(&self, until: Until, output: &EpochOutput) -> Result<Verdict> {
         let part = self.read(until, self.position)?;
-        for record in part.records {
-            let epoch = epoch_of(&record)?;
-            if epoch == output.epoch && record == output.progress {
+        for (index, record) in part.records.iter().enumerate() {
+            let epoch = epoch_of(record)?;
+            if epoch == output.epoch && *record == output.progress {
                 return Ok(Verdict::Committed);
             }
             if epoch >= output.epoch {
-                return Ok(Verdict::Taken(self.taken(epoch, &record)));
+                return Ok(Verdict::Taken(self.taken(&part.records[index..])?));
             }
         }
         Ok(Verdict::Absent)
@@ -405,17 +409,20 @@ impl Session {
         }
     }
 
-    fn taken(&self, epoch: u64, progress: &[u8]) -> Error {
-        let parsed: serde_json::Value = serde_json::from_slice(progress).unwrap_or_default();
-        let by = parsed.get("process").map_or_else(String::new, |process| format!(" ({process})"));
-        Error::new(
-            Kind::Fenced,
-            format!(
-                "another process{by} took over customer {}: it committed epoch {epoch}",
-                self.customer
-            ),
-        )
-        .hint("one process runs a customer at a time; this one stops")
+    /// Records that another process committed in place of ours.
+    fn taken(&self, theirs: &[Bytes]) -> Result<Error> {
+        let newest = theirs.last().map(|record| epoch_of(record)).transpose()?.unwrap_or_default();
+        let by = theirs.iter().rev().find_map(|record| {
+            let parsed: serde_json::Value = serde_json::from_slice(record).ok()?;
+            serde_json::from_value::<Process>(parsed.get("process")?.clone()).ok()
+        });
+        let by = by.map_or_else(|| "another process".to_owned(), |process| process.to_string());
+        let message = format!(
+            "another process took over customer {}: {by}, has committed epoch {newest}",
+            self.customer
+        );
+        Ok(Error::new(Kind::Fenced, message)
+            .hint("one process runs a customer at a time; this one stops"))
     }
 
     fn unreachable(&self, failure: Failure) -> Error {
@@ -448,7 +455,7 @@ mod tests {
     use crate::source::{Cluster, Isolation, NewTopic, Reader};
 
     fn progress(epoch: u64) -> Bytes {
-        Bytes::from(format!(r#"{{"epoch":{epoch},"process":"p"}}"#))
+        Bytes::from(format!(r#"{{"epoch":{epoch},"process":{{"id":7,"host":"here","began":0}}}}"#))
     }
 
     fn output(topic: &str, epoch: u64, count: usize) -> EpochOutput {
@@ -616,7 +623,8 @@ mod tests {
         let error = old.commit(output(&topic, 2, 10)).await.unwrap_err();
         assert_eq!(error.kind, Kind::Fenced, "{error}");
         let mut second = output(&topic, 2, 10);
-        second.progress = Bytes::from_static(br#"{"epoch":2,"process":"the new one"}"#);
+        second.progress =
+            Bytes::from_static(br#"{"epoch":2,"process":{"id":8,"host":"there","began":0}}"#);
         new.commit(second).await.unwrap();
         let error = old.commit(output(&topic, 2, 10)).await.unwrap_err();
         assert_eq!(error.kind, Kind::Fenced, "{error}");

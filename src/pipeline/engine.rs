@@ -122,6 +122,13 @@ impl QueryStage {
     }
 }
 
+impl QueryStage {
+    /// The watermark last forwarded to the queries that read this one.
+    pub fn forwarded(&self) -> Micros {
+        self.forwarded
+    }
+}
+
 impl Engine {
     /// The engine of a planned customer, empty, with so many workers. Rows of streams are given
     /// out for history if `history` and if their stream has one.

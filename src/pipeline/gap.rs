@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 
-use super::engine::{Engine, HistoryRows};
+use super::engine::Engine;
 use super::history::event_schema;
 use super::start::blocking;
+use super::worker::HistoryRows;
 use crate::log::{Joined, Position, Recovered, Skipped, Snapshot, SnapshotRef};
 use crate::source::{Cluster, TopicPartition};
 use crate::{Error, Kind, Result};

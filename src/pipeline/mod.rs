@@ -11,6 +11,7 @@
 
 mod changed;
 mod crew;
+mod digest;
 mod engine;
 mod gap;
 mod history;
@@ -45,8 +46,10 @@ pub use start::{blocking, plan};
 pub use topic::{read_range, read_topic};
 
 use crate::catalog::{Catalog, Customer, Emit};
+use crate::failpoint::reach;
 use crate::log::{
-    Committed, EpochOutput, Joined, OutRecord, Position, Progress, SnapshotRef, VERSION,
+    Committed, EpochOutput, Joined, OutRecord, Position, Process, Progress, SnapshotRef, VERSION,
+    glance_at_log,
 };
 use crate::serve::status::Status;
 use crate::serve::{Metrics, StatusBoard};
@@ -115,6 +118,8 @@ pub struct Options {
     pub on_gap: OnGap,
     /// Whether this is a rebuild: all that can still be read runs again, from the beginning.
     pub rebuild: bool,
+    /// Whether each epoch records digests of its state, which a recovery compares with its own.
+    pub check_replays: bool,
     /// The wall clock.
     pub clock: Clock,
     /// Metrics of the process.
@@ -140,11 +145,16 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) -> Result<()> {
     let mut pause = RESTART_PAUSE;
-    let mut ran = false;
+    let mut life = Life { process: Process::this(options.clock.now()), began_after: None };
     loop {
         let begun = Instant::now();
-        let result = run_pipeline(&catalog, &customer, &mut options, stop.clone(), &mut ran).await;
-        let Err(error) = result else { return Ok(()) };
+        let result = run_pipeline(&catalog, &customer, &mut options, stop.clone(), &mut life).await;
+        let Err(mut error) = result else { return Ok(()) };
+        let mut overtaken = error.kind == Kind::Overtaken;
+        if overtaken {
+            error = life.overtaken(&customer.name, &options, error).await;
+            overtaken = error.kind == Kind::Storage;
+        }
         let failed = Some(error.to_string());
         options.board.publish(Status {
             customer: customer.name.clone(),
@@ -154,7 +164,12 @@ pub async fn run(
         // A gap is passed over at the start, which tells it from other errors.
         let passable = error.kind == Kind::Recovery && options.on_gap == OnGap::Skip;
         let passing = passable || matches!(error.kind, Kind::Kafka | Kind::Storage);
-        if !ran || !passing || options.mode != Mode::Follow || *stop.borrow() {
+        if overtaken && *stop.borrow() {
+            tracing::warn!(customer = customer.name, %error, "stopped without a snapshot");
+            return Ok(());
+        }
+        if life.began_after.is_none() || !passing || options.mode != Mode::Follow || *stop.borrow()
+        {
             return Err(error);
         }
         if begun.elapsed() > LONGEST_RESTART_PAUSE {
@@ -169,12 +184,50 @@ pub async fn run(
     }
 }
 
+/// What a process knows of itself.
+struct Life {
+    process: Process,
+    /// The newest committed epoch when its pipeline began last; `None`: it never did.
+    began_after: Option<u64>,
+}
+
+impl Life {
+    /// What it means that another process wrote to history: it took over, or it was fenced by this
+    /// one and had committed epochs to copy still. Then the copies are right, and this process
+    /// begins again behind them.
+    async fn overtaken(&self, customer: &str, options: &Options, error: Error) -> Error {
+        let newest = async {
+            let log = glance_at_log(&options.kafka, customer).await?;
+            log.last().map(|record| Progress::decode(record)).transpose()
+        };
+        let newest = match newest.await {
+            Ok(newest) => newest.unwrap_or_default(),
+            Err(unread) => return unread,
+        };
+        let ours = newest.process.as_ref() == Some(&self.process);
+        if ours || Some(newest.epoch) <= self.began_after {
+            let message = "a process that this one fenced has written to history since";
+            return Error::new(Kind::Storage, message)
+                .hint("nothing is lost or twice: run again")
+                .because(error);
+        }
+        let by = newest.process.map_or_else(|| "it".to_owned(), |process| process.to_string());
+        let message = format!(
+            "another process took over customer {customer}: {by}, has committed epoch {}",
+            newest.epoch
+        );
+        Error::new(Kind::Fenced, message)
+            .hint("one process runs a customer at a time; this one stops")
+            .because(error)
+    }
+}
+
 async fn run_pipeline(
     catalog: &Catalog,
     customer: &Arc<Customer>,
     options: &mut Options,
     mut stop: watch::Receiver<bool>,
-    ran: &mut bool,
+    life: &mut Life,
 ) -> Result<()> {
     let begun = tokio::select! {
         begun = start::begin(catalog, customer, options) => begun?,
@@ -186,8 +239,9 @@ async fn run_pipeline(
         false => None,
     };
     let waits_since = tail.as_ref().map(|tail| tail.waits_since.clone());
-    let mut pipeline = Pipeline::new(begun, options.clone(), stop.clone(), waits_since);
-    *ran = true;
+    life.began_after = Some(begun.epoch);
+    let process = life.process.clone();
+    let mut pipeline = Pipeline::new(begun, process, options.clone(), stop.clone(), waits_since);
     let lived = tokio::select! {
         lived = pipeline.live() => lived,
         error = tail::failure(&mut tail) => Err(error),
@@ -245,6 +299,7 @@ struct Open {
 
 struct Pipeline {
     begun: Begun,
+    process: Process,
     options: Options,
     stop: watch::Receiver<bool>,
     open: Open,
@@ -284,6 +339,7 @@ type Known = Vec<(Arc<crate::catalog::Stream>, BTreeSet<TopicPartition>)>;
 impl Pipeline {
     fn new(
         begun: Begun,
+        process: Process,
         options: Options,
         stop: watch::Receiver<bool>,
         results_wait_since: Option<watch::Receiver<Option<Micros>>>,
@@ -313,6 +369,7 @@ impl Pipeline {
             emitted_at: HashMap::new(),
             drained: false,
             paused: BTreeSet::new(),
+            process,
             status,
             now: options.clock.now(),
             set_back: false,
@@ -515,7 +572,9 @@ impl Pipeline {
             return Ok(());
         }
         let epoch = self.begun.epoch + 1;
+        reach("epoch.end");
         let output = self.begun.engine.end(&decisions, &emits, drain).await?;
+        reach("epoch.ended");
         self.status.output(&output);
         if let Some(published) = &mut self.published {
             published.compare(output.records)?;
@@ -535,6 +594,9 @@ impl Pipeline {
             drained: drain,
             ..Progress::default()
         };
+        if self.options.check_replays {
+            record.digests = self.begun.engine.digests()?;
+        }
         if self.begun.first || ready.is_some() {
             self.fill(&mut record, ready.clone());
         }
@@ -562,11 +624,12 @@ impl Pipeline {
 
     fn send(
         &mut self,
-        record: Progress,
+        mut record: Progress,
         output: Output,
         names_snapshot: Option<SnapshotRef>,
         began: Instant,
     ) -> Result<()> {
+        record.process = Some(self.process.clone());
         let offsets = if record.full || record.epoch.is_multiple_of(32) {
             let all = positions(&self.begun.engine);
             all.into_iter().map(|(p, at)| (p, at.offset)).collect()
@@ -605,7 +668,9 @@ impl Pipeline {
             self.options.clock.now(),
         );
         self.status.too_large(done.diverted);
+        reach("epoch.history");
         self.begun.history.epoch(commit.epoch, commit.history).await?;
+        reach("epoch.history.handed");
         self.begun.snapshots.committed(commit.epoch, done.log_offset);
         if let Some(named) = commit.names_snapshot {
             self.begun.snapshots.named(named).await;
@@ -673,7 +738,9 @@ impl Pipeline {
 
     /// Takes a snapshot at this barrier and writes it in the background.
     fn start_snapshot(&mut self, epoch: u64) -> Result<()> {
+        reach("snapshot.take");
         let mut state = self.begun.engine.snapshot()?;
+        reach("snapshot.taken");
         state.manifest["tables"] = serde_json::json!(self.begun.tables.current);
         self.begun.snapshots.write(epoch, state, self.begun.history.written.clone());
         Ok(())

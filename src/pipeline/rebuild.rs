@@ -32,7 +32,7 @@ use super::start::{self, Begun, blocking};
 use super::{Mode, Options, Pipeline, Reset, event_schema, history_root};
 use crate::catalog::{Catalog, Customer, Start};
 use crate::history::{self, EventScan};
-use crate::log::{Joined, Recovered};
+use crate::log::{Joined, Process, Recovered};
 use crate::source::{Cluster, TopicPartition};
 use crate::sql::Input;
 use crate::time::Micros;
@@ -80,7 +80,8 @@ pub async fn rebuild(
     let fed = feed_history(&mut begun, &from_history, &options, &mut published).await?;
     published.only_results = false;
     let (_stop, stopping) = watch::channel(false);
-    let mut pipeline = Pipeline::new(begun, options, stopping, None);
+    let process = Process::this(options.clock.now());
+    let mut pipeline = Pipeline::new(begun, process, options, stopping, None);
     pipeline.published = Some(published);
     pipeline.live().await?;
     let windows = pipeline.published.as_ref().map(|published| {

@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use super::Options;
 use super::history::Written;
 use super::start::blocking;
+use crate::failpoint::reach;
 use crate::log::{Progress, Recovered, Snapshot, SnapshotRef, log_topic, snapshot};
 use crate::source::{Cluster, TopicPartition};
 use crate::{Error, Kind, Result, store};
@@ -190,6 +191,7 @@ impl Snapshots {
                 self.failures = 0;
                 let unnamed = self.ready.replace(SnapshotRef { epoch, path, log_offset });
                 self.leftovers.extend(unnamed.map(|unnamed| Path::from(unnamed.path)));
+                reach("snapshot.ready");
                 Ok(())
             }
             Err(error) => {
@@ -212,13 +214,17 @@ impl Snapshots {
     /// Names `ready`, or those that are named already, in a full record.
     pub fn mention(&self, record: &mut Progress, ready: Option<SnapshotRef>) {
         (record.snapshot, record.older) = match ready {
-            Some(_) => (ready, self.newest.clone()),
+            Some(_) => {
+                reach("snapshot.name");
+                (ready, self.newest.clone())
+            }
             None => (self.newest.clone(), self.older.clone()),
         };
     }
 
     /// A committed record named `named`: deletes what no record needs now, and cuts the log.
     pub async fn named(&mut self, named: SnapshotRef) {
+        reach("snapshot.named");
         let older = self.newest.replace(named);
         let oldest = std::mem::replace(&mut self.older, older);
         self.leftovers.extend(oldest.map(|oldest| Path::from(oldest.path)));
@@ -231,7 +237,12 @@ impl Snapshots {
             return;
         };
         let (cluster, log) = (self.cluster.clone(), self.log.clone());
-        let cutting = blocking(move || cluster.delete_records_before(&log, cut));
+        let cutting = blocking(move || {
+            reach("log.cut");
+            cluster.delete_records_before(&log, cut)?;
+            reach("log.cut.done");
+            Ok(())
+        });
         tokio::spawn(async move {
             if let Err(error) = cutting.await {
                 tracing::debug!(%error, "the log could not be cut; the next snapshot tries again");

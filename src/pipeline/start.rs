@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::changed::{self, Change};
+use super::digest;
 use super::engine::Engine;
 use super::gap::{self, OnGap};
 use super::history::{self, EventHistory};
@@ -19,9 +20,10 @@ use super::tables::{self, ReferenceTables};
 use super::worker::HistoryRows;
 use super::{Options, Reset, history_root, rebuild, topic};
 use crate::catalog::{Catalog, Customer, Start, Topics};
+use crate::failpoint::reach;
 use crate::log::{
     Committer, Joined, Limits, OutRecord, Position, Progress, Recovered, Skipped, Snapshot,
-    SnapshotRef, log_topic, read_log,
+    SnapshotRef, glance_at_log, log_topic,
 };
 use crate::sink::{self, Content};
 use crate::source::chunk::Chunk;
@@ -143,6 +145,7 @@ impl Beginning<'_> {
         if let Some((topic, now)) = other.first_key_value().filter(|_| !self.reset) {
             return Err(other_topic(topic, now.as_deref(), customer));
         }
+        reach("recovery.load");
         let loaded = match snapshots.load(&recovered).await {
             Ok(loaded) => loaded,
             Err(_) if self.reset => None,
@@ -154,6 +157,7 @@ impl Beginning<'_> {
                 )));
             }
         };
+        reach("recovery.loaded");
         let saved = loaded.as_ref().map(|(_, saved)| &saved.manifest);
         let changed = !self.reset && changed::check(&recovered, saved, self.engine, self.options)?;
         let fresh = match self.reset {
@@ -236,9 +240,12 @@ pub async fn begin(
     let mut snapshots = Snapshots::open(&customer.name, options, cluster.clone()).await?;
     let beginning =
         Beginning { engine: &engine, cluster: &cluster, cluster_id: &cluster_id, options, reset };
-    let log = read_log(&options.kafka, &customer.name).await?;
+    reach("recovery.look");
+    // Whatever a killed process left open is ended by the fence, and read after it.
+    let log = glance_at_log(&options.kafka, &customer.name).await?;
     let mut looked = beginning.look(log, &mut snapshots).await?;
     let limits = limits(&cluster, &engine).await?;
+    reach("recovery.fence");
     let (committer, log) = Committer::open(&options.kafka, &customer.name, limits).await?;
     if log != looked.log {
         looked = beginning.look(log, &mut snapshots).await?;
@@ -269,6 +276,7 @@ pub async fn begin(
             });
             let unlike = unlike.map(|(name, _)| name).collect();
             engine.restore(saved, &unlike).await?;
+            reach("recovery.restored");
         }
         _ if options.rebuild => {}
         _ if reset => {
@@ -334,6 +342,7 @@ pub async fn begin(
         begun.snapshots.forget();
     }
     begun.take_table_changes().await?;
+    reach("recovery.done");
     Ok(begun)
 }
 
@@ -412,12 +421,20 @@ impl Begun {
                 self.history.epoch(record.epoch, Vec::new()).await?;
                 continue;
             }
+            reach("recovery.rerun");
             self.engine.begin(record.now)?;
             self.read_range(record).await?;
+            reach("recovery.rerun.absorbed");
             let mut output =
                 self.engine.end(&record.decisions, &record.emitted, record.drained).await?;
+            // A query that begins empty, or with another plan, has another state.
+            if !self.restate {
+                digest::compare(record, &self.engine)?;
+            }
+            reach("recovery.rerun.ended");
             let rows: Vec<HistoryRows> = std::mem::take(&mut output.history);
             self.history.epoch(record.epoch, rows).await?;
+            reach("recovery.rerun.handed");
         }
         Ok(())
     }

@@ -9,6 +9,7 @@
 //! Pure but for the plans that it runs: no I/O, no clock. The same epochs give the same state.
 
 pub mod assign;
+mod digest;
 mod intake;
 mod isolate;
 mod keep;
@@ -27,6 +28,7 @@ mod test_plan;
 mod tests;
 
 pub use assign::{Assigner, Size, TruncUnit, WindowSpec};
+pub use digest::Digests;
 pub use intake::{FailedRow, Intake, Late, Pushed, Rows};
 pub use isolate::{Isolated, isolate};
 pub use keep::Buffer;

@@ -43,7 +43,7 @@ type TierNames = Vec<Vec<(u32, String)>>;
 type KeptNames = Vec<Option<String>>;
 
 #[derive(Serialize, Deserialize)]
-struct WindowManifest {
+pub(super) struct WindowManifest {
     tiers: TierNames,
     changed: bool,
     closed: bool,
@@ -52,7 +52,7 @@ struct WindowManifest {
 }
 
 #[derive(Serialize, Deserialize)]
-struct PanesManifest {
+pub(super) struct PanesManifest {
     panes: Vec<PaneManifest>,
     served: Micros,
     until: Micros,
@@ -127,8 +127,8 @@ fn unreadable(what: impl Into<String>) -> Error {
 }
 
 #[derive(Default)]
-struct Saver {
-    batches: Vec<(String, RecordBatch)>,
+pub(super) struct Saver {
+    pub(super) batches: Vec<(String, RecordBatch)>,
 }
 
 impl Saver {
@@ -149,7 +149,7 @@ impl Saver {
             .collect()
     }
 
-    fn window(&mut self, state: &OpenWindow) -> WindowManifest {
+    pub(super) fn window(&mut self, state: &OpenWindow) -> WindowManifest {
         WindowManifest {
             tiers: self.tiers(&state.tiers),
             changed: state.changed,
@@ -159,7 +159,7 @@ impl Saver {
         }
     }
 
-    fn panes(&mut self, panes: &Panes) -> PanesManifest {
+    pub(super) fn panes(&mut self, panes: &Panes) -> PanesManifest {
         let Stacks { served, until, front_until, back_from, .. } = panes.stacks;
         PanesManifest {
             panes: (panes.panes.values())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millstream::catalog;
-use millstream::pipeline::{self, Mode, Options, Reset};
+use millstream::pipeline::{self, Mode, OnGap, Options, Reset};
 use millstream::serve::{Metrics, StatusBoard};
 use millstream::source::KafkaConfig;
 use millstream::time::{Clock, Micros, SECOND};
@@ -28,6 +28,9 @@ fn options(place: &Place, clock: &Clock) -> Options {
         snapshot_interval: Duration::from_secs(3600),
         reset: Reset::default(),
         parallelism: 2,
+        on_gap: OnGap::Stop,
+        rebuild: false,
+        check_replays: true,
         clock: clock.clone(),
         metrics: Arc::new(Metrics::new().unwrap()),
         board: StatusBoard::new(None),

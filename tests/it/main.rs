@@ -7,9 +7,12 @@ mod support;
 mod broker;
 mod cli;
 mod clock;
+#[cfg(feature = "failpoints")]
+mod crash;
 mod faults;
 mod garbage;
 mod kill;
+mod load;
 mod log;
 mod loss;
 mod network;
@@ -19,3 +22,4 @@ mod rig;
 mod sql;
 mod storage;
 mod upgrade;
+mod zombie;

@@ -1,25 +1,14 @@
 //! A network that breaks on purpose, between the engine and a Kafka of the test's own: in the end
 //! results, dead letters and history are what a batch over everything that was produced says.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::broker::OwnBroker;
-use crate::kill::{self, Sent};
+use crate::load::{Load, Produced, seed};
 use crate::place::LONG;
 use crate::support::kafka::Kafka;
 use crate::support::process::{self, Running};
-use crate::support::project::{Project, unique};
 use crate::support::proxy::{Done, EndTxn, INIT_PRODUCER_ID, Proxy, Weather};
-
-/// Ends the load, also when the test fails.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// A customer under load whose Kafka stands behind a proxy.
 struct Scene {
@@ -27,72 +16,59 @@ struct Scene {
     reader: &'static str,
     proxy: Proxy,
     broker: OwnBroker,
-    project: Project,
-    customer: String,
-    topic: String,
+    load: Load,
 }
 
 impl Scene {
     /// `None` where there is no Kafka to be had.
     fn set(test: &str, reader: &'static str) -> Option<Self> {
         Kafka::require(test)?;
-        let seed = std::env::var("MILLSTREAM_SEED").ok().and_then(|s| s.parse().ok());
-        let seed = seed.unwrap_or_else(rand::random);
-        println!("{test}: MILLSTREAM_SEED={seed} repeats the choices of this run");
+        let seed = seed();
         let proxy = Proxy::start(seed);
         let broker = OwnBroker::start_behind(proxy.address());
         proxy.lead_to(broker.proxied());
-        let (customer, topic) = (unique("net"), unique("net_events"));
-        broker.kafka.create(&topic, kill::PARTITIONS);
-        let project = kill::project(&topic, &customer);
-        Some(Self { seed, reader, proxy, broker, project, customer, topic })
+        let load = Load::new(broker.kafka.clone(), "net", seed, 300);
+        Some(Self { seed, reader, proxy, broker, load })
     }
 
     fn run(&self, more: &[&str]) -> Running {
         let reader = format!("millstream.reader={}", self.reader);
         let mut all = vec!["run", "--brokers", self.proxy.address(), "--create-topics"];
-        all.extend(["--snapshot-interval", "2 s", "--kafka", &reader]);
+        all.extend(["--snapshot-interval", "2 s", "--check-replays", "--kafka", &reader]);
         all.extend(["--log", "info,millstream::log=debug"]);
         all.extend(more);
-        process::start(self.project.path(), &all)
+        process::start(self.load.project.path(), &all)
     }
 
     /// Load while `trouble` makes trouble for the running engine; then all is looked at.
-    async fn play(&self, trouble: impl Fn(&mut Running)) {
-        let stop = AtomicBool::new(false);
-        let sent = std::thread::scope(|scope| {
-            let producer =
-                scope.spawn(|| kill::load(&self.broker.kafka, &self.topic, self.seed, &stop));
-            let ends = Ends(&stop);
+    fn play(&self, trouble: impl Fn(&mut Running)) {
+        let produced = self.load.during(|| {
             let mut running = self.run(&[]);
             running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
             trouble(&mut running);
             self.proxy.weather(Weather::default());
             std::thread::sleep(Duration::from_secs(2));
-            drop(ends);
             assert!(!running.ended(), "it ended by itself\n{}", running.stderr());
             running.signal("TERM");
             let finished = running.wait(LONG);
             println!("{}", finished.stderr);
             assert!(finished.status.success(), "it failed");
-            producer.join().unwrap()
         });
-        self.agrees(&sent).await;
+        self.agrees(&produced);
     }
 
-    async fn agrees(&self, sent: &[Vec<Sent>]) {
-        self.run(&["--drain"]).wait(Duration::from_secs(300)).ok();
+    fn agrees(&self, produced: &Produced) {
         let done = self.proxy.done();
-        let events: usize = sent.iter().map(Vec::len).sum();
         println!(
-            "{} reader, seed {}: {events} events; {} cuts, {} delays, {} EndTxn meddled with",
-            self.reader, self.seed, done.cuts, done.delays, done.end_txns
+            "{} reader, seed {}: {} events; {} cuts, {} delays, {} EndTxn meddled with",
+            self.reader,
+            self.seed,
+            produced.count(),
+            done.cuts,
+            done.delays,
+            done.end_txns
         );
-        let kafka = &self.broker.kafka;
-        kill::results_agree(kafka, &self.customer, sent).await;
-        kill::dead_letters_agree(kafka, &self.customer, sent);
-        kill::history_agrees(kafka, &self.project, &self.customer, sent);
-        process::run(self.project.path(), &["audit", "--brokers", &kafka.brokers]).ok();
+        self.load.prove(produced).all_agree();
     }
 }
 
@@ -101,27 +77,25 @@ fn seconds() -> Duration {
     Duration::from_secs(wanted.unwrap_or(15))
 }
 
-async fn cut_and_delayed(reader: &'static str) {
+fn cut_and_delayed(reader: &'static str) {
     let Some(scene) = Scene::set("cut and delayed", reader) else { return };
-    scene
-        .play(|running| {
-            let (cut, delay) = (0.01, (0.1, Duration::from_millis(50)));
-            scene.proxy.weather(Weather { cut, delay, end_txn: None });
-            std::thread::sleep(seconds());
-            assert!(!running.ended(), "it ended by itself\n{}", running.stderr());
-        })
-        .await;
+    scene.play(|running| {
+        let (cut, delay) = (0.01, (0.1, Duration::from_millis(50)));
+        scene.proxy.weather(Weather { cut, delay, end_txn: None });
+        std::thread::sleep(seconds());
+        assert!(!running.ended(), "it ended by itself\n{}", running.stderr());
+    });
     assert!(scene.proxy.done().cuts > 5, "{:?}", scene.proxy.done());
 }
 
-#[tokio::test]
-async fn cut_at_random_nothing_is_lost_with_the_native_reader() {
-    cut_and_delayed("native").await;
+#[test]
+fn cut_at_random_nothing_is_lost_with_the_native_reader() {
+    cut_and_delayed("native");
 }
 
-#[tokio::test]
-async fn cut_at_random_nothing_is_lost_with_librdkafka() {
-    cut_and_delayed("rdkafka").await;
+#[test]
+fn cut_at_random_nothing_is_lost_with_librdkafka() {
+    cut_and_delayed("rdkafka");
 }
 
 /// How many producers have begun.
@@ -130,82 +104,71 @@ fn producers(done: &Done) -> u64 {
 }
 
 /// EndTxn is meddled with until that has happened `times` times.
-async fn meddled(test: &str, reader: &'static str, fate: EndTxn, times: u64) {
+fn meddled(test: &str, reader: &'static str, fate: EndTxn, times: u64) {
     let Some(scene) = Scene::set(test, reader) else { return };
-    scene
-        .play(|running| {
-            let before = scene.proxy.done();
-            let deadline = Instant::now() + LONG;
-            for time in 1..=times {
-                let end_txn = Some((fate, 1.0));
-                scene.proxy.weather(Weather { end_txn, ..Weather::default() });
-                while scene.proxy.done().end_txns < before.end_txns + time {
-                    assert!(Instant::now() < deadline, "no commit\n{}", running.stderr());
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                scene.proxy.weather(Weather::default());
-                // A new producer, always, whatever librdkafka may say of the old one.
-                while producers(&scene.proxy.done()) < producers(&before) + time {
-                    assert!(Instant::now() < deadline, "the producer stays\n{}", running.stderr());
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-            }
-            assert!(!running.ended(), "it ended by itself\n{}", running.stderr());
-            // All answers are lost until the outcome is indefinite: then the log is asked.
-            scene.proxy.weather(Weather { end_txn: Some((fate, 1.0)), ..Weather::default() });
-            let before = producers(&scene.proxy.done());
-            let deadline = Instant::now() + LONG;
-            while producers(&scene.proxy.done()) == before {
-                assert!(Instant::now() < deadline, "the producer stays\n{}", running.stderr());
-                std::thread::sleep(Duration::from_millis(5));
+    scene.play(|running| {
+        let before = scene.proxy.done();
+        let deadline = Instant::now() + LONG;
+        for time in 1..=times {
+            let end_txn = Some((fate, 1.0));
+            scene.proxy.weather(Weather { end_txn, ..Weather::default() });
+            while scene.proxy.done().end_txns < before.end_txns + time {
+                assert!(Instant::now() < deadline, "no commit\n{}", running.stderr());
+                std::thread::sleep(Duration::from_millis(2));
             }
             scene.proxy.weather(Weather::default());
-            running.until("a look into the log", LONG, |said| said.contains("the log has epoch"));
-        })
-        .await;
-}
-
-#[tokio::test]
-async fn a_lost_answer_to_a_commit_is_looked_up_and_not_guessed() {
-    meddled("a lost answer", "native", EndTxn::DropAnswer, 5).await;
-}
-
-#[tokio::test]
-async fn a_commit_without_an_answer_is_looked_up_and_not_guessed() {
-    meddled("no answer", "rdkafka", EndTxn::Silence, 0).await;
-}
-
-#[tokio::test]
-async fn a_commit_that_arrives_late_ends_no_later_transaction() {
-    let Some(scene) = Scene::set("a late commit", "native") else { return };
-    scene
-        .play(|running| {
-            let began = Instant::now();
-            while began.elapsed() < seconds() {
-                let end_txn = Some((EndTxn::Late(Duration::from_millis(700)), 0.3));
-                scene.proxy.weather(Weather { end_txn, ..Weather::default() });
-                std::thread::sleep(Duration::from_millis(500));
-                scene.proxy.weather(Weather::default());
-                std::thread::sleep(Duration::from_millis(1_500));
+            // A new producer, always, whatever librdkafka may say of the old one.
+            while producers(&scene.proxy.done()) < producers(&before) + time {
+                assert!(Instant::now() < deadline, "the producer stays\n{}", running.stderr());
+                std::thread::sleep(Duration::from_millis(20));
             }
-            assert!(!running.ended(), "it ended by itself\n{}", running.stderr());
-        })
-        .await;
+        }
+        assert!(!running.ended(), "it ended by itself\n{}", running.stderr());
+        // All answers are lost until the outcome is indefinite: then the log is asked.
+        scene.proxy.weather(Weather { end_txn: Some((fate, 1.0)), ..Weather::default() });
+        let before = producers(&scene.proxy.done());
+        let deadline = Instant::now() + LONG;
+        while producers(&scene.proxy.done()) == before {
+            assert!(Instant::now() < deadline, "the producer stays\n{}", running.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        scene.proxy.weather(Weather::default());
+        running.until("a look into the log", LONG, |said| said.contains("the log has epoch"));
+    });
+}
+
+#[test]
+fn a_lost_answer_to_a_commit_is_looked_up_and_not_guessed() {
+    meddled("a lost answer", "native", EndTxn::DropAnswer, 5);
+}
+
+#[test]
+fn a_commit_without_an_answer_is_looked_up_and_not_guessed() {
+    meddled("no answer", "rdkafka", EndTxn::Silence, 0);
+}
+
+#[test]
+fn a_commit_that_arrives_late_ends_no_later_transaction() {
+    let Some(scene) = Scene::set("a late commit", "native") else { return };
+    scene.play(|running| {
+        let began = Instant::now();
+        while began.elapsed() < seconds() {
+            let end_txn = Some((EndTxn::Late(Duration::from_millis(700)), 0.3));
+            scene.proxy.weather(Weather { end_txn, ..Weather::default() });
+            std::thread::sleep(Duration::from_millis(500));
+            scene.proxy.weather(Weather::default());
+            std::thread::sleep(Duration::from_millis(1_500));
+        }
+        assert!(!running.ended(), "it ended by itself\n{}", running.stderr());
+    });
     assert!(scene.proxy.done().end_txns > 0, "nothing was late");
 }
 
-#[tokio::test]
-async fn a_broker_that_is_restarted_and_killed_loses_nothing() {
+#[test]
+fn a_broker_that_is_restarted_and_killed_loses_nothing() {
     let Some(scene) = Scene::set("a restarted broker", "native") else { return };
     // The load's own producer would give up on a broker that is away: it comes first.
-    let stop = AtomicBool::new(false);
-    let sent = std::thread::scope(|scope| {
-        let (kafka, topic) = (&scene.broker.kafka, &scene.topic);
-        let producer = scope.spawn(|| kill::load(kafka, topic, scene.seed, &stop));
-        std::thread::sleep(Duration::from_secs(12));
-        stop.store(true, Ordering::Relaxed);
-        producer.join().unwrap()
-    });
+    let produced = scene.load.during(|| std::thread::sleep(Duration::from_secs(12)));
     let mut running = scene.run(&["--commit-interval", "100 ms"]);
     running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
     for round in 0..3 {
@@ -230,5 +193,5 @@ async fn a_broker_that_is_restarted_and_killed_loses_nothing() {
     }
     running.signal("TERM");
     running.wait(LONG).ok();
-    scene.agrees(&sent).await;
+    scene.agrees(&produced);
 }

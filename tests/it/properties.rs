@@ -138,7 +138,17 @@ impl Case {
     /// The rows of the stream and of the batch, in order, and the run itself.
     async fn run(&self) -> (Vec<Vec<String>>, Vec<Vec<String>>, Outcome, Oracle, Lateness) {
         let project = Project::new();
-        project.schema("test", SCHEMA).query("test", "answer", &self.sql());
+        project
+            .schema("test", SCHEMA)
+            .query("test", "answer", &self.sql())
+            // Rows reach a query over another one in an order of their own.
+            .query("test", "narrow", "SELECT ts, k, n FROM events WHERE k > 0")
+            .query(
+                "test",
+                "of_narrow",
+                "SELECT window_start, window_end, median(n) AS middle, count(*) AS c
+FROM TUMBLE(TABLE narrow, DESCRIPTOR(ts), INTERVAL '10' MINUTE) GROUP BY window_start, window_end",
+            );
         let catalog = catalog::load(project.path(), &[]).unwrap();
         let customer: Arc<Customer> = catalog.customers[0].clone();
         let input = [Input { stream: "events".into(), values: self.values() }];
@@ -153,7 +163,8 @@ impl Case {
             relations: vec![Relation { name: "events".into(), rows }],
         };
         let late = (self.partitions == 1).then_some(&lateness);
-        let select = customer.queries[0].select.to_string();
+        let answer = customer.queries.iter().find(|query| query.name == "answer");
+        let select = answer.unwrap().select.to_string();
         let mut expected = rig::batch_cells(&oracle.answer(&select, late).await.unwrap().0);
         expected.sort();
         let mut streamed = outcome.results["answer"].clone();

@@ -1,6 +1,7 @@
 //! A real Kafka, if `MILLSTREAM_TEST_KAFKA` names one (.ci/run and .ci/kafka do).
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -106,6 +107,11 @@ impl Kafka {
 
     /// Produces in order and waits until the broker has everything.
     pub fn produce(&self, topic: &str, records: impl IntoIterator<Item = Write>) {
+        self.producer().produce(topic, records);
+    }
+
+    /// One that produces again and again.
+    pub fn producer(&self) -> Producing {
         let producer: ThreadedProducer<_> = self
             .client()
             .set("enable.idempotence", "true")
@@ -113,10 +119,7 @@ impl Kafka {
             .set("queue.buffering.max.messages", "200000")
             .create()
             .unwrap();
-        for record in records {
-            send(&producer, topic, &record);
-        }
-        producer.flush(Duration::from_secs(120)).unwrap();
+        Producing(producer)
     }
 
     /// Produces records that are larger than Kafka takes by default.
@@ -191,6 +194,30 @@ impl Kafka {
         records
     }
 
+    /// Gives every committed record of a topic's only partition, from its beginning on and as soon
+    /// as it is there, until told to stop.
+    pub fn follow(&self, topic: &str, stop: &AtomicBool, mut seen: impl FnMut(Read)) {
+        let consumer: BaseConsumer = self
+            .client()
+            .set("group.id", "millstream-tests")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
+            .set("auto.offset.reset", "earliest")
+            .set("fetch.wait.max.ms", "20")
+            .create()
+            .unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, 0, Offset::Beginning).unwrap();
+        consumer.assign(&list).unwrap();
+        while !stop.load(Ordering::Relaxed) {
+            match consumer.poll(Duration::from_millis(100)) {
+                None => {}
+                Some(Ok(message)) => seen(read(&message)),
+                Some(Err(error)) => eprintln!("{topic}: {error}"),
+            }
+        }
+    }
+
     fn await_decided(&self, committed: &BaseConsumer, topic: &str, partitions: &[i32]) {
         let all: BaseConsumer =
             self.client().set("isolation.level", "read_uncommitted").create().unwrap();
@@ -246,6 +273,19 @@ impl Kafka {
             assert!(Instant::now() < deadline, "{topic} is not deleted");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+}
+
+/// A producer.
+pub struct Producing(ThreadedProducer<rdkafka::producer::DefaultProducerContext>);
+
+impl Producing {
+    /// Produces in order and waits until the broker has everything.
+    pub fn produce(&self, topic: &str, records: impl IntoIterator<Item = Write>) {
+        for record in records {
+            send(&self.0, topic, &record);
+        }
+        self.0.flush(Duration::from_secs(120)).unwrap();
     }
 }
 

@@ -58,8 +58,22 @@ pub fn start(folder: &Path, arguments: &[&str]) -> Running {
     start_with(folder, arguments, None)
 }
 
+/// Starts the binary with variables of its environment set.
+pub fn start_knowing(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Running {
+    spawn(folder, arguments, None, environment)
+}
+
 /// Starts the binary with `input` on its standard input.
 pub fn start_with(folder: &Path, arguments: &[&str], input: Option<&str>) -> Running {
+    spawn(folder, arguments, input, &[])
+}
+
+fn spawn(
+    folder: &Path,
+    arguments: &[&str],
+    input: Option<&str>,
+    environment: &[(&str, &str)],
+) -> Running {
     let output = tempfile::tempdir().unwrap();
     let file = |name: &str| File::create(output.path().join(name)).unwrap();
     let stdin = match input {
@@ -69,10 +83,14 @@ pub fn start_with(folder: &Path, arguments: &[&str], input: Option<&str>) -> Run
             File::open(output.path().join("in")).unwrap().into()
         }
     };
-    let child = Command::new(env!("CARGO_BIN_EXE_millstream"))
+    // Another build can be put to the same test.
+    let built = || env!("CARGO_BIN_EXE_millstream").to_owned();
+    let binary = std::env::var("MILLSTREAM_BINARY").unwrap_or_else(|_| built());
+    let child = Command::new(binary)
         .args(arguments)
         .current_dir(folder)
         .env_remove("RUST_LOG")
+        .envs(environment.iter().copied())
         .stdin(stdin)
         .stdout(file("out"))
         .stderr(file("err"))
@@ -105,6 +123,11 @@ impl Running {
         self.printed("err")
     }
 
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether the process has ended already.
     pub fn ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
@@ -124,7 +147,7 @@ impl Running {
         self.wait(Duration::from_secs(30))
     }
 
-    /// SIGTERM or SIGINT, by the process's id.
+    /// SIGTERM, SIGINT, SIGSTOP or SIGCONT, by the process's id.
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         let status = Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap();
