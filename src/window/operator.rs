@@ -103,7 +103,7 @@ pub struct Changes {
 }
 
 /// A window that is not done with.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct OpenWindow {
     /// What is kept of it, unless panes keep it.
     pub tiers: Tiers,
@@ -291,8 +291,9 @@ impl Operator {
                 if !(self.view.changed || relations_changed) {
                     return Ok(Vec::new());
                 }
-                let kept = (0..plan.slots()).map(|slot| self.view.tiers.batches(slot).cloned());
-                let kept = kept.map(Iterator::collect).collect();
+                let tiers = &self.view.tiers;
+                let kept = (0..plan.slots()).map(|slot| tiers.whole(&plan, slot));
+                let kept = kept.collect::<Result<_>>()?;
                 let result = settle(plan.close(kept, None, relations).await)?;
                 let said = say(&plan, &mut self.view, result, false, true)?;
                 Ok(said.map(|result| Emission { window: None, result }).into_iter().collect())
@@ -361,10 +362,11 @@ impl Operator {
         let Some(state) = self.windows.get_mut(&key) else { return Ok(None) };
         let plan = self.plan.as_ref();
         let kept = match &mut self.panes {
-            Some(panes) if self.keyed => panes.gather(plan, window)?,
+            Some(panes) if self.keyed => panes.gather(plan, window).await?,
             Some(panes) => panes.close(plan, window).await?,
             None => {
-                (0..plan.slots()).map(|slot| state.tiers.batches(slot).cloned().collect()).collect()
+                let slots = (0..plan.slots()).map(|slot| state.tiers.whole(plan, slot));
+                slots.collect::<Result<_>>()?
             }
         };
         let result = settle(plan.close(kept, Some(window), relations).await)?;

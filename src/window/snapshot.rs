@@ -18,7 +18,7 @@ use crate::sql::QueryPlan;
 use crate::time::{Micros, Window};
 
 /// The version of the manifest; others are refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A query's state between two epochs.
 #[derive(Debug, Clone, Default)]
@@ -199,7 +199,7 @@ impl Loader {
     fn tiers(&self, slots: TierNames) -> Result<Tiers> {
         let tier = |(level, name)| Ok(Tier { level, batch: self.batch(name)? });
         let stacks = slots.into_iter().map(|stack| stack.into_iter().map(tier).collect());
-        Ok(Tiers { slots: stacks.collect::<Result<_>>()? })
+        Ok(Tiers::new(stacks.collect::<Result<_>>()?))
     }
 
     fn window(&self, state: WindowManifest) -> Result<OpenWindow> {
@@ -228,7 +228,8 @@ impl Loader {
         }
         let PanesManifest { served, until, front_until, back_from, back, .. } = saved;
         let back = self.kept(back)?;
-        panes.stacks = Stacks { served, until, front_until, back_from, back, front: Vec::new() };
+        let (seen, front) = (Vec::new(), Vec::new());
+        panes.stacks = Stacks { served, until, front_until, back_from, back, seen, front };
         Ok(panes)
     }
 }
