@@ -126,3 +126,42 @@ impl fmt::Debug for Groups {
         f.debug_struct("Groups").field("seen", &self.last.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{Int64Array, StringArray};
+
+    use super::*;
+
+    fn batch(rows: &[(Option<i64>, &str)]) -> RecordBatch {
+        let numbers: Int64Array = rows.iter().map(|row| row.0).collect();
+        let texts: StringArray = rows.iter().map(|row| Some(row.1)).collect();
+        RecordBatch::try_from_iter_with_nullable([
+            ("n", Arc::new(numbers) as _, true),
+            ("t", Arc::new(texts) as _, true),
+        ])
+        .unwrap()
+    }
+
+    #[test]
+    fn a_key_is_new_once() {
+        let first = batch(&[(Some(1), "a"), (None, "a"), (Some(1), "a"), (Some(1), "b")]);
+        let second = batch(&[(Some(2), "b"), (Some(1), "b"), (None, "a"), (Some(2), "b")]);
+        let mut groups = Groups::new(first.schema()).unwrap();
+        let split = groups.split(&first).unwrap();
+        assert_eq!(split.distinct, batch(&[(Some(1), "a"), (None, "a"), (Some(1), "b")]));
+        assert_eq!(split.fresh, split.distinct);
+        let split = groups.split(&second).unwrap();
+        assert_eq!(split.distinct, batch(&[(Some(2), "b"), (Some(1), "b"), (None, "a")]));
+        assert_eq!(split.fresh, batch(&[(Some(2), "b")]));
+        assert_eq!(groups.fresh(&first).unwrap().num_rows(), 0);
+        groups.clear();
+        assert_eq!(groups.fresh(&second).unwrap(), split.distinct);
+        let all = distinct(&mut groups, &[first.clone(), first]).unwrap();
+        assert_eq!(all.num_rows(), 4, "what was taken before stays until it is emitted");
+        let none = distinct(&mut groups, &[]).unwrap();
+        assert_eq!(none.num_rows(), 0);
+    }
+}

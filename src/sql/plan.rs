@@ -191,6 +191,16 @@ impl QueryPlan {
         Ok(slots::concat(&self.slot(slot)?.schema, batches)?)
     }
 
+    /// What is kept with each key of a set once.
+    pub async fn distinct(&self, mut kept: Vec<Vec<RecordBatch>>) -> Result<Vec<Vec<RecordBatch>>> {
+        for (slot, batches) in kept.iter_mut().enumerate() {
+            if !batches.is_empty() && self.is_set(slot) {
+                *batches = vec![self.reduce(slot, std::mem::take(batches)).await?];
+            }
+        }
+        Ok(kept)
+    }
+
     /// The same content in one batch, with one row per key (or simply all rows).
     pub async fn reduce(&self, slot: usize, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
         let SlotPlan { reduce, schema, .. } = self.slot(slot)?;
@@ -234,19 +244,14 @@ impl QueryPlan {
         Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
     }
 
-    /// The results over what was kept of one window (or of a view), by slot. Several batches of a
-    /// slot may have the same keys; one alone has each once.
+    /// The results over what was kept of one window (or of a view), by slot. Of a set, each key
+    /// must be there once, see [`QueryPlan::distinct`].
     pub async fn close(
         &self,
-        mut kept: Vec<Vec<RecordBatch>>,
+        kept: Vec<Vec<RecordBatch>>,
         window: Option<Window>,
         relations: &Relations,
     ) -> Result<RecordBatch> {
-        for (slot, batches) in kept.iter_mut().enumerate() {
-            if batches.len() > 1 && self.is_set(slot) {
-                *batches = vec![self.reduce(slot, std::mem::take(batches)).await?];
-            }
-        }
         let filling = Filling { rows: &[], kept: &kept, window, relations };
         let result = slots::run(&self.executable.closing, &filling, &self.closing_context).await;
         let result = result.and_then(|batch| slots::reshape(&batch, &self.output));

@@ -291,9 +291,8 @@ impl Operator {
                 if !(self.view.changed || relations_changed) {
                     return Ok(Vec::new());
                 }
-                let tiers = &self.view.tiers;
-                let kept = (0..plan.slots()).map(|slot| tiers.whole(&plan, slot));
-                let kept = kept.collect::<Result<_>>()?;
+                let kept = (0..plan.slots()).map(|slot| self.view.tiers.batches(slot).cloned());
+                let kept = kept.map(Iterator::collect).collect();
                 let result = settle(plan.close(kept, None, relations).await)?;
                 let said = say(&plan, &mut self.view, result, false, true)?;
                 Ok(said.map(|result| Emission { window: None, result }).into_iter().collect())
@@ -365,8 +364,7 @@ impl Operator {
             Some(panes) if self.keyed => panes.gather(plan, window).await?,
             Some(panes) => panes.close(plan, window).await?,
             None => {
-                let slots = (0..plan.slots()).map(|slot| state.tiers.whole(plan, slot));
-                slots.collect::<Result<_>>()?
+                (0..plan.slots()).map(|slot| state.tiers.batches(slot).cloned().collect()).collect()
             }
         };
         let result = settle(plan.close(kept, Some(window), relations).await)?;

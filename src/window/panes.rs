@@ -136,12 +136,7 @@ impl Panes {
             }
         }
         self.gather_late(window, &mut found);
-        for (slot, batches) in found.iter_mut().enumerate() {
-            if plan.is_set(slot) && !batches.is_empty() {
-                *batches = vec![plan.reduce(slot, std::mem::take(batches)).await?];
-            }
-        }
-        rewindow(plan, found, window)
+        rewindow(plan, plan.distinct(found).await?, window)
     }
 
     fn gather_late(&self, window: Window, found: &mut [Vec<RecordBatch>]) {
@@ -180,6 +175,8 @@ impl Panes {
             }
         }
         self.gather_late(window, &mut found);
+        let sources = found.iter().map(Vec::len).max();
+        let found = if sources > Some(1) { plan.distinct(found).await? } else { found };
         rewindow(plan, found, window)
     }
 

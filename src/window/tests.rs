@@ -204,6 +204,30 @@ async fn a_view_says_what_changed() {
     assert_eq!(groups(&view.content().unwrap()), [(1, 1, 100), (2, 29, 2900)]);
 }
 
+#[tokio::test]
+async fn a_large_set_counts_each_value_once() {
+    const EPOCHS: i64 = 24;
+    const NEW: i64 = 5_000;
+    let test = query(Shape::Tumble(60));
+    let mut hourly = operator(test);
+    for epoch in 0..EPOCHS {
+        // Half of the values were there an epoch ago.
+        let rows: Vec<Row> = (1..=2 * NEW).map(|v| (v, 1, epoch * NEW + v)).collect();
+        push(&mut hourly, &rows, BEGINNING).await;
+        end(&mut hourly, 0, false).await;
+        if epoch % 10 == 7 {
+            let state = hourly.snapshot().unwrap();
+            hourly = Operator::restore(plan(test), UTC, state).await.unwrap();
+        }
+    }
+    let values = usize::try_from((EPOCHS + 1) * NEW).unwrap();
+    assert!((values..values + 100).contains(&hourly.state_rows()), "{}", hourly.state_rows());
+    let said = end(&mut hourly, END, false).await;
+    let upserts = &said[0].result.as_ref().unwrap().upserts;
+    let distinct = upserts.column_by_name("d").unwrap().as_primitive::<Int64Type>();
+    assert_eq!(distinct.values(), &[(EPOCHS + 1) * NEW]);
+}
+
 /// Epochs of rows: (partition, event time in minutes, key).
 type Epochs = Vec<Vec<(i32, i64, i64)>>;
 

@@ -1,8 +1,8 @@
 //! What is kept of one bucket: per slot a stack of batches that are merged in tiers.
 //!
 //! Invariants: levels never rise towards the newest batch, and fewer than [`FAN_IN`] neighbours
-//! have the same level; a batch once written never changes. When batches merge, and in which
-//! order, is a function of how many were pushed, never of their size, of time or of memory.
+//! have the same level (but of large sets); a batch once written never changes. When batches merge,
+//! and in which order, is a function of what was pushed, never of time or of memory.
 //!
 //! Of a set only the keys that are new are kept, so that its batches have no key in common and
 //! merge without being grouped again. The table that tells which are new is made from the batches
@@ -15,6 +15,9 @@ use crate::sql::{Groups, QueryPlan, Split};
 
 /// So many batches of one level make one of the next: each row is merged once per level.
 const FAN_IN: usize = 8;
+
+/// More rows than this of a set are not copied into one batch: that would save nothing.
+const MOST_JOINED: usize = 65_536;
 
 /// One batch per slot; `None` where nothing is kept yet.
 pub(crate) type Kept = Vec<Option<RecordBatch>>;
@@ -53,7 +56,9 @@ impl Tiers {
             }
             let stack = &mut self.slots[slot];
             stack.push(Tier { level: 0, batch });
-            while let Some((level, batches)) = take_full_level(stack) {
+            while !(is_set && is_large(stack))
+                && let Some((level, batches)) = take_full_level(stack)
+            {
                 let batch = match is_set {
                     true => plan.join(slot, batches)?,
                     false => plan.reduce(slot, batches).await?,
@@ -61,7 +66,6 @@ impl Tiers {
                 stack.push(Tier { level: level + 1, batch });
             }
         }
-        debug_assert!(self.slots.iter().all(|s| s.is_sorted_by(|a, b| a.level >= b.level)));
         Ok(())
     }
 
@@ -132,15 +136,6 @@ impl Tiers {
         Ok(seen.fresh(batch)?)
     }
 
-    /// What a close needs of a slot: the batches; of a set, one.
-    pub fn whole(&self, plan: &QueryPlan, slot: usize) -> Result<Vec<RecordBatch>> {
-        let batches: Vec<_> = self.batches(slot).cloned().collect();
-        match batches.len() > 1 && plan.is_set(slot) {
-            true => Ok(vec![plan.join(slot, batches)?]),
-            false => Ok(batches),
-        }
-    }
-
     /// The batches of one slot, the oldest first.
     pub fn batches(&self, slot: usize) -> impl Iterator<Item = &RecordBatch> {
         self.slots.get(slot).into_iter().flatten().map(|tier| &tier.batch)
@@ -150,6 +145,12 @@ impl Tiers {
     pub fn all(&self) -> impl Iterator<Item = &RecordBatch> {
         self.slots.iter().flatten().map(|tier| &tier.batch)
     }
+}
+
+/// Whether the newest batches of a set are too large to be worth a copy.
+fn is_large(stack: &[Tier]) -> bool {
+    let newest = stack.iter().rev().take(FAN_IN);
+    newest.map(|tier| tier.batch.num_rows()).sum::<usize>() > MOST_JOINED
 }
 
 /// The newest batches and their level, if there are enough of it to merge.
