@@ -601,9 +601,11 @@ impl Pipeline {
 
     /// Takes a snapshot at this barrier and writes it in the background.
     fn start_snapshot(&mut self, epoch: u64) -> Result<()> {
+        let since = Instant::now();
         let mut state = self.begun.engine.snapshot()?;
         state.manifest["tables"] = serde_json::json!(self.begun.tables.current);
         self.begun.snapshots.write(epoch, state, self.begun.history.written.clone());
+        self.options.metrics.snapshot_taken(&self.begun.engine.customer.name, since.elapsed());
         Ok(())
     }
 
@@ -647,6 +649,7 @@ impl Pipeline {
         self.end_epoch(complete).await?;
         self.settle().await?;
         self.record_snapshot(Vec::new()).await?;
+        self.begun.snapshots.tidied().await;
         self.begun.history.flush().await?;
         self.report();
         Ok(())
