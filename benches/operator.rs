@@ -3,7 +3,8 @@
 //! - `front`: filter and expressions on every batch, and the join with a reference table;
 //! - `partial`: front and partial aggregation of an epoch of batches, in rows a second of one core;
 //! - `close`: a window's closing plan, in groups a second;
-//! - `hop`: a day by minutes, in panes, against the same rows in one tumbling day.
+//! - `hop`: a day by minutes, in panes, against the same rows in one tumbling day;
+//! - `shapes`: windows with a distinct count, from the first row to the last result.
 //!
 //! Time is that of a core, see support/cpu_time.rs.
 
@@ -54,6 +55,15 @@ const DAY: &str = "SELECT window_start, window_end, part_id, count(*) AS events
 const HOP: &str = "SELECT window_start, window_end, part_id, count(*) AS events
   FROM HOP(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' MINUTE, INTERVAL '1' DAY)
   GROUP BY window_start, window_end, part_id";
+
+const DAY_DISTINCT: &str =
+    "SELECT window_start, part_id, count(*) AS events, count(DISTINCT room) AS rooms
+  FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' DAY)
+  GROUP BY window_start, part_id";
+const HOP_BY_ROOM: &str =
+    "SELECT window_start, room, count(*) AS events, count(DISTINCT part_id) AS persons
+  FROM HOP(TABLE positions, DESCRIPTOR(event_time), INTERVAL '60' SECOND, INTERVAL '4' HOUR)
+  GROUP BY window_start, room";
 
 /// The plan of one query, from files as the engine reads them.
 fn plan(sql: &str) -> Arc<QueryPlan> {
@@ -241,9 +251,57 @@ fn hop(criterion: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
+/// Four hours in four partitions, epochs of half an hour, to the last window: what
+/// `benches/run shapes` has whole jobs do, without reading and decoding.
+fn shapes(criterion: &mut Criterion<CpuTime>) {
+    const STEPS: usize = 40;
+    const STEPS_OF_EPOCH: usize = 5;
+    const PARTITIONS: usize = 4;
+    let runtime = Runtime::new().unwrap();
+    let mut group = criterion.benchmark_group("shapes");
+    group.throughput(Throughput::Elements((ROWS * STEPS * PARTITIONS) as u64));
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    let events = |keys| -> Vec<_> {
+        let number = |n: usize| DAY_BEGINS + (n / PARTITIONS * 6) as Micros * MINUTE;
+        (0..STEPS * PARTITIONS).map(|n| batch(keys, number(n), 6 * MINUTE, n)).collect()
+    };
+    let (few, many) = (events(1_000), events(200_000));
+    for (name, sql, events) in [
+        ("hours by 1,000 keys", DISTINCT, &few),
+        ("four hours by minutes, 8 rooms", HOP_BY_ROOM, &few),
+        ("a day by 200,000 keys", DAY_DISTINCT, &many),
+    ] {
+        let plan = plan(sql);
+        let none = relations();
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched(
+                || operator(&plan),
+                |mut operator| {
+                    let mut rows = 0;
+                    for (n, (batch, times)) in events.iter().enumerate() {
+                        let before = vec![BEGINNING; ROWS];
+                        let partition = n % PARTITIONS;
+                        let part = Rows { batch, event_time: times, before: &before, partition };
+                        runtime.block_on(operator.push(&part, &none)).unwrap();
+                        if (n + 1) % (STEPS_OF_EPOCH * PARTITIONS) == 0 {
+                            let watermark = times[ROWS - 1] - 30 * SECOND;
+                            rows += runtime.block_on(epoch(&mut operator, &[], watermark, &none));
+                        }
+                    }
+                    rows += runtime.block_on(epoch(&mut operator, &[], Micros::MAX / 2, &none));
+                    assert!(rows > 0);
+                    operator
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = cpu_time::criterion();
-    targets = front, partial, close, hop
+    targets = front, partial, close, hop, shapes
 }
 criterion_main!(benches);

@@ -30,6 +30,8 @@ use crate::{Error, Kind, Result, hex};
 
 /// The version of this layout.
 const FORMAT: u32 = 1;
+/// Files that are read at the same time: a start waits for them.
+const READ_AT_ONCE: usize = 8;
 /// The manifest's file name.
 const MANIFEST: &str = "manifest.json";
 
@@ -124,32 +126,33 @@ async fn verify(store: &Arc<dyn ObjectStore>, path: &Path, written: &Manifest) -
 /// `Recovery`: it is missing, damaged, or of another format. `Storage`: the store fails.
 pub async fn read(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Snapshot> {
     let Manifest { files, manifest, .. } = read_manifest(store, path).await?;
-    let mut batches = Vec::with_capacity(files.len());
-    for file in files {
-        let bytes = get(store, path, &file.file).await?;
-        let (place, name) = (path.clone(), file.name.clone());
-        let batch = in_background(move || {
-            let sha256 = checksum(&bytes);
-            if bytes.len() as u64 != file.bytes || sha256 != file.sha256 {
-                return Err(damaged(
-                    &place,
-                    &format!("{} differs from what was written", file.file),
-                ));
-            }
-            let batch =
-                decode(bytes).map_err(|error| damaged(&place, &file.file).because(error))?;
-            if batch.num_rows() as u64 != file.rows {
-                return Err(damaged(
-                    &place,
-                    &format!("{} has {} rows, not {}", file.file, batch.num_rows(), file.rows),
-                ));
-            }
-            Ok(batch)
-        })
-        .await?;
-        batches.push((name, batch));
-    }
+    let files = futures::stream::iter(files).map(|file| read_file(store, path, file));
+    let batches = files.buffered(READ_AT_ONCE).try_collect().await?;
     Ok(Snapshot { manifest, batches })
+}
+
+/// A batch and its name.
+async fn read_file(
+    store: &Arc<dyn ObjectStore>,
+    path: &Path,
+    file: File,
+) -> Result<(String, RecordBatch)> {
+    let bytes = get(store, path, &file.file).await?;
+    let place = path.clone();
+    in_background(move || {
+        let sha256 = checksum(&bytes);
+        if bytes.len() as u64 != file.bytes || sha256 != file.sha256 {
+            return Err(damaged(&place, &format!("{} differs from what was written", file.file)));
+        }
+        let batch = decode(bytes).map_err(|error| damaged(&place, &file.file).because(error))?;
+        if batch.num_rows() as u64 != file.rows {
+            let rows = batch.num_rows();
+            let what = format!("{} has {rows} rows, not {}", file.file, file.rows);
+            return Err(damaged(&place, &what));
+        }
+        Ok((file.name, batch))
+    })
+    .await
 }
 
 /// Deletes a snapshot, its manifest first, so that what is left of it is never taken for one.

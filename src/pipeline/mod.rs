@@ -739,10 +739,12 @@ impl Pipeline {
     /// Takes a snapshot at this barrier and writes it in the background.
     fn start_snapshot(&mut self, epoch: u64) -> Result<()> {
         reach("snapshot.take");
+        let since = Instant::now();
         let mut state = self.begun.engine.snapshot()?;
         reach("snapshot.taken");
         state.manifest["tables"] = serde_json::json!(self.begun.tables.current);
         self.begun.snapshots.write(epoch, state, self.begun.history.written.clone());
+        self.options.metrics.snapshot_taken(&self.begun.engine.customer.name, since.elapsed());
         Ok(())
     }
 
@@ -786,6 +788,7 @@ impl Pipeline {
         self.end_epoch(complete).await?;
         self.settle().await?;
         self.record_snapshot(Vec::new()).await?;
+        self.begun.snapshots.tidied().await;
         self.begun.history.flush().await?;
         self.report();
         Ok(())

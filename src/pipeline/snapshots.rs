@@ -44,6 +44,8 @@ pub struct Snapshots {
     /// Taken by this process and not named yet.
     writing: Option<Writing>,
     ready: Option<SnapshotRef>,
+    /// Deletes what no record needs.
+    deleting: Option<JoinHandle<()>>,
     begun_at: Instant,
     interval: Duration,
     /// Attempts that failed since the last one that did not.
@@ -82,6 +84,7 @@ impl Snapshots {
             older: None,
             writing: None,
             ready: None,
+            deleting: None,
             begun_at: Instant::now(),
             interval: options.snapshot_interval,
             failures: 0,
@@ -222,17 +225,32 @@ impl Snapshots {
         };
     }
 
+    /// Waits until nothing is left to delete.
+    pub async fn tidied(&mut self) {
+        if let Some(deleting) = self.deleting.take() {
+            drop(deleting.await);
+        }
+    }
+
     /// A committed record named `named`: deletes what no record needs now, and cuts the log.
     pub async fn named(&mut self, named: SnapshotRef) {
         reach("snapshot.named");
         let older = self.newest.replace(named);
         let oldest = std::mem::replace(&mut self.older, older);
         self.leftovers.extend(oldest.map(|oldest| Path::from(oldest.path)));
-        for path in std::mem::take(&mut self.leftovers) {
-            if let Err(error) = snapshot::delete(&self.store, &path).await {
-                tracing::warn!(%error, "an old snapshot could not be deleted");
+        let (store, unneeded) = (self.store.clone(), std::mem::take(&mut self.leftovers));
+        // A snapshot may have thousands of files: the next epoch does not wait for them.
+        let before = self.deleting.take();
+        self.deleting = Some(tokio::spawn(async move {
+            if let Some(before) = before {
+                drop(before.await);
             }
-        }
+            for path in unneeded {
+                if let Err(error) = snapshot::delete(&store, &path).await {
+                    tracing::warn!(%error, "an old snapshot could not be deleted");
+                }
+            }
+        }));
         let Some(cut) = self.older.as_ref().map(|o| o.log_offset).filter(|&cut| cut > 0) else {
             return;
         };

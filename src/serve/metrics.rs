@@ -46,6 +46,7 @@ pub struct Metrics {
     snapshot_age: GaugeVec,
     epoch_seconds: HistogramVec,
     commit_seconds: HistogramVec,
+    snapshot_pause_seconds: HistogramVec,
     end_to_end_seconds: HistogramVec,
 }
 
@@ -186,6 +187,11 @@ impl Metrics {
                 "Time from an epoch's first record to its commit",
                 &SHORT_SECONDS,
             )?,
+            snapshot_pause_seconds: r.histogram(
+                "snapshot_pause_seconds",
+                "From an epoch's end until the next may go on, where a snapshot is taken",
+                &SHORT_SECONDS,
+            )?,
             commit_seconds: r.histogram(
                 "commit_seconds",
                 "Time that a Kafka transaction takes",
@@ -216,6 +222,11 @@ impl Metrics {
         self.epoch.with_label_values(&[customer]).set(gauge(epoch));
         self.commit_seconds.with_label_values(&[customer]).observe(took.as_secs_f64());
         self.epoch_seconds.with_label_values(&[customer]).observe(whole.as_secs_f64());
+    }
+
+    /// A snapshot was taken, for which processing paused so long.
+    pub fn snapshot_taken(&self, customer: &str, paused: Duration) {
+        self.snapshot_pause_seconds.with_label_values(&[customer]).observe(paused.as_secs_f64());
     }
 
     /// Seconds from a record's Kafka timestamp to the commit of its epoch.

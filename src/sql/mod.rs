@@ -13,6 +13,7 @@ mod distinct;
 pub(crate) mod errors;
 mod explain;
 mod functions;
+mod groups;
 mod in_order;
 mod physical;
 mod plan;
@@ -37,6 +38,7 @@ use crate::error::Error;
 use crate::sql::scope::{Leaf, Relation, RelationKind, Relations as Leaves, Session};
 
 pub use functions::EpochNow;
+pub(crate) use groups::{Groups, Split};
 pub use plan::{Input, PlanKind, QueryPlan};
 pub use slots::Relations;
 pub use stream::StreamPlan;

@@ -4,7 +4,7 @@
 //! compact, `Final` in the closing plan, all three with the same expressions.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
@@ -16,9 +16,11 @@ use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext
 use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
+use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
 use crate::sql::cut::{Cut, Kept, Partials, Slot, SlotFilling};
+use crate::sql::groups::Groups;
 use crate::sql::in_order::in_order;
 use crate::sql::scope::Session;
 use crate::sql::slots::{LeafColumn, SlotExec, Source, StampExec, WindowColumn};
@@ -45,14 +47,24 @@ pub(crate) struct Front {
 
 /// How one slot is filled and compacted.
 pub(crate) struct SlotPlan {
-    /// Rows to partials; none where rows are kept.
+    /// Rows to partials, or to the keys of a set; none where rows are kept.
     pub(crate) partial: Option<Arc<dyn ExecutionPlan>>,
-    /// Partials to fewer partials; none where rows are kept.
-    pub(crate) reduce: Option<Arc<dyn ExecutionPlan>>,
+    /// How what is kept becomes less.
+    pub(crate) reduce: Reduce,
     /// Of what is kept.
     pub(crate) schema: SchemaRef,
     /// Columns of what is kept that hold the window.
     pub(crate) window_keys: Vec<(usize, WindowColumn)>,
+}
+
+/// How the batches of a slot become one.
+pub(crate) enum Reduce {
+    /// Rows: one after the other.
+    Rows,
+    /// Keys without aggregates: each once. The table of one use serves the next.
+    Set(Mutex<Option<Groups>>),
+    /// Partials.
+    Partials(Arc<dyn ExecutionPlan>),
 }
 
 /// Makes `cut` executable.
@@ -94,7 +106,7 @@ async fn plan_slot(
         let schema = Arc::new(kept.schema.as_arrow().clone());
         let leaf = Arc::new(SlotExec::new(Source::Kept(number), Arc::clone(&schema)));
         let window_keys = Vec::new();
-        return Ok((SlotPlan { partial: None, reduce: None, schema, window_keys }, leaf));
+        return Ok((SlotPlan { partial: None, reduce: Reduce::Rows, schema, window_keys }, leaf));
     };
     let partial = partial_aggregate(session, partials, front_is_shared).await?;
     let Some(aggregate) = partial.downcast_ref::<AggregateExec>() else {
@@ -115,19 +127,33 @@ async fn plan_slot(
             aggregate.input_schema(),
         )
     };
-    let reduce = Arc::new(over_partials(AggregateMode::PartialReduce)?);
     let mut finished: Arc<dyn ExecutionPlan> = Arc::new(over_partials(AggregateMode::Final)?);
+    let is_set = aggregate.aggr_expr().is_empty();
+    let (partial, reduce) = if is_set {
+        finished = Arc::new(SlotExec::new(Source::Kept(number), finished.schema()));
+        (keys_of(aggregate)?, Reduce::Set(Mutex::default()))
+    } else {
+        let reduce = over_partials(AggregateMode::PartialReduce)?;
+        (Arc::clone(&partial), Reduce::Partials(Arc::new(reduce)))
+    };
     if !partials.stamped.is_empty() {
         let schema = Arc::new(Schema::new(kept.schema.fields().clone()));
         finished = Arc::new(StampExec::new(finished, partials.stamped.clone(), schema));
     }
     let plan = SlotPlan {
-        reduce: Some(reduce),
+        reduce,
         schema: state,
         window_keys: partials.window_keys.clone(),
         partial: Some(partial),
     };
     Ok((plan, finished))
+}
+
+/// The keys that `aggregate`, which has no functions, groups by.
+fn keys_of(aggregate: &AggregateExec) -> DfResult<Arc<dyn ExecutionPlan>> {
+    let keys = aggregate.group_expr().expr().iter();
+    let keys = keys.map(|(expr, alias)| ProjectionExpr::new(Arc::clone(expr), alias.clone()));
+    Ok(Arc::new(ProjectionExec::try_new(keys, Arc::clone(aggregate.input()))?))
 }
 
 /// The `Partial` half of what DataFusion makes of the aggregate.

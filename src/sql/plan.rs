@@ -21,7 +21,8 @@ use datafusion::execution::TaskContext;
 use crate::catalog::Query;
 use crate::error::{Error, Kind, Result};
 use crate::sql::errors::{at_quoted, describe};
-use crate::sql::physical::{Executable, SlotPlan};
+use crate::sql::groups::{self, Groups};
+use crate::sql::physical::{Executable, Reduce, SlotPlan};
 use crate::sql::slots::{self, Filling, Relations};
 use crate::time::Window;
 use crate::window::assign::WindowSpec;
@@ -121,7 +122,7 @@ impl QueryPlan {
     }
 
     /// What is kept of the rows of one bucket (a window, a pane, or a view's only one): one batch
-    /// per slot.
+    /// per slot, those of sets with all keys as they come.
     pub async fn absorb(
         &self,
         rows: RecordBatch,
@@ -175,11 +176,46 @@ impl QueryPlan {
         })
     }
 
-    /// The same content in one batch, with one partial row per key (or simply all rows).
+    /// Whether a slot keeps keys and no aggregates: of such, each key counts once.
+    pub fn is_set(&self, slot: usize) -> bool {
+        matches!(self.slot(slot), Ok(SlotPlan { reduce: Reduce::Set(_), .. }))
+    }
+
+    /// Tells new keys of a set from old ones; none seen yet.
+    pub(crate) fn groups(&self, slot: usize) -> Result<Groups> {
+        Ok(Groups::new(Arc::clone(&self.slot(slot)?.schema))?)
+    }
+
+    /// All rows in one batch, as they come.
+    pub(crate) fn join(&self, slot: usize, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
+        Ok(slots::concat(&self.slot(slot)?.schema, batches)?)
+    }
+
+    /// What is kept with each key of a set once.
+    pub async fn distinct(&self, mut kept: Vec<Vec<RecordBatch>>) -> Result<Vec<Vec<RecordBatch>>> {
+        for (slot, batches) in kept.iter_mut().enumerate() {
+            if !batches.is_empty() && self.is_set(slot) {
+                *batches = vec![self.reduce(slot, std::mem::take(batches)).await?];
+            }
+        }
+        Ok(kept)
+    }
+
+    /// The same content in one batch, with one row per key (or simply all rows).
     pub async fn reduce(&self, slot: usize, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
         let SlotPlan { reduce, schema, .. } = self.slot(slot)?;
-        let Some(reduce) = reduce else {
-            return Ok(slots::concat(schema, batches)?);
+        let reduce = match reduce {
+            Reduce::Rows => return self.join(slot, batches),
+            Reduce::Set(spare) => {
+                let spared = spare.lock().ok().and_then(|mut spare| spare.take());
+                let mut groups = spared.map_or_else(|| self.groups(slot), Ok)?;
+                let batch = groups::distinct(&mut groups, &batches)?;
+                if let (true, Ok(mut spare)) = (batch.num_rows() <= groups::SMALL, spare.lock()) {
+                    *spare = Some(groups);
+                }
+                return Ok(batch);
+            }
+            Reduce::Partials(reduce) => reduce,
         };
         let mut kept = vec![Vec::new(); self.slots()];
         kept[slot] = batches;
@@ -208,7 +244,8 @@ impl QueryPlan {
         Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
     }
 
-    /// The results over what was kept of one window (or of a view), by slot.
+    /// The results over what was kept of one window (or of a view), by slot. Of a set, each key
+    /// must be there once, see [`QueryPlan::distinct`].
     pub async fn close(
         &self,
         kept: Vec<Vec<RecordBatch>>,

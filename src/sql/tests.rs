@@ -229,7 +229,7 @@ async fn keep(
             }
         }
     }
-    kept
+    plan.distinct(kept).await.unwrap()
 }
 
 fn lines(batches: &[RecordBatch]) -> Vec<String> {
@@ -606,7 +606,8 @@ async fn hops_use_panes_unless_an_expression_looks_at_the_window() {
             kept.push(plan.rewindow(0, batch, window).unwrap());
         }
     }
-    let result = plan.close(vec![kept], Some(window), &relations()).await.unwrap();
+    let kept = plan.distinct(vec![kept]).await.unwrap();
+    let result = plan.close(kept, Some(window), &relations()).await.unwrap();
     assert_eq!(
         lines(&[result]),
         [format!("| 1970-01-01T02:00:00+02:00 | 1970-01-01T03:00:00+02:00 | {expected} |")]
@@ -1117,7 +1118,7 @@ async fn cost_of_a_call() {
         );
         let start = std::time::Instant::now();
         for _ in 0..runs {
-            let kept = (0..plan.slots()).map(slot).collect();
+            let kept = plan.distinct((0..plan.slots()).map(slot).collect()).await.unwrap();
             plan.close(kept, window, &relations()).await.unwrap();
         }
         println!(

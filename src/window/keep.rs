@@ -123,6 +123,8 @@ impl Buffer {
             for (slot, mut batches) in slots.into_iter().enumerate() {
                 kept.push(match batches.len() {
                     0 | 1 => batches.pop(),
+                    // Whoever keeps a set tells new keys from old ones.
+                    _ if plan.is_set(slot) => Some(plan.join(slot, batches)?),
                     _ => Some(plan.reduce(slot, batches).await?),
                 });
             }

@@ -54,7 +54,7 @@ pub struct Changes {
 }
 
 /// A window that is not done with.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct OpenWindow {
     /// What is kept of it, unless panes keep it.
     pub tiers: Tiers,
@@ -238,7 +238,7 @@ impl Operator {
         let Some(state) = self.windows.get_mut(&key) else { return Ok(None) };
         let plan = self.plan.as_ref();
         let kept = match &mut self.panes {
-            Some(panes) if self.keyed => panes.gather(plan, window)?,
+            Some(panes) if self.keyed => panes.gather(plan, window).await?,
             Some(panes) => panes.close(plan, window).await?,
             None => {
                 (0..plan.slots()).map(|slot| state.tiers.batches(slot).cloned().collect()).collect()

@@ -10,6 +10,10 @@
 //! the front is used up it is rebuilt from the panes behind. So a pane is merged about three times
 //! in all, however many windows it belongs to.
 //!
+//! Of a slot that is a set, a pane adds only the keys that the back lacks, and nothing is grouped
+//! again; the front is one batch of what each pane adds to those after it, and its suffix merges are
+//! slices of that.
+//!
 //! Invariants:
 //! - windows close in the order of their ends; one that starts before the last that was merged, or
 //!   ends before the newest stacked pane (clocks put back make such), is merged from its panes;
@@ -23,9 +27,9 @@ use std::collections::BTreeMap;
 use arrow::array::RecordBatch;
 
 use super::keep::Bucket;
-use super::tiers::{Kept, Tiers, merge};
+use super::tiers::{Kept, Tiers};
 use crate::error::Result;
-use crate::sql::QueryPlan;
+use crate::sql::{Groups, QueryPlan};
 use crate::time::{BEGINNING, Micros, Window};
 
 /// The window that all panes' batches name, so that they merge; a close puts the real one in.
@@ -35,21 +39,21 @@ pub(crate) const ANY_WINDOW: Window = Window { start: 0, end: 0 };
 const MOST_LATE: usize = 8;
 
 /// One pane.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Pane {
     pub window: Window,
     /// When its last window ends.
     pub last_end: Micros,
     /// The windows that end after this are known to hold it.
     pub known_from: Micros,
-    /// What came before it was stacked.
+    /// What came before it was stacked, piled up.
     pub tiers: Tiers,
     /// What came later, and up to which end its windows refused it.
     pub late: Vec<(Micros, Kept)>,
 }
 
 /// The running merges.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Stacks {
     /// The start of the last window that was merged.
     pub served: Micros,
@@ -59,16 +63,27 @@ pub(crate) struct Stacks {
     pub front_until: Micros,
     /// The start of the first pane in the back.
     pub back_from: Option<Micros>,
+    /// One batch per slot.
     pub back: Kept,
+    /// Of the slots that are sets, the keys in the back, as far as they were needed.
+    pub seen: Vec<Option<Groups>>,
     /// (start of the pane, merge of it and all later ones of the front); the earliest is last.
     pub front: Vec<(Micros, Kept)>,
 }
 
 /// The panes of a query.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Panes {
     pub panes: BTreeMap<Micros, Pane>,
     pub stacks: Stacks,
+}
+
+impl Stacks {
+    fn empty_back(&mut self) {
+        self.back.clear();
+        self.seen.iter_mut().flatten().for_each(Groups::clear);
+        self.back_from = None;
+    }
 }
 
 impl Panes {
@@ -79,6 +94,7 @@ impl Panes {
             front_until: BEGINNING,
             back_from: None,
             back: Kept::new(),
+            seen: Vec::new(),
             front: Vec::new(),
         };
         Self { panes: BTreeMap::new(), stacks }
@@ -104,15 +120,15 @@ impl Panes {
         let news = bucket.refused < pane.known_from;
         pane.known_from = pane.known_from.min(bucket.refused);
         if stacked || bucket.refused > BEGINNING {
-            pane.late.push((bucket.refused, kept));
+            pane.late.push((bucket.refused, distinct(plan, kept).await?));
         } else {
-            pane.tiers.push(plan, kept).await?;
+            pane.tiers.pile(plan, kept).await?;
         }
         Ok(news)
     }
 
     /// What `window` holds, from its panes, per slot. Leaves the running merges alone.
-    pub fn gather(&self, plan: &QueryPlan, window: Window) -> Result<Vec<Vec<RecordBatch>>> {
+    pub async fn gather(&self, plan: &QueryPlan, window: Window) -> Result<Vec<Vec<RecordBatch>>> {
         let mut found = vec![Vec::new(); plan.slots()];
         for pane in self.panes.range(window.start..window.end).map(|(_, pane)| pane) {
             for (slot, batches) in found.iter_mut().enumerate() {
@@ -120,7 +136,7 @@ impl Panes {
             }
         }
         self.gather_late(window, &mut found);
-        rewindow(plan, found, window)
+        rewindow(plan, plan.distinct(found).await?, window)
     }
 
     fn gather_late(&self, window: Window, found: &mut [Vec<RecordBatch>]) {
@@ -140,7 +156,7 @@ impl Panes {
         window: Window,
     ) -> Result<Vec<Vec<RecordBatch>>> {
         if window.start < self.stacks.served || window.end < self.stacks.until {
-            return self.gather(plan, window);
+            return self.gather(plan, window).await;
         }
         self.stacks.served = window.start;
         while self.stacks.front.last().is_some_and(|(start, _)| *start < window.start) {
@@ -159,6 +175,8 @@ impl Panes {
             }
         }
         self.gather_late(window, &mut found);
+        let sources = found.iter().map(Vec::len).max();
+        let found = if sources > Some(1) { plan.distinct(found).await? } else { found };
         rewindow(plan, found, window)
     }
 
@@ -166,9 +184,22 @@ impl Panes {
     async fn stack(&mut self, plan: &QueryPlan, window: Window) -> Result<()> {
         let stacks = &mut self.stacks;
         let from = stacks.until.max(window.start);
+        stacks.back.resize(plan.slots(), None);
+        stacks.seen.resize_with(plan.slots(), || None);
         for (start, pane) in self.panes.range_mut(from..window.end.max(from)) {
-            let kept = pane.tiers.flatten(plan).await?;
-            stacks.back = merge(plan, &stacks.back, &kept).await?;
+            for (slot, back) in stacks.back.iter_mut().enumerate() {
+                if !plan.is_set(slot) {
+                    let kept = pane.tiers.flatten_slot(plan, slot).await?;
+                    *back = merge(plan, slot, back.take(), kept).await?;
+                    continue;
+                }
+                let seen = known(plan, slot, &mut stacks.seen[slot], back)?;
+                let fresh = pane.tiers.flatten_set(plan, slot, seen)?;
+                if let Some(fresh) = fresh.filter(|fresh| fresh.num_rows() > 0) {
+                    *back =
+                        Some(plan.join(slot, back.take().into_iter().chain([fresh]).collect())?);
+                }
+            }
             stacks.back_from.get_or_insert(*start);
         }
         stacks.until = stacks.until.max(window.end);
@@ -185,12 +216,11 @@ impl Panes {
                 .partition::<Vec<_>, _>(|(refused, _)| *refused < window.end);
             pane.late = left;
             for (_, kept) in taken {
-                pane.tiers.push(plan, kept).await?;
+                pane.tiers.pile(plan, kept).await?;
             }
         }
         self.stacks.front_until = self.stacks.until;
-        self.stacks.back = Kept::new();
-        self.stacks.back_from = None;
+        self.stacks.empty_back();
         self.rebuild_front(plan).await
     }
 
@@ -198,12 +228,38 @@ impl Panes {
     pub async fn rebuild_front(&mut self, plan: &QueryPlan) -> Result<()> {
         let Stacks { served, front_until, .. } = self.stacks;
         self.stacks.front.clear();
-        let mut suffix = Kept::new();
-        for (start, pane) in self.panes.range_mut(served..front_until.max(served)).rev() {
-            let kept = pane.tiers.flatten(plan).await?;
-            suffix = merge(plan, &kept, &suffix).await?;
-            self.stacks.front.push((*start, suffix.clone()));
+        let mut seen = Vec::new();
+        for slot in 0..plan.slots() {
+            seen.push(plan.is_set(slot).then(|| plan.groups(slot)).transpose()?);
         }
+        // Of sets, what each pane adds to those after it, and how much that is up to each pane.
+        let mut added = vec![Vec::new(); plan.slots()];
+        let mut rows = vec![0; plan.slots()];
+        let mut front: Vec<(Micros, Kept, Vec<usize>)> = Vec::new();
+        let mut suffix: Kept = vec![None; plan.slots()];
+        for (start, pane) in self.panes.range_mut(served..front_until.max(served)).rev() {
+            for (slot, seen) in seen.iter_mut().enumerate() {
+                let Some(kept) = pane.tiers.flatten_slot(plan, slot).await? else { continue };
+                match seen {
+                    Some(seen) => {
+                        let fresh = seen.fresh(&kept)?;
+                        rows[slot] += fresh.num_rows();
+                        added[slot].push(fresh);
+                    }
+                    None => {
+                        suffix[slot] = merge(plan, slot, Some(kept), suffix[slot].take()).await?;
+                    }
+                }
+            }
+            front.push((*start, suffix.clone(), rows.clone()));
+        }
+        for (slot, added) in added.into_iter().enumerate().filter(|(slot, _)| plan.is_set(*slot)) {
+            let all = plan.join(slot, added)?;
+            for (_, kept, rows) in &mut front {
+                kept[slot] = (rows[slot] > 0).then(|| all.slice(0, rows[slot]));
+            }
+        }
+        self.stacks.front = front.into_iter().map(|(start, kept, _)| (start, kept)).collect();
         Ok(())
     }
 
@@ -213,8 +269,7 @@ impl Panes {
         self.panes.retain(|_, pane| pane.last_end > over);
         if self.panes.is_empty() {
             self.stacks.front.clear();
-            self.stacks.back.clear();
-            self.stacks.back_from = None;
+            self.stacks.empty_back();
         }
         for pane in self.panes.values_mut().filter(|pane| pane.late.len() > MOST_LATE) {
             let (taken, left) = std::mem::take(&mut pane.late)
@@ -245,6 +300,46 @@ impl Panes {
         });
         panes.chain(self.stacks.back.iter().flatten())
     }
+}
+
+/// `first`, then `second`, of one slot.
+async fn merge(
+    plan: &QueryPlan,
+    slot: usize,
+    first: Option<RecordBatch>,
+    second: Option<RecordBatch>,
+) -> Result<Option<RecordBatch>> {
+    match (first, second) {
+        (Some(first), Some(second)) => Ok(Some(plan.reduce(slot, vec![first, second]).await?)),
+        (first, second) => Ok(first.or(second)),
+    }
+}
+
+/// The keys of the set `batch`.
+fn known<'a>(
+    plan: &QueryPlan,
+    slot: usize,
+    seen: &'a mut Option<Groups>,
+    batch: &Option<RecordBatch>,
+) -> Result<&'a mut Groups> {
+    match seen {
+        Some(seen) => Ok(seen),
+        none => {
+            let mut groups = plan.groups(slot)?;
+            batch.iter().try_for_each(|batch| groups.take(batch))?;
+            Ok(none.insert(groups))
+        }
+    }
+}
+
+/// Sets with each key once.
+async fn distinct(plan: &QueryPlan, mut kept: Kept) -> Result<Kept> {
+    for (slot, batch) in kept.iter_mut().enumerate().filter(|(slot, _)| plan.is_set(*slot)) {
+        if let Some(repeating) = batch.take() {
+            *batch = Some(plan.reduce(slot, vec![repeating]).await?);
+        }
+    }
+    Ok(kept)
 }
 
 fn rewindow(

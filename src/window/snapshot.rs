@@ -17,8 +17,8 @@ use crate::error::{Error, Kind, Result};
 use crate::sql::QueryPlan;
 use crate::time::{Micros, Window};
 
-/// The version of the manifest; others are refused.
-const VERSION: u32 = 1;
+/// The version of the manifest. Of version 1, sets of keys may have a key in several batches.
+const VERSION: u32 = 2;
 
 /// A query's state between two epochs.
 #[derive(Debug, Clone, Default)]
@@ -104,7 +104,7 @@ impl Operator {
         let mut operator = Self::new(plan, zone)?;
         let manifest: Manifest = serde_json::from_value(state.manifest)
             .map_err(|error| unreadable("its manifest cannot be read").because(error))?;
-        if manifest.version != VERSION {
+        if !(1..=VERSION).contains(&manifest.version) {
             return Err(unreadable(format!("it has version {}", manifest.version)));
         }
         let batches = Loader { batches: state.batches.into_iter().collect() };
@@ -113,6 +113,12 @@ impl Operator {
             operator.windows.insert((window.end, window.start), batches.window(state)?);
         }
         operator.view = batches.window(manifest.view)?;
+        if manifest.version == 1 {
+            let states = operator.windows.values_mut().chain([&mut operator.view]);
+            for state in states {
+                state.tiers.part_sets(&operator.plan).await?;
+            }
+        }
         if let Some(panes) = manifest.panes {
             let mut panes = batches.panes(panes)?;
             panes.rebuild_front(&operator.plan).await?;
@@ -199,7 +205,7 @@ impl Loader {
     fn tiers(&self, slots: TierNames) -> Result<Tiers> {
         let tier = |(level, name)| Ok(Tier { level, batch: self.batch(name)? });
         let stacks = slots.into_iter().map(|stack| stack.into_iter().map(tier).collect());
-        Ok(Tiers { slots: stacks.collect::<Result<_>>()? })
+        Ok(Tiers::new(stacks.collect::<Result<_>>()?))
     }
 
     fn window(&self, state: WindowManifest) -> Result<OpenWindow> {
@@ -228,7 +234,8 @@ impl Loader {
         }
         let PanesManifest { served, until, front_until, back_from, back, .. } = saved;
         let back = self.kept(back)?;
-        panes.stacks = Stacks { served, until, front_until, back_from, back, front: Vec::new() };
+        let (seen, front) = (Vec::new(), Vec::new());
+        panes.stacks = Stacks { served, until, front_until, back_from, back, seen, front };
         Ok(panes)
     }
 }

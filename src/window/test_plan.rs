@@ -33,7 +33,8 @@ CREATE STREAM s (
 ) WITH (topics = 't', format = 'json');";
 
 pub(super) fn plan(query: TestQuery) -> Arc<QueryPlan> {
-    let columns = "k, count(*) AS n, sum(1000 / v) AS s, 1000 / (count(*) - 13) AS q";
+    let columns = "k, count(*) AS n, sum(1000 / v) AS s, 1000 / (count(*) - 13) AS q,
+         count(DISTINCT v) AS d";
     let windowed = |function: String| {
         let emit = if query.early { "every 60 seconds" } else { "final" };
         format!(

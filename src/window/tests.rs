@@ -1,8 +1,8 @@
 //! Operators over real plans: `SELECT .., k, count(*) AS n, sum(1000 / v) AS s,
-//! 1000 / (count(*) - 13) AS q .. GROUP BY .., k`, where `v = 0` fails a row and a group of 13
+//! 1000 / (count(*) - 13) AS q, count(DISTINCT v) AS d .. GROUP BY .., k`, where `v = 0` fails a row and a group of 13
 //! rows fails its window.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
@@ -204,11 +204,35 @@ async fn a_view_says_what_changed() {
     assert_eq!(groups(&view.content().unwrap()), [(1, 1, 100), (2, 29, 2900)]);
 }
 
+#[tokio::test]
+async fn a_large_set_counts_each_value_once() {
+    const EPOCHS: i64 = 24;
+    const NEW: i64 = 5_000;
+    let test = query(Shape::Tumble(60));
+    let mut hourly = operator(test);
+    for epoch in 0..EPOCHS {
+        // Half of the values were there an epoch ago.
+        let rows: Vec<Row> = (1..=2 * NEW).map(|v| (v, 1, epoch * NEW + v)).collect();
+        push(&mut hourly, &rows, BEGINNING).await;
+        end(&mut hourly, 0, false).await;
+        if epoch % 10 == 7 {
+            let state = hourly.snapshot().unwrap();
+            hourly = Operator::restore(plan(test), UTC, state).await.unwrap();
+        }
+    }
+    let values = usize::try_from((EPOCHS + 1) * NEW).unwrap();
+    assert!((values..values + 100).contains(&hourly.state_rows()), "{}", hourly.state_rows());
+    let said = end(&mut hourly, END, false).await;
+    let upserts = &said[0].result.as_ref().unwrap().upserts;
+    let distinct = upserts.column_by_name("d").unwrap().as_primitive::<Int64Type>();
+    assert_eq!(distinct.values(), &[(EPOCHS + 1) * NEW]);
+}
+
 /// Epochs of rows: (partition, event time in minutes, key).
 type Epochs = Vec<Vec<(i32, i64, i64)>>;
 
-/// What each window holds, by start and key: (n, s).
-type Tables = BTreeMap<(Micros, i64), (i64, i64)>;
+/// What each window holds, by start and key: (n, s, d).
+type Tables = BTreeMap<(Micros, i64), (i64, i64, i64)>;
 
 /// Runs the epochs over two partitions, each chunk of at most `cut` rows, beside a twin that is
 /// restored from a snapshot after epoch `restart`; their states must stay the same. Answers what
@@ -222,6 +246,7 @@ async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (T
     let keys: Vec<_> = (0..2).map(|p| TopicPartition::new("t", p)).collect();
     keys.iter().for_each(|key| watermarks.join(key));
     let (mut said, mut expected) = (Tables::new(), Tables::new());
+    let mut seen = BTreeSet::new();
     for (epoch, rows) in epochs.iter().enumerate() {
         watermarks.begin_epoch();
         for (partition, key) in keys.iter().enumerate() {
@@ -235,8 +260,11 @@ async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (T
                 for (row, before) in piece.iter().zip(&before) {
                     for window in assigner.place(row.0).1 {
                         if window.end + test.lateness * MINUTE > *before {
-                            let group = expected.entry((window.start, row.1)).or_default();
-                            *group = (group.0 + 1, group.1 + 1000 / row.2);
+                            let at = (window.start, row.1);
+                            let group = expected.entry(at).or_default();
+                            let is_new = seen.insert((at, row.2));
+                            *group =
+                                (group.0 + 1, group.1 + 1000 / row.2, group.2 + i64::from(is_new));
                         }
                     }
                 }
@@ -271,8 +299,11 @@ fn apply(said: &mut Tables, test: TestQuery, emission: Emission) {
         assert_eq!(*at, start);
     }
     assert_eq!(changes.deletes.num_rows(), 0);
+    let distinct = changes.upserts.column_by_name("d").unwrap().as_primitive::<Int64Type>();
+    let keys = changes.upserts.column_by_name("k").unwrap().as_primitive::<Int64Type>();
+    let distinct: BTreeMap<_, _> = keys.values().iter().zip(distinct.values()).collect();
     for (k, n, s) in groups(&changes.upserts) {
-        let before = said.insert((start, k), (n, s));
+        let before = said.insert((start, k), (n, s, *distinct[&k]));
         assert!(before.is_none() || test.early || test.lateness > 0, "a window closed twice");
     }
 }

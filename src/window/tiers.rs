@@ -1,16 +1,23 @@
 //! What is kept of one bucket: per slot a stack of batches that are merged in tiers.
 //!
 //! Invariants: levels never rise towards the newest batch, and fewer than [`FAN_IN`] neighbours
-//! have the same level; a batch once written never changes. When batches merge, and in which
-//! order, is a function of how many were pushed, never of their size, of time or of memory.
+//! have the same level (but of large sets); a batch once written never changes. When batches merge,
+//! and in which order, is a function of what was pushed, never of time or of memory.
+//!
+//! Of a set only the keys that are new are kept, so that its batches have no key in common and
+//! merge without being grouped again. The table that tells which are new is made from the batches
+//! when it is needed first, so it is no part of the state.
 
 use arrow::array::RecordBatch;
 
 use crate::error::Result;
-use crate::sql::QueryPlan;
+use crate::sql::{Groups, QueryPlan, Split};
 
 /// So many batches of one level make one of the next: each row is merged once per level.
 const FAN_IN: usize = 8;
+
+/// More rows than this of a set are not copied into one batch: that would save nothing.
+const MOST_JOINED: usize = 65_536;
 
 /// One batch per slot; `None` where nothing is kept yet.
 pub(crate) type Kept = Vec<Option<RecordBatch>>;
@@ -23,41 +30,122 @@ pub(crate) struct Tier {
 }
 
 /// The stacks of all slots, the oldest batches first.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Tiers {
     pub slots: Vec<Vec<Tier>>,
+    /// Of the slots that are sets, the keys in the stack.
+    seen: Vec<Option<Groups>>,
 }
 
 impl Tiers {
+    pub fn new(slots: Vec<Vec<Tier>>) -> Self {
+        Self { slots, seen: Vec::new() }
+    }
+
     /// Adds what an epoch brought, one batch per slot.
     pub async fn push(&mut self, plan: &QueryPlan, kept: Kept) -> Result<()> {
-        self.slots.resize_with(kept.len().max(self.slots.len()), Vec::new);
+        self.make_room(kept.len());
+        for (slot, batch) in kept.into_iter().enumerate() {
+            let Some(mut batch) = batch else { continue };
+            let is_set = plan.is_set(slot);
+            if is_set {
+                batch = self.fresh(plan, slot, &batch)?;
+                if batch.num_rows() == 0 {
+                    continue;
+                }
+            }
+            let stack = &mut self.slots[slot];
+            stack.push(Tier { level: 0, batch });
+            while !(is_set && is_large(stack))
+                && let Some((level, batches)) = take_full_level(stack)
+            {
+                let batch = match is_set {
+                    true => plan.join(slot, batches)?,
+                    false => plan.reduce(slot, batches).await?,
+                };
+                stack.push(Tier { level: level + 1, batch });
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what an epoch brought, one batch per slot; sets with all keys as they come.
+    pub async fn pile(&mut self, plan: &QueryPlan, kept: Kept) -> Result<()> {
+        self.make_room(kept.len());
         for (slot, batch) in kept.into_iter().enumerate() {
             let Some(batch) = batch else { continue };
             let stack = &mut self.slots[slot];
             stack.push(Tier { level: 0, batch });
-            while let Some(level) = full_level(stack) {
-                let merged = stack.split_off(stack.len() - FAN_IN);
-                let batches = merged.into_iter().map(|tier| tier.batch).collect();
-                stack.push(Tier { level: level + 1, batch: plan.reduce(slot, batches).await? });
+            while let Some((level, batches)) = take_full_level(stack) {
+                let batch = plan.reduce(slot, batches).await?;
+                stack.push(Tier { level: level + 1, batch });
             }
         }
         debug_assert!(self.slots.iter().all(|s| s.is_sorted_by(|a, b| a.level >= b.level)));
         Ok(())
     }
 
-    /// Everything as one batch per slot, which becomes the only tier.
-    pub async fn flatten(&mut self, plan: &QueryPlan) -> Result<Kept> {
-        let mut kept = Vec::with_capacity(self.slots.len());
+    fn make_room(&mut self, slots: usize) {
+        self.slots.resize_with(slots.max(self.slots.len()), Vec::new);
+        self.seen.resize_with(self.slots.len(), || None);
+    }
+
+    /// Sets whose batches may have keys in common get one batch of all.
+    pub async fn part_sets(&mut self, plan: &QueryPlan) -> Result<()> {
         for (slot, stack) in self.slots.iter_mut().enumerate() {
-            if stack.len() > 1 {
+            if plan.is_set(slot) && stack.len() > 1 {
                 let level = stack.first().map_or(0, |tier| tier.level) + 1;
                 let batches = stack.drain(..).map(|tier| tier.batch).collect();
                 stack.push(Tier { level, batch: plan.reduce(slot, batches).await? });
             }
-            kept.push(stack.last().map(|tier| tier.batch.clone()));
         }
-        Ok(kept)
+        Ok(())
+    }
+
+    /// What was piled up of one slot, as one batch, which becomes the only tier. A set's only batch
+    /// of level 0 may repeat keys.
+    pub async fn flatten_slot(
+        &mut self,
+        plan: &QueryPlan,
+        slot: usize,
+    ) -> Result<Option<RecordBatch>> {
+        let Some(stack) = self.slots.get_mut(slot) else { return Ok(None) };
+        let level = stack.first().map_or(0, |tier| tier.level);
+        if stack.len() > 1 || (level == 0 && !stack.is_empty() && plan.is_set(slot)) {
+            let batches = stack.drain(..).map(|tier| tier.batch).collect();
+            stack.push(Tier { level: level + 1, batch: plan.reduce(slot, batches).await? });
+        }
+        Ok(stack.last().map(|tier| tier.batch.clone()))
+    }
+
+    /// A set that was piled up becomes its distinct keys; gives those that `seen` lacks.
+    pub fn flatten_set(
+        &mut self,
+        plan: &QueryPlan,
+        slot: usize,
+        seen: &mut Groups,
+    ) -> Result<Option<RecordBatch>> {
+        let Some(stack) = self.slots.get_mut(slot).filter(|stack| !stack.is_empty()) else {
+            return Ok(None);
+        };
+        let level = stack.first().map_or(0, |tier| tier.level) + 1;
+        let batches = stack.drain(..).map(|tier| tier.batch).collect();
+        let Split { distinct, fresh } = seen.split(&plan.join(slot, batches)?)?;
+        stack.push(Tier { level, batch: distinct });
+        Ok(Some(fresh))
+    }
+
+    /// The keys of `batch` that the set lacks.
+    fn fresh(&mut self, plan: &QueryPlan, slot: usize, batch: &RecordBatch) -> Result<RecordBatch> {
+        let seen = match &mut self.seen[slot] {
+            Some(seen) => seen,
+            none => {
+                let mut groups = plan.groups(slot)?;
+                self.slots[slot].iter().try_for_each(|tier| groups.take(&tier.batch))?;
+                none.insert(groups)
+            }
+        };
+        Ok(seen.fresh(batch)?)
     }
 
     /// The batches of one slot, the oldest first.
@@ -71,23 +159,16 @@ impl Tiers {
     }
 }
 
-/// The level of the newest batches, if there are enough of it to merge.
-fn full_level(stack: &[Tier]) -> Option<u32> {
-    let newest = stack.len().checked_sub(FAN_IN)?;
-    let level = stack.last()?.level;
-    stack[newest..].iter().all(|tier| tier.level == level).then_some(level)
+/// Whether the newest batches of a set are too large to be worth a copy.
+fn is_large(stack: &[Tier]) -> bool {
+    let newest = stack.iter().rev().take(FAN_IN);
+    newest.map(|tier| tier.batch.num_rows()).sum::<usize>() > MOST_JOINED
 }
 
-/// `first`, then `second`, per slot.
-pub(crate) async fn merge(plan: &QueryPlan, first: &Kept, second: &Kept) -> Result<Kept> {
-    let mut merged = Vec::with_capacity(first.len().max(second.len()));
-    for slot in 0..first.len().max(second.len()) {
-        let one = first.get(slot).cloned().flatten();
-        let other = second.get(slot).cloned().flatten();
-        merged.push(match (one, other) {
-            (Some(one), Some(other)) => Some(plan.reduce(slot, vec![one, other]).await?),
-            (one, other) => one.or(other),
-        });
-    }
-    Ok(merged)
+/// The newest batches and their level, if there are enough of it to merge.
+fn take_full_level(stack: &mut Vec<Tier>) -> Option<(u32, Vec<RecordBatch>)> {
+    let newest = stack.len().checked_sub(FAN_IN)?;
+    let level = stack.last()?.level;
+    let is_full = stack[newest..].iter().all(|tier| tier.level == level);
+    is_full.then(|| (level, stack.drain(newest..).map(|tier| tier.batch).collect()))
 }

@@ -1,0 +1,266 @@
+//! What a million keys in two open windows cost: memory, the pause that a snapshot makes, and the
+//! time from SIGKILL to the first result that is committed after it.
+//!
+//! While a second query tells one event in a hundred on at once, the process is measured from
+//! outside: its memory from /proc, the longest time that a told event took, and how long results
+//! stay away when it is killed and started again. `benches/run state` starts a Kafka for it and
+//! writes the table of docs/performance.md.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
+
+#[path = "../support/job.rs"]
+#[allow(dead_code, reason = "other benchmarks use the rest")]
+mod job;
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use job::{config, create};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
+
+const PARTITIONS: i32 = 4;
+const KEYS: i64 = 1_000_000;
+/// Windows of an hour that stay open.
+const WINDOWS: i64 = 2;
+/// Events of each key and window before the measurement.
+const EVENTS: i64 = 2;
+/// Events a second while it is measured, and one in how many is told on.
+const RATE: i64 = 10_000;
+const TOLD: i64 = 100;
+/// Three snapshots, or a little more.
+const WATCHED: Duration = Duration::from_secs(35);
+/// When it is killed, after its first result: so much of a snapshot's interval has passed.
+const KILLED_AFTER: [u64; 5] = [12, 15, 18, 21, 24];
+/// Wednesday, 2024-05-01T00:00:00Z.
+const DAY_BEGINS: i64 = 1_714_521_600_000_000;
+const HOUR: i64 = 3_600_000_000;
+
+const SCHEMA: &str = "SET millstream.timezone = 'UTC';
+CREATE STREAM events (
+  id BIGINT NOT NULL, value BIGINT NOT NULL, at BIGINT NOT NULL, told BIGINT NOT NULL,
+  event_time TIMESTAMP AS to_timestamp_micros(at),
+  WATERMARK FOR event_time AS event_time - INTERVAL '3' HOUR
+) WITH (topics = '{topic}');
+";
+const HOURLY: &str =
+    "SELECT window_start, id, count(*) AS events, sum(value) AS total, max(value) AS most
+FROM TUMBLE(TABLE events, DESCRIPTOR(event_time), INTERVAL '1' HOUR) GROUP BY window_start, id";
+const TELL: &str = "SELECT told FROM events WHERE told > 0";
+
+fn main() {
+    let Some(brokers) = job::brokers("state") else { return };
+    let customer = format!("state_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    create(&brokers, &customer, PARTITIONS);
+    fill(&brokers, &customer);
+    let schema = SCHEMA.replace("{topic}", &customer);
+    let folder = job::project(&customer, &schema, &[("hourly", HOURLY), ("tell", TELL)]);
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut engine = start(&brokers, folder.path(), port);
+    await_rows(port, KEYS * WINDOWS);
+    let stop = Arc::new(AtomicBool::new(false));
+    let producing = {
+        let (brokers, topic, stop) = (brokers.clone(), customer.clone(), stop.clone());
+        std::thread::spawn(move || produce(&brokers, &topic, &stop))
+    };
+    let results = consumer(&brokers, &format!("millstream.{customer}.tell"));
+    first_after(&results, 0);
+    let mut latencies = follow(&results, WATCHED);
+    latencies.sort_unstable();
+    let at = |q: f64| latencies[((latencies.len() - 1) as f64 * q) as usize] as f64 / 1e3;
+    let metrics = metrics(port).unwrap();
+    let pauses = metric(&metrics, "millstream_snapshot_pause_seconds_count").unwrap();
+    let paused = metric(&metrics, "millstream_snapshot_pause_seconds_sum").unwrap();
+    let state = metric(&metrics, "millstream_state_bytes").unwrap() / 1e6;
+    let [resident, peak] = ["VmRSS:", "VmHWM:"].map(|what| memory(engine.id(), what) / 1e3);
+    let mut recoveries: Vec<f64> = KILLED_AFTER
+        .iter()
+        .map(|seconds| {
+            follow(&results, Duration::from_secs(*seconds));
+            engine.kill().unwrap();
+            engine.wait().unwrap();
+            let killed = now_us();
+            engine = start(&brokers, folder.path(), port);
+            (first_after(&results, killed) - killed) as f64 / 1e6
+        })
+        .collect();
+    stop.store(true, Ordering::Relaxed);
+    producing.join().unwrap();
+    engine.kill().unwrap();
+    engine.wait().unwrap();
+    recoveries.sort_by(f64::total_cmp);
+
+    let mut table = String::from("| what | |\n|---|---|\n");
+    for (what, value) in [
+        ("kept batches", format!("{state:.0} MB")),
+        ("resident memory", format!("{resident:.0} MB, at most {peak:.0} MB")),
+        ("pause of a snapshot", format!("{:.2} ms, mean of {pauses:.0}", paused / pauses * 1e3)),
+        (
+            "an event told on, snapshots included",
+            format!("{:.0} ms p50, {:.0} ms p99, {:.0} ms at most", at(0.5), at(0.99), at(1.0)),
+        ),
+        (
+            "SIGKILL to the first new result",
+            format!("{:.2} s median, {:.2} s at most of {}", recoveries[2], recoveries[4], 5),
+        ),
+    ] {
+        writeln!(table, "| {what} | {value} |").unwrap();
+    }
+    println!("\n{table}");
+    job::write_table("state", &table);
+}
+
+fn now_us() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap()
+}
+
+fn start(brokers: &str, folder: &Path, port: u16) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_millstream"))
+        .args(["run", "--brokers", brokers, "--create-topics", "--history", "off"])
+        .args(["--log", "warn", "--snapshot-interval", "10 s"])
+        .args(["--http", &format!("127.0.0.1:{port}")])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn producer(brokers: &str) -> ThreadedProducer<DefaultProducerContext> {
+    config(brokers)
+        .set("linger.ms", "2")
+        .set("batch.size", "262144")
+        .set("queue.buffering.max.messages", "1000000")
+        .create()
+        .unwrap()
+}
+
+fn send(
+    producer: &ThreadedProducer<DefaultProducerContext>,
+    topic: &str,
+    number: i64,
+    window: i64,
+    told: i64,
+) {
+    // 700,001 and a million have no common factor: a million numbers are all keys.
+    let id = number * 700_001 % KEYS;
+    let at = DAY_BEGINS + window * HOUR + number % KEYS * (HOUR / KEYS);
+    let event = format!(r#"{{"id":{id},"value":{},"at":{at},"told":{told}}}"#, number % 1_000);
+    let partition = i32::try_from(number % i64::from(PARTITIONS)).unwrap();
+    let record: BaseRecord<'_, (), str> =
+        BaseRecord::to(topic).partition(partition).payload(&event);
+    let mut record = record;
+    while let Err((_, back)) = producer.send(record) {
+        std::thread::sleep(Duration::from_millis(2));
+        record = back;
+    }
+}
+
+/// Every key, in every window.
+fn fill(brokers: &str, topic: &str) {
+    let producer = producer(brokers);
+    for window in 0..WINDOWS {
+        (0..KEYS * EVENTS).for_each(|number| send(&producer, topic, number, window, 0));
+    }
+    producer.flush(Duration::from_secs(300)).unwrap();
+}
+
+/// Sends events at [`RATE`] until it is stopped, to all windows in turn.
+fn produce(brokers: &str, topic: &str, stop: &AtomicBool) {
+    let (producer, since, mut sent) = (producer(brokers), Instant::now(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        let wanted = i64::try_from(since.elapsed().as_micros()).unwrap() * RATE / 1_000_000;
+        while sent < wanted {
+            let told = if sent % TOLD == 0 { now_us() } else { 0 };
+            send(&producer, topic, sent, sent % WINDOWS, told);
+            sent += 1;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    producer.flush(Duration::from_secs(30)).unwrap();
+}
+
+fn consumer(brokers: &str, topic: &str) -> BaseConsumer {
+    let consumer: BaseConsumer = config(brokers)
+        .set("group.id", "state")
+        .set("isolation.level", "read_committed")
+        .set("fetch.wait.max.ms", "10")
+        .create()
+        .unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, 0, Offset::Beginning).unwrap();
+    consumer.assign(&list).unwrap();
+    consumer
+}
+
+/// When the next result was sent as an event.
+fn next(results: &BaseConsumer) -> Option<i64> {
+    let message = results.poll(Duration::from_millis(10))?.unwrap();
+    let row: serde_json::Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
+    row["told"].as_i64()
+}
+
+/// Waits for the result of an event that was sent after `sent`; answers when it came.
+fn first_after(results: &BaseConsumer, sent: i64) -> i64 {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while next(results).is_none_or(|told| told <= sent) {
+        assert!(Instant::now() < deadline, "no results come");
+    }
+    now_us()
+}
+
+/// The latencies of the results of so long a time, in microseconds.
+fn follow(results: &BaseConsumer, time: Duration) -> Vec<i64> {
+    let (since, mut latencies) = (Instant::now(), Vec::new());
+    while since.elapsed() < time {
+        latencies.extend(next(results).map(|told| now_us() - told));
+    }
+    assert!(!latencies.is_empty(), "no results came");
+    latencies
+}
+
+/// What /metrics says, if it answers.
+fn metrics(port: u16) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// The sum of a metric over all of its labels.
+fn metric(text: &str, name: &str) -> Option<f64> {
+    let values: Vec<f64> = text
+        .lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')))
+        .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+        .collect();
+    (!values.is_empty()).then(|| values.iter().sum())
+}
+
+/// Waits until every event is in a window.
+fn await_rows(port: u16, rows: i64) {
+    let deadline = Instant::now() + Duration::from_secs(300);
+    loop {
+        let text = metrics(port).unwrap_or_default();
+        let read = metric(&text, "millstream_rows_decoded_total").unwrap_or_default();
+        if read as i64 >= rows * EVENTS {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the events are not read: {read}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Memory of a process in kilobytes, from /proc.
+fn memory(process: u32, what: &str) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(what)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
