@@ -92,9 +92,8 @@ async fn append(
     let events = std::mem::take(&mut rows.events);
     let next = rows.offset + i64::try_from(events.len()).unwrap();
     let seconds = || events.iter().map(|event| i64::try_from(event.second).unwrap());
-    let clock = |second: i64| {
-        format!("{:02}:{:02}:{:02}", second / 3_600, second / 60 % 60, second % 60)
-    };
+    let clock =
+        |second: i64| format!("{:02}:{:02}:{:02}", second / 3_600, second / 60 % 60, second % 60);
     let partition = i32::try_from(partition).unwrap();
     let date = format!("202405{:02}", day + 1);
     let mut columns: HashMap<&str, ArrayRef> = HashMap::new();
