@@ -17,7 +17,7 @@ use crate::job::config;
 pub const PARTITIONS: i32 = 4;
 pub const EVENT_BYTES: usize = 84;
 pub const KEYS: u64 = 1_000;
-const ROOMS: [&str; 8] = [
+pub const ROOMS: [&str; 8] = [
     "living room west",
     "living room east",
     "kitchen upstairs",
@@ -50,14 +50,15 @@ pub fn events() -> u64 {
     std::env::var("EVENTS").map_or(10_000_000, |number| number.parse().unwrap())
 }
 
-struct Event {
-    second: u64,
-    key: u64,
-    room: usize,
+/// One event: its second of the day, its person, its room by number.
+pub struct Event {
+    pub second: u64,
+    pub key: u64,
+    pub room: usize,
 }
 
 /// The events of one day by `keys` keys, in order; the same at every call.
-fn day(events: u64, keys: u64) -> impl Iterator<Item = Event> {
+pub fn day(events: u64, keys: u64) -> impl Iterator<Item = Event> {
     let mut state = 88_172_645_463_325_252_u64;
     (0..events).map(move |number| {
         state ^= state << 13;

@@ -21,6 +21,8 @@
 
 pub mod adhoc;
 mod buffer;
+mod coded;
+mod codes;
 pub mod compact;
 mod file;
 mod positions;
@@ -28,6 +30,7 @@ mod provider;
 mod prune;
 pub mod read;
 pub mod replay;
+mod scan;
 mod status;
 pub mod table;
 #[cfg(test)]

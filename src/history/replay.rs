@@ -13,8 +13,9 @@ use datafusion::common::ScalarValue;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::{Expr, cast, ident, lit};
 use datafusion::physical_plan::EmptyRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 
 use super::provider::{self, HistoryTable};
 use super::table::{OFFSET, PARTITION, POSITION, SOURCE, TOPIC};
@@ -38,9 +39,15 @@ pub struct EventScan<'a> {
     pub from: Option<Micros>,
     /// Before this event time.
     pub to: Option<Micros>,
-    /// In the order of topic, partition, offset and position; otherwise in any order.
+    /// In the order of topic, partition, offset and position; otherwise as the files have them,
+    /// in larger batches, which is several times as fast.
     pub ordered: bool,
 }
+
+/// Rows of a batch where no order is asked for.
+const LARGE_BATCH: usize = 65_536;
+/// Batches that are read ahead.
+const AHEAD: usize = 2;
 
 /// Reads events. A stream without history has none.
 ///
@@ -64,7 +71,11 @@ pub async fn scan_events(root: &Path, scan: EventScan<'_>) -> Result<SendableRec
         Ok(_) => cast(ident(scan.time_column), zone.clone()),
     };
     let instant = |time| lit(ScalarValue::TimestampMicrosecond(Some(time), Some("UTC".into())));
-    let mut rows = session().read_table(Arc::new(table))?;
+    let session = match scan.ordered {
+        true => session(),
+        false => in_file_order(),
+    };
+    let mut rows = session.read_table(Arc::new(table))?;
     if let Some(from) = scan.from {
         rows = rows.filter(time().gt_eq(instant(from)))?;
     }
@@ -81,7 +92,7 @@ pub async fn scan_events(root: &Path, scan: EventScan<'_>) -> Result<SendableRec
             _ => cast(ident(field.name()), field.data_type().clone()).alias(field.name()),
         })
         .collect();
-    let stream = rows.select(columns)?.execute_stream().await?;
+    let stream = ahead(rows.select(columns)?.execute_stream().await?);
     // History holds every column as nullable; the stream's schema knows better.
     let schema = scan.schema;
     let given = schema.clone();
@@ -145,6 +156,28 @@ pub async fn late_rows(
     Ok(late)
 }
 
+/// Reads on a task of its own, a little ahead, so that decoding files and what is done with their
+/// rows go on at the same time.
+fn ahead(mut rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+    let mut builder = RecordBatchReceiverStreamBuilder::new(rows.schema(), AHEAD);
+    let sender = builder.tx();
+    builder.spawn(async move {
+        while let Some(batch) = rows.next().await {
+            if sender.send(batch).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    });
+    builder.build()
+}
+
 fn session() -> SessionContext {
     SessionContext::new_with_config(provider::settings(SessionConfig::new()))
+}
+
+/// A session that reads one file after another, so that rows come in the same order each time.
+fn in_file_order() -> SessionContext {
+    let config = SessionConfig::new().with_target_partitions(1).with_batch_size(LARGE_BATCH);
+    SessionContext::new_with_config(provider::settings(config))
 }

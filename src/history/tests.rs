@@ -419,6 +419,105 @@ async fn local_time_survives_the_hour_that_comes_twice() {
     );
 }
 
+/// Rows with a text that may be null, in files whose dictionaries differ.
+async fn noted(root: &Path) {
+    let spec = spec(&[("note", DataType::Utf8)]);
+    let mut writer = writer(root, spec).await;
+    for file in 0..3 {
+        let offsets = file * 100..file * 100 + 100;
+        let rows = events(offsets.clone().map(|o| (o, START + o * SECOND)));
+        let notes = offsets.map(|o| (o % 5 != file).then(|| format!("n{}", o % 4 + file)));
+        let notes: ArrayRef = Arc::new(notes.collect::<StringArray>());
+        let schema = schema(&[("note", DataType::Utf8)]);
+        let columns = schema.fields().iter().map(|field| match field.name().as_str() {
+            "note" => ("note", notes.clone()),
+            name => (field.name().as_str(), rows.column_by_name(name).unwrap().clone()),
+        });
+        let offset = ("_offset", rows.column_by_name("_offset").unwrap().clone());
+        let rows = RecordBatch::try_from_iter_with_nullable(
+            columns.chain([offset]).map(|(name, column)| (name, column, true)),
+        );
+        writer.append("1084", 0, &rows.unwrap(), file * 100 + 100).await.unwrap();
+        writer.commit(START).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn texts_of_few_values_are_grouped_by_their_codes() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    noted(&root).await;
+    let question = |from: &str, rest: &str| {
+        format!(
+            "SELECT room, note, count(*) AS n, min(event_time) AS first,
+               count(DISTINCT part_id) AS persons,
+               count(*) FILTER (WHERE note = 'n1') AS a,
+               count(*) FILTER (WHERE note <> 'n1') AS b,
+               count(*) FILTER (WHERE 'n2' < note AND part_id > 2) AS c,
+               count(*) FILTER (WHERE NOT (note >= 'n3') OR room = 'hall') AS d,
+               count(*) FILTER (WHERE note = 'never') AS e
+             FROM {from} {rest} GROUP BY room, note ORDER BY room, note"
+        )
+    };
+    // A text that is made, not read, has no code.
+    let made =
+        "(SELECT room || '' AS room, note || '' AS note, part_id, event_time FROM positions)";
+    for rest in ["", "WHERE part_id <> 3", "WHERE event_time < '2019-10-26T00:02:00Z'"] {
+        let coded = question("positions", rest);
+        assert_eq!(
+            table(&root, &catalog, &coded).await,
+            table(&root, &catalog, &question(made, rest)).await,
+            "{rest}"
+        );
+        let plan = table(&root, &catalog, &format!("EXPLAIN {coded}")).await;
+        assert!(plan.contains("id(@") && plan.contains("codes(@"), "{plan}");
+    }
+    for (sql, is_coded) in [
+        ("SELECT note, max(room) FROM positions GROUP BY note", true),
+        ("SELECT part_id, count(*) FILTER (WHERE note = 'n1') FROM positions GROUP BY 1", true),
+        ("SELECT note, max(note) FROM positions GROUP BY note", false),
+        ("SELECT note, count(*) FROM positions WHERE note > 'n1' GROUP BY note", false),
+        ("SELECT upper(note), count(*) FROM positions GROUP BY 1", false),
+        ("SELECT room, note, count(*) FROM positions GROUP BY ROLLUP (room, note)", false),
+    ] {
+        let plan = table(&root, &catalog, &format!("EXPLAIN {sql}")).await;
+        assert_eq!(plan.contains("codes(@") || plan.contains("id(@"), is_coded, "{sql}\n{plan}");
+        ask(&root, &catalog, sql).await;
+    }
+}
+
+#[tokio::test]
+async fn the_questions_of_the_documents_are_answered() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    noted(&root).await;
+    let text = include_str!("../../docs/sql.md");
+    let (_, section) = text.split_once("### Questions to events").unwrap();
+    let questions = section.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let mut rows = Vec::new();
+    for question in questions {
+        let answer = ask(&root, &catalog, question).await;
+        rows.push(answer.iter().map(RecordBatch::num_rows).sum::<usize>());
+    }
+    // Seven persons; two rooms in the one hour; one of the persons is seen 43 times.
+    assert_eq!(rows, [7, 2, 2, 43]);
+}
+
+#[tokio::test]
+async fn the_log_knows_how_many_rows_there_are() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    noted(&root).await;
+    let plan = table(&root, &catalog, "EXPLAIN SELECT count(*) FROM positions").await;
+    assert!(!plan.contains("DataSourceExec: file_groups"), "{plan}");
+    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 300);
+    assert_eq!(
+        number(&root, &catalog, "SELECT count(*) FROM positions WHERE part_id = 1").await,
+        43
+    );
+    assert_eq!(ask(&root, &catalog, "SELECT * FROM positions LIMIT 7").await[0].num_rows(), 7);
+}
+
 #[tokio::test]
 async fn queries_on_event_time_skip_files() {
     let (folder, catalog) = project();

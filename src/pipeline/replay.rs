@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray};
-use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
+use arrow::array::{Array, AsArray, new_null_array};
+use arrow::datatypes::{Int32Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 use futures::StreamExt;
 
@@ -64,8 +64,7 @@ pub async fn replay(
     }
     let mut steps = chain(&planned.queries, &replay.query, customer)?;
     for stream in &planned.streams {
-        let reads = |s: &Step| s.plan.input == Input::Stream(stream.stream.name.clone());
-        if steps.iter().any(reads) {
+        if steps.iter().any(|step| step.reads(&stream.stream.name)) {
             feed(stream, &mut steps, customer, replay, &relations).await?;
         }
     }
@@ -127,39 +126,91 @@ async fn feed(
         });
         refused.insert(step.plan.name.clone(), last.collect());
     }
+    let any_order = !replay.as_streamed
+        && (steps.iter().filter(|s| s.reads(name))).all(|step| step.plan.takes_any_order());
     let scan = EventScan {
         customer: &customer.name,
         stream: name,
-        schema: super::event_schema(&stream.schema),
+        schema: match any_order {
+            true => Arc::new(stream.schema.project(&needed(steps, name, event_time))?),
+            false => super::event_schema(&stream.schema),
+        },
         time_column: &stream.stream.watermark.column,
         from: replay.from,
         to: replay.to,
-        ordered: true,
+        ordered: !any_order,
     };
     let mut rows = history::scan_events(&root, scan).await?;
     let mut ranks: BTreeMap<(String, i32), usize> = BTreeMap::new();
     while let Some(batch) = rows.next().await {
-        for part in by_partition(&batch?, columns)? {
+        let batch = batch?;
+        if any_order {
+            let batch = widened(&batch, &stream.schema)?;
+            let before = vec![BEGINNING; batch.num_rows()];
+            for step in steps.iter_mut().filter(|step| step.reads(name)) {
+                step.push(&batch, event_time, &before, 0, relations).await?;
+            }
+            continue;
+        }
+        for part in by_partition(&batch, columns)? {
             let next = ranks.len();
             let rank = *ranks.entry((part.topic.clone(), part.partition)).or_insert(next);
-            let times = part.rows.column(event_time).as_primitive::<TimestampMicrosecondType>();
-            for step in steps.iter_mut().filter(|s| s.plan.input == Input::Stream(name.to_owned()))
-            {
+            for step in steps.iter_mut().filter(|step| step.reads(name)) {
                 let before =
                     part.before(refused.get(&step.plan.name), step.plan.query.allowed_lateness_us);
-                let input = Rows {
-                    batch: &part.rows,
-                    event_time: times.values(),
-                    before: &before,
-                    partition: rank,
-                };
-                let pushed = step.operator.push(&input, relations).await?;
-                step.failed += pushed.failed.len() as u64;
-                step.results.extend(pushed.output.filter(|o| o.num_rows() > 0));
+                step.push(&part.rows, event_time, &before, rank, relations).await?;
             }
         }
     }
     Ok(())
+}
+
+impl Step {
+    fn reads(&self, stream: &str) -> bool {
+        matches!(&self.plan.input, Input::Stream(name) if name == stream)
+    }
+
+    async fn push(
+        &mut self,
+        rows: &RecordBatch,
+        event_time: usize,
+        before: &[Micros],
+        partition: usize,
+        relations: &Relations,
+    ) -> Result<()> {
+        let times = rows.column(event_time).as_primitive::<TimestampMicrosecondType>();
+        let rows = Rows { batch: rows, event_time: times.values(), before, partition };
+        let pushed = self.operator.push(&rows, relations).await?;
+        self.failed += pushed.failed.len() as u64;
+        self.results.extend(pushed.output.filter(|o| o.num_rows() > 0));
+        Ok(())
+    }
+}
+
+/// The columns of a stream that its readers need, ascending.
+fn needed(steps: &[Step], stream: &str, event_time: usize) -> Vec<usize> {
+    let readers = steps.iter().filter(|step| step.reads(stream));
+    let columns = readers.flat_map(|step| step.plan.leaf_projection().iter().copied());
+    let all: BTreeSet<usize> = columns.chain([event_time]).collect();
+    all.into_iter().collect()
+}
+
+/// Rows of some columns of `schema` as rows of all: nobody looks at the others, which are null.
+fn widened(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+    let (mut fields, mut columns) = (Vec::new(), Vec::new());
+    for field in schema.fields() {
+        match rows.column_by_name(field.name()) {
+            Some(column) => {
+                fields.push(field.clone());
+                columns.push(column.clone());
+            }
+            None => {
+                fields.push(Arc::new(field.as_ref().clone().with_nullable(true)));
+                columns.push(new_null_array(field.data_type(), rows.num_rows()));
+            }
+        }
+    }
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
 }
 
 /// Rows of one partition, in order.

@@ -8,6 +8,7 @@
 //! Promises: every SQL function and operator is DataFusion's; what is kept between batches is
 //! plain record batches; the same text gives the same plan; errors name file, line and column.
 
+mod any_order;
 mod cut;
 mod distinct;
 pub(crate) mod errors;

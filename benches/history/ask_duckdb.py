@@ -1,0 +1,46 @@
+"""Asks DuckDB the questions of a JSON file and prints, for each, its best time and its rows.
+
+    python ask_duckdb.py WANTED.json
+
+The answer is made into a table inside DuckDB, which is what is timed; it is read back afterwards.
+Values are texts, times are microseconds since 1970.
+"""
+
+import datetime
+import json
+import sys
+import time
+
+import duckdb
+
+UTC = datetime.timezone.utc
+BEGIN = datetime.datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def text(value):
+    if isinstance(value, datetime.datetime):
+        since = (value if value.tzinfo else value.replace(tzinfo=UTC)) - BEGIN
+        return str(since // datetime.timedelta(microseconds=1))
+    return str(value)
+
+
+def main():
+    with open(sys.argv[1]) as file:
+        wanted = json.load(file)
+    session = duckdb.connect()
+    session.execute(f"SET threads = {wanted['threads']}; SET TimeZone = 'UTC'")
+    files = ", ".join("'" + name.replace("'", "''") + "'" for name in wanted["files"])
+    session.execute(f"CREATE VIEW positions AS SELECT * FROM read_parquet([{files}])")
+    answers = []
+    for question in wanted["questions"]:
+        best = float("inf")
+        for _ in range(wanted["rounds"]):
+            since = time.perf_counter()
+            session.execute(f"CREATE OR REPLACE TEMP TABLE answer AS {question}")
+            best = min(best, time.perf_counter() - since)
+        rows = session.execute("SELECT * FROM answer").fetchall()
+        answers.append({"seconds": best, "rows": [[text(v) for v in row] for row in rows]})
+    json.dump(answers, sys.stdout)
+
+
+main()

@@ -1,0 +1,141 @@
+//! From the start of `millstream run` to the first committed result.
+//!
+//! A topic holds events before the process starts; a consumer of its own waits for the first
+//! result `read_committed`. `anew`: a pipeline that never ran, whose topics and history are still
+//! to be made (only the results' topic is there, so that the consumer can wait at it). `again`: the
+//! same pipeline, stopped well, with a snapshot and new events. `benches/run start` starts a Kafka
+//! for it and writes the table of docs/performance.md.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
+
+#[path = "../support/job.rs"]
+#[allow(dead_code, reason = "other benchmarks use the rest")]
+mod job;
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use job::{config, create};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
+
+const PARTITIONS: i32 = 4;
+const EVENTS: u64 = 100_000;
+const ROUNDS: usize = 5;
+const LIMIT: Duration = Duration::from_secs(60);
+
+const SCHEMA: &str = "SET millstream.timezone = 'UTC';
+CREATE STREAM events (
+  id BIGINT NOT NULL, sensor BIGINT NOT NULL, sent BIGINT NOT NULL,
+  at TIMESTAMP AS to_timestamp_micros(sent),
+  WATERMARK FOR at AS at
+) WITH (topics = '{topic}');
+";
+const ALERT: &str = "SELECT id, sent FROM events WHERE id % 1000 = 0";
+
+fn main() {
+    let Some(brokers) = job::brokers("start") else { return };
+    let [mut anew, mut again] = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        let tag = &uuid::Uuid::new_v4().simple().to_string()[..8];
+        let (topic, customer) = (format!("start_{tag}"), format!("start_{tag}"));
+        let results = format!("millstream.{customer}.alert");
+        create(&brokers, &topic, PARTITIONS);
+        create(&brokers, &results, 1);
+        let schema = SCHEMA.replace("{topic}", &topic);
+        let folder = job::project(&customer, &schema, &[("alert", ALERT)]);
+        for (number, times) in (0..).zip([&mut anew, &mut again]) {
+            produce(&brokers, &topic, number * EVENTS);
+            let consumer = at_end(&brokers, &results);
+            let since = Instant::now();
+            let engine = start(&brokers, folder.path());
+            await_message(&consumer);
+            times.push(since.elapsed());
+            end(engine);
+        }
+        println!("anew {:?}, again {:?}", anew.last().unwrap(), again.last().unwrap());
+    }
+    let mut table = String::from("| start | least | median | most |\n|---|---|---|---|\n");
+    for (what, mut times) in [("anew", anew), ("again, from a snapshot", again)] {
+        times.sort_unstable();
+        let ms = |at: usize| times[at].as_millis();
+        let (least, median, most) = (ms(0), ms(ROUNDS / 2), ms(ROUNDS - 1));
+        writeln!(table, "| {what} | {least} ms | {median} ms | {most} ms |").unwrap();
+    }
+    println!("\n{table}");
+    job::write_table("start", &table);
+}
+
+fn start(brokers: &str, folder: &Path) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_millstream"))
+        .args(["run", "--brokers", brokers, "--create-topics"])
+        .args(["--log", &std::env::var("LOG").unwrap_or_else(|_| "warn".to_owned())])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// SIGTERM, and a good end.
+fn end(mut engine: Child) {
+    let status = Command::new("kill").arg(engine.id().to_string()).status().unwrap();
+    assert!(status.success() && engine.wait().unwrap().success());
+}
+
+fn produce(brokers: &str, topic: &str, first: u64) {
+    let producer: ThreadedProducer<DefaultProducerContext> =
+        config(brokers).set("linger.ms", "5").create().unwrap();
+    for id in first..first + EVENTS {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let event = format!(r#"{{"id":{id},"sensor":{},"sent":{}}}"#, id % 997, now.as_micros());
+        let partition = i32::try_from(id % 4).unwrap();
+        let mut record: BaseRecord<'_, (), str> =
+            BaseRecord::to(topic).partition(partition).payload(&event);
+        while let Err((error, back)) = producer.send(record) {
+            assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
+            std::thread::sleep(Duration::from_millis(2));
+            record = back;
+        }
+    }
+    producer.flush(Duration::from_secs(60)).unwrap();
+}
+
+/// A consumer that has read all results that there are.
+fn at_end(brokers: &str, topic: &str) -> BaseConsumer {
+    let consumer: BaseConsumer = config(brokers)
+        .set("group.id", "start")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .set("fetch.wait.max.ms", "10")
+        .create()
+        .unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, 0, Offset::Beginning).unwrap();
+    consumer.assign(&list).unwrap();
+    loop {
+        match consumer.poll(LIMIT) {
+            Some(Ok(_)) => {}
+            Some(Err(KafkaError::PartitionEOF(_))) => return consumer,
+            other => panic!("{topic}: {other:?}"),
+        }
+    }
+}
+
+fn await_message(consumer: &BaseConsumer) {
+    let since = Instant::now();
+    loop {
+        assert!(since.elapsed() < LIMIT, "no result came");
+        match consumer.poll(Duration::from_millis(10)) {
+            Some(Ok(message)) => {
+                assert!(message.payload().is_some());
+                return;
+            }
+            None | Some(Err(KafkaError::PartitionEOF(_))) => {}
+            Some(Err(error)) => panic!("{error}"),
+        }
+    }
+}
