@@ -21,8 +21,6 @@
 
 pub mod adhoc;
 mod buffer;
-mod coded;
-mod codes;
 pub mod compact;
 mod file;
 mod positions;
@@ -30,7 +28,6 @@ mod provider;
 mod prune;
 pub mod read;
 pub mod replay;
-mod scan;
 mod status;
 pub mod table;
 #[cfg(test)]

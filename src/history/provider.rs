@@ -16,7 +16,6 @@ use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use deltalake::DeltaTable;
 
-use super::scan::Files;
 use super::table::{self, Description};
 use super::{delta_error, prune};
 use crate::Result;
@@ -25,8 +24,6 @@ use crate::Result;
 #[derive(Debug)]
 pub(super) struct HistoryTable {
     delta: Arc<dyn TableProvider>,
-    /// Its files, where they are all that there is to read.
-    files: Option<Files>,
     description: Description,
 }
 
@@ -36,11 +33,9 @@ impl HistoryTable {
         let fail = |error| delta_error(path, "reading", error);
         let mut table = DeltaTable::new(table::log_store(path)?);
         table.load().await.map_err(fail)?;
-        let state = table.snapshot().map_err(fail)?;
-        let description = Description::read(state);
-        let files = Files::of(path, state);
+        let description = Description::read(table.snapshot().map_err(fail)?);
         let delta = table.table_provider().with_session(scan_settings()).await?;
-        Ok(Self { delta, files, description })
+        Ok(Self { delta, description })
     }
 
     /// The key, for keyed results.
@@ -88,8 +83,7 @@ impl TableProvider for HistoryTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        let (engine, delta) = (&self.description.schema, self.delta.schema());
-        let stored = self.files.as_ref().map_or(&delta, Files::schema);
+        let (engine, stored) = (&self.description.schema, self.delta.schema());
         let all = || (0..engine.fields().len()).collect();
         let columns: Vec<usize> = projection.cloned().unwrap_or_else(all);
         let projection = (columns.iter())
@@ -97,15 +91,12 @@ impl TableProvider for HistoryTable {
             .collect::<Result<Vec<_>, _>>()?;
         let mut pushed = Vec::with_capacity(filters.len() * 2);
         for filter in filters {
-            pushed.extend(prune::stored(filter, engine, stored));
+            pushed.extend(prune::stored(filter, engine, &stored));
             let time = self.description.time.as_deref();
             pushed.extend(time.and_then(|time| prune::dates(filter, time)));
         }
         let limit = limit.filter(|_| filters.is_empty());
-        let plan = match &self.files {
-            Some(files) => files.scan(session, projection, pushed, limit).await?,
-            None => self.delta.scan(session, Some(&projection), &pushed, limit).await?,
-        };
+        let plan = self.delta.scan(session, Some(&projection), &pushed, limit).await?;
         let types = columns.iter().map(|&column| engine.field(column).data_type());
         let schema = plan.schema();
         if types.clone().eq(schema.fields().iter().map(|field| field.data_type())) {

@@ -20,13 +20,11 @@ use datafusion::common::{DFSchema, ToDFSchema};
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::datasource::listing_table_factory::ListingTableFactory;
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
-use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::functions_window::expr_fn::row_number;
 use datafusion::logical_expr::{CreateExternalTable, Expr, ExprFunctionExt, TableType, ident, lit};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
-use super::coded::CodedTexts;
 use super::provider::{self, HistoryTable};
 use super::status::StatusSchema;
 use super::table::{DELETED, OFFSET, PARTITION, POSITION, TOPIC, TableSpec};
@@ -60,12 +58,7 @@ pub async fn context(root: &Path, catalog: &Catalog) -> Result<SessionContext> {
         .set_str("datafusion.execution.time_zone", zone)
         .set_bool("datafusion.sql_parser.collect_spans", true);
     let runtime = RuntimeEnvBuilder::new().with_memory_limit(QUERY_BYTES, 1.0).build_arc()?;
-    let state = SessionStateBuilder::new_with_default_features()
-        .with_config(provider::settings(config))
-        .with_runtime_env(runtime)
-        .with_physical_optimizer_rule(Arc::new(CodedTexts))
-        .build();
-    let context = SessionContext::new_with_state(state);
+    let context = SessionContext::new_with_config_rt(provider::settings(config), runtime);
     let schemas = MemoryCatalogProvider::new();
     for customer in &catalog.customers {
         let schema = CustomerSchema {

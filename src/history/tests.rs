@@ -443,50 +443,6 @@ async fn noted(root: &Path) {
 }
 
 #[tokio::test]
-async fn texts_of_few_values_are_grouped_by_their_codes() {
-    let (folder, catalog) = project();
-    let root = root(&folder);
-    noted(&root).await;
-    let question = |from: &str, rest: &str| {
-        format!(
-            "SELECT room, note, count(*) AS n, min(event_time) AS first,
-               count(DISTINCT part_id) AS persons,
-               count(*) FILTER (WHERE note = 'n1') AS a,
-               count(*) FILTER (WHERE note <> 'n1') AS b,
-               count(*) FILTER (WHERE 'n2' < note AND part_id > 2) AS c,
-               count(*) FILTER (WHERE NOT (note >= 'n3') OR room = 'hall') AS d,
-               count(*) FILTER (WHERE note = 'never') AS e
-             FROM {from} {rest} GROUP BY room, note ORDER BY room, note"
-        )
-    };
-    // A text that is made, not read, has no code.
-    let made =
-        "(SELECT room || '' AS room, note || '' AS note, part_id, event_time FROM positions)";
-    for rest in ["", "WHERE part_id <> 3", "WHERE event_time < '2019-10-26T00:02:00Z'"] {
-        let coded = question("positions", rest);
-        assert_eq!(
-            table(&root, &catalog, &coded).await,
-            table(&root, &catalog, &question(made, rest)).await,
-            "{rest}"
-        );
-        let plan = table(&root, &catalog, &format!("EXPLAIN {coded}")).await;
-        assert!(plan.contains("id(@") && plan.contains("codes(@"), "{plan}");
-    }
-    for (sql, is_coded) in [
-        ("SELECT note, max(room) FROM positions GROUP BY note", true),
-        ("SELECT part_id, count(*) FILTER (WHERE note = 'n1') FROM positions GROUP BY 1", true),
-        ("SELECT note, max(note) FROM positions GROUP BY note", false),
-        ("SELECT note, count(*) FROM positions WHERE note > 'n1' GROUP BY note", false),
-        ("SELECT upper(note), count(*) FROM positions GROUP BY 1", false),
-        ("SELECT room, note, count(*) FROM positions GROUP BY ROLLUP (room, note)", false),
-    ] {
-        let plan = table(&root, &catalog, &format!("EXPLAIN {sql}")).await;
-        assert_eq!(plan.contains("codes(@") || plan.contains("id(@"), is_coded, "{sql}\n{plan}");
-        ask(&root, &catalog, sql).await;
-    }
-}
-
-#[tokio::test]
 async fn the_questions_of_the_documents_are_answered() {
     let (folder, catalog) = project();
     let root = root(&folder);
@@ -501,21 +457,6 @@ async fn the_questions_of_the_documents_are_answered() {
     }
     // Seven persons; two rooms in the one hour; one of the persons is seen 43 times.
     assert_eq!(rows, [7, 2, 2, 43]);
-}
-
-#[tokio::test]
-async fn the_log_knows_how_many_rows_there_are() {
-    let (folder, catalog) = project();
-    let root = root(&folder);
-    noted(&root).await;
-    let plan = table(&root, &catalog, "EXPLAIN SELECT count(*) FROM positions").await;
-    assert!(!plan.contains("DataSourceExec: file_groups"), "{plan}");
-    assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 300);
-    assert_eq!(
-        number(&root, &catalog, "SELECT count(*) FROM positions WHERE part_id = 1").await,
-        43
-    );
-    assert_eq!(ask(&root, &catalog, "SELECT * FROM positions LIMIT 7").await[0].num_rows(), 7);
 }
 
 #[tokio::test]
