@@ -191,7 +191,7 @@ impl Driver<'_> {
                 return;
             }
             self.account.missed.push(point);
-            self.kill_at_random();
+            self.kill_at_random(commits);
         }
         println!("not reached in {ATTEMPTS} attempts: {point}");
     }
@@ -238,12 +238,7 @@ impl Driver<'_> {
 
     /// A compaction beside a running pipeline; both die.
     fn compact(&mut self, crash: &str, commits: &Commits) -> bool {
-        let mut running = self.start(&[]);
-        let deadline = Instant::now() + LONG;
-        while !commits.lock().unwrap().contains_key(&running.id()) {
-            assert!(!running.ended() && Instant::now() < deadline, "{}", running.stderr());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let running = self.start_recovered(commits);
         let environment = [("MILLSTREAM_CRASH", crash)];
         let folder = self.load.project.path();
         let compacting = process::start_knowing(folder, &["compact", "--vacuum"], &environment);
@@ -252,10 +247,22 @@ impl Driver<'_> {
         finished.status.signal() == Some(9)
     }
 
-    fn kill_at_random(&mut self) {
-        let running = self.start(&[]);
-        std::thread::sleep(Duration::from_millis(self.random.random_range(800..2_500)));
+    /// After a while in which epochs were committed that the next start runs again.
+    fn kill_at_random(&mut self, commits: &Commits) {
+        let running = self.start_recovered(commits);
+        std::thread::sleep(Duration::from_millis(self.random.random_range(500..2_500)));
         self.kill(running);
+    }
+
+    /// A process that has committed something.
+    fn start_recovered(&mut self, commits: &Commits) -> Running {
+        let mut running = self.start(&[]);
+        let deadline = Instant::now() + LONG;
+        while !commits.lock().unwrap().contains_key(&running.id()) {
+            assert!(!running.ended() && Instant::now() < deadline, "{}", running.stderr());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        running
     }
 
     fn start(&mut self, environment: &[(&str, &str)]) -> Running {
