@@ -33,13 +33,15 @@ def main():
     session.execute(f"CREATE VIEW positions AS SELECT * FROM read_parquet([{files}])")
     answers = []
     for question in wanted["questions"]:
-        best = float("inf")
+        best = best_cpu = float("inf")
         for _ in range(wanted["rounds"]):
-            since = time.perf_counter()
+            since, cpu = time.perf_counter(), time.process_time()
             session.execute(f"CREATE OR REPLACE TEMP TABLE answer AS {question}")
             best = min(best, time.perf_counter() - since)
+            best_cpu = min(best_cpu, time.process_time() - cpu)
         rows = session.execute("SELECT * FROM answer").fetchall()
-        answers.append({"seconds": best, "rows": [[text(v) for v in row] for row in rows]})
+        texts = [[text(v) for v in row] for row in rows]
+        answers.append({"seconds": best, "cpu": best_cpu, "rows": texts})
     json.dump(answers, sys.stdout)
 
 

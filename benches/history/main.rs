@@ -84,9 +84,10 @@ ORDER BY event_time, _partition, _offset",
     },
 ];
 
-/// Best seconds, and the answer.
+/// Best seconds on the wall and of CPU, and the answer.
 struct Asked {
     seconds: f64,
+    cpu: f64,
     rows: Vec<Vec<String>>,
 }
 
@@ -104,7 +105,7 @@ async fn main() {
 
     let duck = duckdb(&files);
     let mut table = String::from(
-        "| question | Millstream | its process | DuckDB | Millstream / DuckDB | rows |\n|---|---|---|---|---|---|\n",
+        "| question | Millstream: wall, CPU | its process, wall | DuckDB: wall, CPU | Millstream / DuckDB: wall, CPU | rows |\n|---|---|---|---|---|---|\n",
     );
     for (index, question) in QUESTIONS.iter().enumerate() {
         let sql = question.sql.replace("{hour}", HOUR);
@@ -114,14 +115,17 @@ async fn main() {
         if let Some(theirs) = theirs {
             assert!(ours.rows == theirs.rows, "{}: the answers differ", question.what);
         }
-        let their_seconds =
-            theirs.map_or("-".to_owned(), |asked| format!("{:.2} s", asked.seconds));
-        let ratio =
-            theirs.map_or("-".to_owned(), |asked| format!("{:.2}", ours.seconds / asked.seconds));
+        let spent = |asked: &Asked| format!("{:.2} s, {:.2} s", asked.seconds, asked.cpu);
+        let ratio = |theirs: &Asked| {
+            format!("{:.2}, {:.2}", ours.seconds / theirs.seconds, ours.cpu / theirs.cpu.max(0.01))
+        };
+        let none = || "-".to_owned();
         let line = format!(
-            "| {} | {:.2} s | {process:.2} s | {their_seconds} | {ratio} | {} |",
+            "| {} | {} | {process:.2} s | {} | {} | {} |",
             question.what,
-            ours.seconds,
+            spent(&ours),
+            theirs.map_or_else(none, spent),
+            theirs.map_or_else(none, ratio),
             ours.rows.len()
         );
         println!("{line}");
@@ -141,15 +145,16 @@ async fn main() {
 
 /// One question asked of the library, as `millstream query` asks it.
 async fn ask(project: &Path, data: &Path, sql: &str) -> Asked {
-    let mut best = Asked { seconds: f64::INFINITY, rows: Vec::new() };
+    let mut best = Asked { seconds: f64::INFINITY, cpu: f64::INFINITY, rows: Vec::new() };
     for _ in 0..ROUNDS {
         let catalog = catalog::load(project, &[]).unwrap();
-        let since = Instant::now();
+        let (since, cpu) = (Instant::now(), cpu_seconds().0);
         let context = history::context(&data.join("history"), &catalog).await.unwrap();
         let rows = history::run_sql(&context, sql).await.unwrap();
         let batches: Vec<RecordBatch> = rows.try_collect().await.unwrap();
         let seconds = since.elapsed().as_secs_f64();
         best.seconds = best.seconds.min(seconds);
+        best.cpu = best.cpu.min(cpu_seconds().0 - cpu);
         best.rows = batches.iter().flat_map(rows_of).collect();
     }
     best
@@ -210,6 +215,7 @@ fn duckdb(files: &[PathBuf]) -> Option<Vec<Asked>> {
     };
     let asked = |answer: &Value| Asked {
         seconds: answer["seconds"].as_f64().unwrap(),
+        cpu: answer["cpu"].as_f64().unwrap(),
         rows: answer["rows"].as_array().unwrap().iter().map(texts).collect(),
     };
     Some(answers.iter().map(asked).collect())

@@ -229,15 +229,12 @@ async fn run_pipeline(
     mut stop: watch::Receiver<bool>,
     life: &mut Life,
 ) -> Result<()> {
-    let begun = tokio::select! {
+    let mut begun = tokio::select! {
         begun = start::begin(catalog, customer, options) => begun?,
         // Nothing is under way that a commit would be needed for.
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     };
-    let mut tail = match options.history {
-        true => Some(tail::Tail::start(&begun.engine, options, &begun.cluster).await?),
-        false => None,
-    };
+    let mut tail = begun.tail.take();
     let waits_since = tail.as_ref().map(|tail| tail.waits_since.clone());
     life.began_after = Some(begun.epoch);
     let process = life.process.clone();

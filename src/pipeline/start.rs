@@ -17,6 +17,7 @@ use super::gap::{self, OnGap};
 use super::history::{self, EventHistory};
 use super::snapshots::Snapshots;
 use super::tables::{self, ReferenceTables};
+use super::tail::Tail;
 use super::worker::HistoryRows;
 use super::{Options, Reset, history_root, rebuild, topic};
 use crate::catalog::{Catalog, Customer, Start, Topics};
@@ -50,6 +51,8 @@ pub struct Begun {
     pub history: EventHistory,
     /// The newest epoch that history was given.
     handed_over: u64,
+    /// What copies the outputs, where there is a history.
+    pub tail: Option<Tail>,
     /// Tables whose version the next epoch must record.
     pub new_tables: BTreeMap<String, String>,
     /// Whether nothing was ever committed.
@@ -242,9 +245,9 @@ pub async fn begin(
         Beginning { engine: &engine, cluster: &cluster, cluster_id: &cluster_id, options, reset };
     reach("recovery.look");
     // Whatever a killed process left open is ended by the fence, and read after it.
-    let log = glance_at_log(&options.kafka, &customer.name).await?;
+    let log = glance_at_log(&options.kafka, &customer.name);
+    let (log, limits) = tokio::try_join!(log, limits(&cluster, &engine))?;
     let mut looked = beginning.look(log, &mut snapshots).await?;
-    let limits = limits(&cluster, &engine).await?;
     reach("recovery.fence");
     let (committer, log) = Committer::open(&options.kafka, &customer.name, limits).await?;
     if log != looked.log {
@@ -289,7 +292,14 @@ pub async fn begin(
     }
     let group = format!("millstream.{}", customer.name);
     let reader = Reader::start(&options.kafka, &group, Isolation::Committed)?;
-    let mut writers = open_history(&engine, options, &cluster_id).await?;
+    // Only now: who was fenced is done with these tables.
+    let tail = async {
+        Ok::<_, Error>(match options.history && !options.rebuild {
+            true => Some(Tail::start(&engine, options, &cluster_id).await?),
+            false => None,
+        })
+    };
+    let (mut writers, tail) = tokio::try_join!(open_history(&engine, options, &cluster_id), tail)?;
     for (topic, id) in &recovered.topics {
         writers.values_mut().for_each(|writer| writer.identify(topic, id));
     }
@@ -309,6 +319,7 @@ pub async fn begin(
     let mut begun = Begun {
         history: EventHistory::start(writers, handed_over, options),
         handed_over,
+        tail,
         reader,
         committer: Arc::new(committer),
         snapshots,

@@ -83,9 +83,9 @@ impl Tail {
     /// Opens the tables of every output and reads each topic on from where its table ends.
     pub async fn start(engine: &Engine, options: &Options, cluster_id: &str) -> Result<Self> {
         let root = history_root(&options.data_dir);
-        let (shapes, mut writers) = outputs(engine, &root, cluster_id).await?;
+        let wanted = outputs(engine);
         let kafka = options.kafka.clone();
-        let topics: Vec<Arc<str>> = shapes.keys().cloned().collect();
+        let topics: Vec<Arc<str>> = wanted.iter().map(|(topic, ..)| topic.clone()).collect();
         let lows = blocking(move || {
             let cluster = Cluster::connect(&kafka)?;
             let (mut lows, mut ids) = (Vec::new(), Vec::new());
@@ -98,7 +98,8 @@ impl Tail {
             }
             Ok((lows, ids))
         });
-        let (lows, ids) = lows.await?;
+        let tables = open(wanted, &root, cluster_id);
+        let ((lows, ids), (shapes, mut writers)) = tokio::try_join!(lows, tables)?;
         for (topic, id) in ids {
             writers.values_mut().for_each(|writer| writer.identify(&topic, &id));
         }
@@ -141,7 +142,7 @@ type Shapes = HashMap<Arc<str>, Shape>;
 type Writers = HashMap<Arc<str>, Writer>;
 
 /// The table of every output topic of a customer.
-async fn outputs(engine: &Engine, root: &Path, cluster: &str) -> Result<(Shapes, Writers)> {
+fn outputs(engine: &Engine) -> Vec<(Arc<str>, Shape, TableSpec)> {
     let customer = &engine.customer.name;
     let zone = engine.customer.zone.name();
     let mut wanted = Vec::new();
@@ -173,12 +174,20 @@ async fn outputs(engine: &Engine, root: &Path, cluster: &str) -> Result<(Shapes,
     }
     let spec = TableSpec::new(customer, "dead_letters", &dead_letter_schema(), None, None, zone);
     wanted.push((sink::dead_letter_topic(customer), Shape::DeadLetters, spec));
-    let (mut shapes, mut writers) = (Shapes::new(), Writers::new());
-    for (topic, shape, spec) in wanted {
-        writers.insert(topic.clone(), Writer::open(root, spec, cluster).await?);
-        shapes.insert(topic, shape);
-    }
-    Ok((shapes, writers))
+    wanted
+}
+
+/// Opens the tables of output topics, all at once.
+async fn open(
+    wanted: Vec<(Arc<str>, Shape, TableSpec)>,
+    root: &Path,
+    cluster: &str,
+) -> Result<(Shapes, Writers)> {
+    let opened = wanted.into_iter().map(|(topic, shape, spec)| async move {
+        let writer = Writer::open(root, spec, cluster).await?;
+        Ok::<_, Error>(((topic.clone(), shape), (topic, writer)))
+    });
+    Ok(futures::future::try_join_all(opened).await?.into_iter().unzip())
 }
 
 /// The output column that dates a result: `window_start`, or what carries event time.

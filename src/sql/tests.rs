@@ -987,6 +987,26 @@ fn all_errors_of_all_queries_are_told_once() {
 }
 
 #[test]
+fn some_queries_take_rows_in_any_order() {
+    for (columns, any_order) in [
+        ("count(*) AS n, count(DISTINCT room) AS r, max(steps) AS m, sum(steps) AS s", true),
+        ("count(*) FILTER (WHERE ok) AS n", true),
+        ("sum(speed) AS s", false),
+        ("avg(steps) AS a", false),
+        ("first_value(room ORDER BY steps) AS f", false),
+        ("median(steps) AS m", false),
+        ("array_agg(room) AS a", false),
+    ] {
+        let sql = format!(
+            "SELECT window_start, {columns} FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR) \
+             GROUP BY window_start"
+        );
+        assert_eq!(plan_one(&sql).takes_any_order(), any_order, "{columns}");
+    }
+    assert!(!plan_one("SELECT room, steps FROM positions WHERE ok").takes_any_order());
+}
+
+#[test]
 fn plans_do_not_depend_on_what_was_planned_before() {
     let sql = "SELECT window_start, count(*) AS n FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR) \
         WHERE steps > (SELECT avg(allowed) FROM rooms) GROUP BY window_start";
