@@ -244,5 +244,7 @@ async fn goes_on_from(format: &str) {
 
 #[tokio::test]
 async fn old_logs_and_snapshots_are_read() {
-    goes_on_from("format-1").await;
+    for format in ["format-1", "format-2"] {
+        goes_on_from(format).await;
+    }
 }
