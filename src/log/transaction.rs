@@ -624,7 +624,7 @@ mod tests {
         let error = old.commit(output(&topic, 2, 10)).await.unwrap_err();
         assert_eq!(error.kind, Kind::Fenced, "{error}");
         assert!(
-            error.message.contains("the new one") && error.message.contains("epoch 2"),
+            error.message.contains("process 8 on there") && error.message.contains("epoch 2"),
             "{error}"
         );
         new.commit(output(&topic, 3, 10)).await.unwrap();
