@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::load::{Load, seed};
+use crate::load::{Load, Verdict, seed};
 use crate::support::kafka::Kafka;
 
 const KILLS: usize = 20;
@@ -25,6 +25,7 @@ fn killed_twenty_times_nothing_is_lost_and_nothing_is_twice() {
         }
     });
     let verdict = load.prove(&produced);
-    println!("{} rows compared", verdict.compared);
+    let Verdict { compared, lost, twice, .. } = &verdict;
+    println!("{compared} rows compared, {lost} lost, {twice} twice");
     verdict.all_agree();
 }

@@ -1,7 +1,6 @@
 //! A real Kafka, if `MILLSTREAM_TEST_KAFKA` names one (.ci/run and .ci/kafka do).
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -196,7 +195,13 @@ impl Kafka {
 
     /// Gives every committed record of a topic's only partition, from its beginning on and as soon
     /// as it is there, until told to stop.
-    pub fn follow(&self, topic: &str, stop: &AtomicBool, mut seen: impl FnMut(Read)) {
+    #[cfg(feature = "failpoints")]
+    pub fn follow(
+        &self,
+        topic: &str,
+        stop: &std::sync::atomic::AtomicBool,
+        mut seen: impl FnMut(Read),
+    ) {
         let consumer: BaseConsumer = self
             .client()
             .set("group.id", "millstream-tests")
@@ -209,7 +214,7 @@ impl Kafka {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, 0, Offset::Beginning).unwrap();
         consumer.assign(&list).unwrap();
-        while !stop.load(Ordering::Relaxed) {
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
             match consumer.poll(Duration::from_millis(100)) {
                 None => {}
                 Some(Ok(message)) => seen(read(&message)),
