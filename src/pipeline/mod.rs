@@ -15,6 +15,10 @@ mod digest;
 mod engine;
 mod gap;
 mod history;
+mod life;
+mod lookout;
+mod options;
+mod outputs;
 mod published;
 pub mod rebuild;
 pub mod replay;
@@ -31,8 +35,6 @@ mod topic;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -41,24 +43,25 @@ use tokio::task::JoinHandle;
 pub use engine::{Engine, Output, publication};
 pub use gap::OnGap;
 pub use history::event_schema;
+pub use life::run;
+pub use options::{Mode, Options, Reset, history_root};
 pub use rows::decoder;
 pub use start::{blocking, plan};
 pub use topic::{read_range, read_topic};
 
-use crate::catalog::{Catalog, Customer, Emit};
+use crate::catalog::Emit;
 use crate::failpoint::reach;
 use crate::log::{
     Committed, EpochOutput, Joined, OutRecord, Position, Process, Progress, SnapshotRef, VERSION,
-    glance_at_log,
 };
-use crate::serve::status::Status;
-use crate::serve::{Metrics, StatusBoard};
 use crate::source::chunk::Chunk;
-use crate::source::{Cluster, Event, KafkaConfig, TopicPartition};
-use crate::time::{Clock, END, Micros, SECOND};
+use crate::source::{Event, TopicPartition};
+use crate::time::{END, Micros, SECOND};
 use crate::watermark::ClockDecision;
 use crate::{Error, Kind, Result};
 
+use life::out_of_patience;
+use lookout::{Known, Look, Lookout, known};
 use published::Published;
 use start::Begun;
 use worker::{HistoryRows, Worked};
@@ -67,213 +70,8 @@ use worker::{HistoryRows, Worked};
 const COMMIT_INTERVAL: Duration = Duration::from_millis(25);
 /// An epoch that says nothing still ends after this.
 const QUIET_INTERVAL: Duration = Duration::from_secs(1);
-/// How often topics are looked up for new partitions, and ends for the lag.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Results and rows of an unfinished epoch beyond this end it; until then nothing is read.
 const PENDING_BYTES: usize = 64 << 20;
-
-/// How long a pipeline that is to stop waits for Kafka.
-const STOP_WAIT: Duration = Duration::from_secs(2);
-/// How long a pipeline that failed waits before it begins again; twice as long after each failure.
-const RESTART_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_RESTART_PAUSE: Duration = Duration::from_secs(60);
-
-/// How far a run goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// On and on.
-    Follow,
-    /// To the end that the topics have now; open windows stay open.
-    UntilEnd,
-    /// To that end, then every window closes and the pipeline is finished.
-    Drain,
-}
-
-/// Names of customers (`a`) and queries (`a/q`) whose state is dropped at the start.
-#[derive(Debug, Clone, Default)]
-pub struct Reset(pub Vec<String>);
-
-/// How to run.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The cluster.
-    pub kafka: KafkaConfig,
-    /// Where history, snapshots and status lie.
-    pub data_dir: PathBuf,
-    /// Whether missing topics are created.
-    pub create_topics: bool,
-    /// How far.
-    pub mode: Mode,
-    /// Whether history is written.
-    pub history: bool,
-    /// The least time between commits; `None`: see the constants.
-    pub commit_interval: Option<Duration>,
-    /// The time between snapshots.
-    pub snapshot_interval: Duration,
-    /// What begins anew.
-    pub reset: Reset,
-    /// How many workers take a customer's chunks; at least one.
-    pub parallelism: usize,
-    /// What becomes of offsets that are needed and that Kafka no longer has.
-    pub on_gap: OnGap,
-    /// Whether this is a rebuild: all that can still be read runs again, from the beginning.
-    pub rebuild: bool,
-    /// Whether each epoch records digests of its state, which a recovery compares with its own.
-    pub check_replays: bool,
-    /// The wall clock.
-    pub clock: Clock,
-    /// Metrics of the process.
-    pub metrics: Arc<Metrics>,
-    /// Where the status goes.
-    pub board: StatusBoard,
-}
-
-/// The folder of all histories.
-pub fn history_root(data_dir: &Path) -> PathBuf {
-    data_dir.join("history")
-}
-
-/// Runs one customer's pipeline until its mode's end or `stop`. One that follows its topics and
-/// has run before begins again when Kafka or the disk fails it.
-///
-/// # Errors
-/// What nobody but a person can mend; or that Kafka did not answer when it was to stop.
-pub async fn run(
-    catalog: Arc<Catalog>,
-    customer: Arc<Customer>,
-    mut options: Options,
-    mut stop: watch::Receiver<bool>,
-) -> Result<()> {
-    let mut pause = RESTART_PAUSE;
-    let mut life = Life { process: Process::this(options.clock.now()), began_after: None };
-    loop {
-        let begun = Instant::now();
-        let result = run_pipeline(&catalog, &customer, &mut options, stop.clone(), &mut life).await;
-        let Err(mut error) = result else { return Ok(()) };
-        let mut overtaken = error.kind == Kind::Overtaken;
-        if overtaken {
-            error = life.overtaken(&customer.name, &options, error).await;
-            overtaken = error.kind == Kind::Storage;
-        }
-        let failed = Some(error.to_string());
-        options.board.publish(Status {
-            customer: customer.name.clone(),
-            failed,
-            ..Status::default()
-        });
-        // A gap is passed over at the start, which tells it from other errors.
-        let passable = error.kind == Kind::Recovery && options.on_gap == OnGap::Skip;
-        let passing = passable || matches!(error.kind, Kind::Kafka | Kind::Storage);
-        if overtaken && *stop.borrow() {
-            tracing::warn!(customer = customer.name, %error, "stopped without a snapshot");
-            return Ok(());
-        }
-        if life.began_after.is_none() || !passing || options.mode != Mode::Follow || *stop.borrow()
-        {
-            return Err(error);
-        }
-        if begun.elapsed() > LONGEST_RESTART_PAUSE {
-            pause = RESTART_PAUSE;
-        }
-        tracing::error!(customer = customer.name, %error, "the pipeline failed and begins again in {} s", pause.as_secs());
-        let stopped = stop.wait_for(|stop| *stop);
-        if tokio::time::timeout(pause, stopped).await.is_ok() {
-            return Err(error);
-        }
-        pause = (pause * 2).min(LONGEST_RESTART_PAUSE);
-    }
-}
-
-/// What a process knows of itself.
-struct Life {
-    process: Process,
-    /// The newest committed epoch when its pipeline began last; `None`: it never did.
-    began_after: Option<u64>,
-}
-
-impl Life {
-    /// What it means that another process wrote to history: it took over, or it was fenced by this
-    /// one and had committed epochs to copy still. Then the copies are right, and this process
-    /// begins again behind them.
-    async fn overtaken(&self, customer: &str, options: &Options, error: Error) -> Error {
-        let newest = async {
-            let log = glance_at_log(&options.kafka, customer).await?;
-            log.last().map(|record| Progress::decode(record)).transpose()
-        };
-        let newest = match newest.await {
-            Ok(newest) => newest.unwrap_or_default(),
-            Err(unread) => return unread,
-        };
-        let ours = newest.process.as_ref() == Some(&self.process);
-        if ours || Some(newest.epoch) <= self.began_after {
-            let message = "a process that this one fenced has written to history since";
-            return Error::new(Kind::Storage, message)
-                .hint("nothing is lost or twice: run again")
-                .because(error);
-        }
-        let by = newest.process.map_or_else(|| "it".to_owned(), |process| process.to_string());
-        let message = format!(
-            "another process took over customer {customer}: {by}, has committed epoch {}",
-            newest.epoch
-        );
-        Error::new(Kind::Fenced, message)
-            .hint("one process runs a customer at a time; this one stops")
-            .because(error)
-    }
-}
-
-async fn run_pipeline(
-    catalog: &Catalog,
-    customer: &Arc<Customer>,
-    options: &mut Options,
-    mut stop: watch::Receiver<bool>,
-    life: &mut Life,
-) -> Result<()> {
-    let mut begun = tokio::select! {
-        begun = start::begin(catalog, customer, options) => begun?,
-        // Nothing is under way that a commit would be needed for.
-        _ = stop.wait_for(|stop| *stop) => return Ok(()),
-    };
-    let mut tail = begun.tail.take();
-    let waits_since = tail.as_ref().map(|tail| tail.waits_since.clone());
-    life.began_after = Some(begun.epoch);
-    let process = life.process.clone();
-    let mut pipeline = Pipeline::new(begun, process, options.clone(), stop.clone(), waits_since);
-    let lived = tokio::select! {
-        lived = pipeline.live() => lived,
-        error = tail::failure(&mut tail) => Err(error),
-    };
-    if !pipeline.begun.restate {
-        // What was dropped is dropped once.
-        options.reset = Reset::default();
-    }
-    if let Err(error) = lived {
-        if error.kind == Kind::Recovery && options.on_gap == OnGap::Skip {
-            // So that nothing but the gap is passed over.
-            pipeline.finish().await?;
-        }
-        return Err(error);
-    }
-    pipeline.finish().await?;
-    drop(pipeline);
-    let Some(tail) = tail else { return Ok(()) };
-    tokio::select! {
-        done = tail.finish() => done,
-        () = out_of_patience(stop) => {
-            tracing::warn!(customer = customer.name, "the newest results reach history at the next start");
-            Ok(())
-        }
-    }
-}
-
-/// Returns when somebody wants to stop and has waited for Kafka long enough.
-async fn out_of_patience(mut stop: watch::Receiver<bool>) {
-    // Without a sender nobody will ever want to stop.
-    match stop.wait_for(|stop| *stop).await.map(drop) {
-        Ok(()) => tokio::time::sleep(STOP_WAIT).await,
-        Err(_) => std::future::pending().await,
-    }
-}
 
 /// A commit under way, and what follows when it is through.
 struct Commit {
@@ -323,15 +121,6 @@ struct Pipeline {
     /// In a rebuild: what the topics hold already. Nothing is committed before its end.
     published: Option<Published>,
 }
-
-/// What the lookout found at the broker.
-struct Look {
-    joined: Vec<Joined>,
-    ends: HashMap<TopicPartition, i64>,
-}
-
-/// What the lookout need not report.
-type Known = Vec<(Arc<crate::catalog::Stream>, BTreeSet<TopicPartition>)>;
 
 impl Pipeline {
     fn new(
@@ -823,66 +612,6 @@ fn moved(
     let mut now = positions(engine);
     now.retain(|partition, at| recorded.get(partition) != Some(at));
     now
-}
-
-fn known(engine: &Engine) -> Known {
-    engine
-        .streams
-        .values()
-        .map(|s| (s.plan.stream.clone(), s.positions.keys().cloned().collect()))
-        .collect()
-}
-
-/// Looks at the broker for new partitions and for ends.
-struct Lookout {
-    kafka: KafkaConfig,
-    known: watch::Receiver<Known>,
-    /// Since when an answer is awaited, and what came instead.
-    asking: watch::Sender<(Option<Instant>, Option<String>)>,
-    first: bool,
-}
-
-impl Lookout {
-    async fn run(mut self, found: mpsc::Sender<Look>) {
-        let kafka = self.kafka.clone();
-        let cluster = match blocking(move || Cluster::connect(&kafka)).await {
-            Ok(cluster) => Arc::new(cluster),
-            Err(error) => return tracing::error!(%error, "topics cannot be looked up"),
-        };
-        loop {
-            let known = self.known.borrow().clone();
-            let (cluster, first) = (cluster.clone(), self.first);
-            let look = blocking(move || {
-                let joined = start::new_partitions(&cluster, &known, first)?;
-                let mut ends = HashMap::new();
-                let joining = joined.iter().map(|j| j.partition.clone());
-                for partition in known.into_iter().flat_map(|(_, p)| p).chain(joining) {
-                    let (_, high) = cluster.watermarks(&partition)?;
-                    ends.insert(partition, high);
-                }
-                Ok(Look { joined, ends })
-            });
-            // A look that fails leaves the time of the first one that did.
-            self.asking.send_modify(|(since, _)| _ = since.get_or_insert_with(Instant::now));
-            match look.await {
-                Ok(look) => {
-                    self.first = false;
-                    self.asking.send_replace((None, None));
-                    if found.send(look).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    self.asking.send_modify(|(_, told)| *told = Some(error.message.clone()));
-                    tracing::warn!(%error, "topics could not be looked up; trying again");
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
-                changed = self.known.changed() => if changed.is_err() { return },
-            }
-        }
-    }
 }
 
 /// What `W` means to people: `None` before the first event and after a drain.

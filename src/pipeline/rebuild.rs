@@ -27,6 +27,7 @@ use futures::StreamExt;
 use tokio::sync::watch;
 
 use super::engine::Engine;
+use super::outputs::new_partitions;
 use super::published::{Counts, Published};
 use super::start::{self, Begun, blocking};
 use super::{Mode, Options, Pipeline, Reset, event_schema, history_root};
@@ -162,7 +163,7 @@ pub async fn join_beginnings(
         engine.streams.values().map(|s| (s.plan.stream.clone(), BTreeSet::new())).collect();
     let asked = cluster.clone();
     let (joining, lows) = blocking(move || {
-        let joining = start::new_partitions(&asked, &streams, true)?;
+        let joining = new_partitions(&asked, &streams, true)?;
         let lows = joining.iter().map(|join| asked.watermarks(&join.partition).map(|(low, _)| low));
         let lows: Vec<i64> = lows.collect::<Result<_>>()?;
         Ok((joining, lows))

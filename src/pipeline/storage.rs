@@ -13,6 +13,8 @@ use super::*;
 use crate::catalog;
 use crate::cli::run::following;
 use crate::history;
+use crate::serve::{Metrics, StatusBoard};
+use crate::source::KafkaConfig;
 use crate::source::testing::{fill_with, real_kafka, unique};
 use crate::store::faulty::{self, Fault, Faults};
 
