@@ -63,6 +63,21 @@ impl Write {
     }
 }
 
+/// The first offset of a partition and the next one; asked again while a topic that was just made
+/// has no leader.
+fn bounds_of(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        match consumer.fetch_watermarks(topic, partition, TIMEOUT) {
+            Err(error) if Instant::now() < deadline => {
+                eprintln!("{topic}/{partition}: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            answer => return answer.unwrap(),
+        }
+    }
+}
+
 impl Kafka {
     /// The broker, or `None` with a line that says so. Where MILLSTREAM_REQUIRE_KAFKA is set, a
     /// missing broker is a failure: a green run must have been a real one.
@@ -228,8 +243,8 @@ impl Kafka {
             self.client().set("isolation.level", "read_uncommitted").create().unwrap();
         let deadline = Instant::now() + Duration::from_secs(90);
         for partition in partitions {
-            let (_, end) = all.fetch_watermarks(topic, *partition, TIMEOUT).unwrap();
-            while committed.fetch_watermarks(topic, *partition, TIMEOUT).unwrap().1 < end {
+            let (_, end) = bounds_of(&all, topic, *partition);
+            while bounds_of(committed, topic, *partition).1 < end {
                 assert!(Instant::now() < deadline, "{topic}/{partition}: a transaction stays open");
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -249,7 +264,7 @@ impl Kafka {
     fn bounds(&self, topic: &str) -> Vec<(i32, (i64, i64))> {
         let all: BaseConsumer =
             self.client().set("isolation.level", "read_uncommitted").create().unwrap();
-        let bounds = |p: i32| all.fetch_watermarks(topic, p, TIMEOUT).unwrap();
+        let bounds = |p: i32| bounds_of(&all, topic, p);
         self.partitions(topic).into_iter().map(|p| (p, bounds(p))).collect()
     }
 
