@@ -79,11 +79,18 @@ impl Engine {
         found
     }
 
-    /// Takes a sample if a second has passed since the last.
+    /// Takes a sample if a second has passed since the last; tells of one in thirty.
     pub fn watch(&mut self) {
         if self.looked.elapsed() >= Duration::from_secs(1) {
             self.looked = Instant::now();
             let sample = self.look();
+            if self.samples.len().is_multiple_of(30) {
+                let Sample { process, age, at, resident_mb, lag, .. } = &sample;
+                println!(
+                    "{at:.0} s: process {process}, {age:.0} s old, {resident_mb:.0} MB, lag {}",
+                    lag.map_or("unknown".to_owned(), |lag| lag.to_string())
+                );
+            }
             self.samples.push(sample);
         }
     }

@@ -117,7 +117,7 @@ impl Load {
         let producer: ThreadedProducer<Acknowledged> = config(brokers)
             .set("linger.ms", "5")
             .set("batch.size", "262144")
-            .set("compression.type", "lz4")
+            .set("compression.type", "zstd")
             .set("enable.idempotence", "true")
             .set("message.timeout.ms", "0")
             .set("queue.buffering.max.messages", "200000")

@@ -40,8 +40,8 @@ struct Soak {
     load: Load,
     engine: Engine,
     wishes: Wishes,
-    /// The folder that all files are in, if it is known.
-    scratch: Option<PathBuf>,
+    /// The folder that all files are in, if it is known, and its bytes before the first event.
+    scratch: Option<(PathBuf, u64)>,
 }
 
 /// What became of part 1.
@@ -76,11 +76,12 @@ fn main() {
     job::create(&brokers, &customer, i32::try_from(load::PARTITIONS).unwrap());
     let schema = load::SCHEMA.replace("{topic}", &customer);
     let folder = job::project(&customer, &schema, &load::QUERIES);
+    let scratch = std::env::var_os("SCRATCH").map(PathBuf::from);
+    let scratch = scratch.map(|folder| (folder.clone(), plan::folder_bytes(&folder)));
     let load = Load::start(&brokers, &customer);
     let producer = fill(&load, wishes.fill());
     let filled = load.acknowledged();
     let engine = Engine::start(&brokers, folder.path(), process::free_port());
-    let scratch = std::env::var_os("SCRATCH").map(PathBuf::from);
     let mut soak = Soak { brokers, customer, load, engine, wishes, scratch };
     let top = soak.top(filled);
     let event_bytes = soak.disk().map(|bytes| bytes as f64 / filled as f64);
@@ -135,9 +136,10 @@ fn settle(load: &Load) {
 }
 
 impl Soak {
-    /// The bytes of all files.
+    /// The bytes of all files that came with the events.
     fn disk(&self) -> Option<u64> {
-        self.scratch.as_deref().map(plan::folder_bytes)
+        let (folder, before) = self.scratch.as_ref()?;
+        Some(plan::folder_bytes(folder).saturating_sub(*before))
     }
 
     /// Fails before the disk is full.
@@ -179,7 +181,12 @@ impl Soak {
                 let patience = Duration::from_secs(60);
                 let end =
                     self.engine.kill(|| client.fetch_watermarks(&topic, 0, patience)).unwrap();
-                back.push(self.first_after(&topic, end.1, killed));
+                let first = self.first_after(&topic, end.1, killed);
+                println!(
+                    "killed at {:.0} s: back after {first:.2} s",
+                    since.elapsed().as_secs_f64()
+                );
+                back.push(first);
                 let soon = |s: &Sample| s.lag.is_some_and(|lag| lag <= plan.rate as f64);
                 let rest = next.saturating_sub(since.elapsed());
                 if self.engine.until(rest, soon).is_some() {

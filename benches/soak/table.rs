@@ -41,6 +41,9 @@ fn most(values: &[f64]) -> f64 {
 
 pub fn recoveries(table: &mut String, killed: &Killed, samples: &[Sample]) {
     let said = |times: &[f64]| {
+        if times.is_empty() {
+            return "never".to_owned();
+        }
         let (middle, most, number) = (median(times.to_vec()), most(times), times.len());
         format!("{middle:.2} s median, {most:.2} s at most of {number}")
     };
