@@ -10,10 +10,10 @@
 #[path = "../support/job.rs"]
 #[allow(dead_code, reason = "other benchmarks use the rest")]
 mod job;
+#[path = "../support/process.rs"]
+mod process;
 
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use job::{config, create};
+use process::{memory, metric, metrics};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
@@ -62,7 +63,7 @@ fn main() {
     fill(&brokers, &customer);
     let schema = SCHEMA.replace("{topic}", &customer);
     let folder = job::project(&customer, &schema, &[("hourly", HOURLY), ("tell", TELL)]);
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = process::free_port();
     let mut engine = start(&brokers, folder.path(), port);
     await_rows(port, KEYS * WINDOWS);
     let stop = Arc::new(AtomicBool::new(false));
@@ -225,25 +226,6 @@ fn follow(results: &BaseConsumer, time: Duration) -> Vec<i64> {
     latencies
 }
 
-/// What /metrics says, if it answers.
-fn metrics(port: u16) -> Option<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    Some(text)
-}
-
-/// The sum of a metric over all of its labels.
-fn metric(text: &str, name: &str) -> Option<f64> {
-    let values: Vec<f64> = text
-        .lines()
-        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')))
-        .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
-        .collect();
-    (!values.is_empty()).then(|| values.iter().sum())
-}
-
 /// Waits until every event is in a window.
 fn await_rows(port: u16, rows: i64) {
     let deadline = Instant::now() + Duration::from_secs(300);
@@ -256,11 +238,4 @@ fn await_rows(port: u16, rows: i64) {
         assert!(Instant::now() < deadline, "the events are not read: {read}");
         std::thread::sleep(Duration::from_millis(100));
     }
-}
-
-/// Memory of a process in kilobytes, from /proc.
-fn memory(process: u32, what: &str) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with(what)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

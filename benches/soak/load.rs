@@ -1,0 +1,184 @@
+//! The events: what the n-th of them says, how they are sent, and what must come of them.
+//!
+//! Event `n` goes to partition `n % 4`, as that partition's record `n / 4`, so everything that a
+//! query says of them follows from how many there were.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+
+use crate::job::config;
+
+pub const PARTITIONS: u64 = 4;
+pub const KEYS: u64 = 1_000;
+/// The key whose events are told on at once: one event in a thousand, in every partition.
+const TOLD: u64 = 7;
+/// Wednesday, 2024-05-01T00:00:00Z.
+pub const BEGINNING_US: u64 = 1_714_521_600_000_000;
+/// Event time between two events: whatever the rate is, a window of ten seconds holds a million.
+const STEP_US: u64 = 10;
+pub const WINDOW_US: u64 = 10_000_000;
+/// A rate that no producer reaches.
+pub const ALL_OUT: u64 = u64::MAX;
+
+pub const SCHEMA: &str = "SET millstream.timezone = 'UTC';
+CREATE STREAM events (
+  n BIGINT NOT NULL, key BIGINT NOT NULL, value BIGINT NOT NULL, us BIGINT NOT NULL,
+  at TIMESTAMP AS to_timestamp_micros(us),
+  WATERMARK FOR at AS at - INTERVAL '1' SECOND
+) WITH (topics = '{topic}');
+";
+pub const QUERIES: [(&str, &str); 2] = [
+    ("alerts", "SELECT n FROM events WHERE key = 7"),
+    (
+        "windows",
+        "SELECT window_start, key, count(*) AS events, sum(value) AS total
+FROM TUMBLE(TABLE events, DESCRIPTOR(at), INTERVAL '10' SECOND) GROUP BY window_start, window_end, key",
+    ),
+];
+
+/// The n-th event.
+pub struct Event {
+    pub key: u64,
+    pub value: u64,
+    pub us: u64,
+}
+
+impl Event {
+    pub fn new(n: u64) -> Self {
+        Self { key: n / PARTITIONS % KEYS, value: n % 997, us: BEGINNING_US + n * STEP_US }
+    }
+
+    /// Which window it is in, counted from the first.
+    fn window(&self) -> usize {
+        usize::try_from((self.us - BEGINNING_US) / WINDOW_US).unwrap()
+    }
+}
+
+/// Whether the n-th event is an alert.
+pub fn is_told(n: u64) -> bool {
+    Event::new(n).key == TOLD
+}
+
+/// Count and sum of every key of every window, by window and key.
+pub fn expected(events: u64) -> Vec<[(u64, u64); KEYS as usize]> {
+    let mut windows = Vec::new();
+    for n in 0..events {
+        let event = Event::new(n);
+        if windows.len() <= event.window() {
+            windows.push([(0, 0); KEYS as usize]);
+        }
+        let (count, sum) = &mut windows[event.window()][usize::try_from(event.key).unwrap()];
+        *count += 1;
+        *sum += event.value;
+    }
+    windows
+}
+
+/// What the sending thread is told, and what it tells.
+#[derive(Default)]
+struct Told {
+    /// Events a second.
+    rate: AtomicU64,
+    stop: AtomicBool,
+    acknowledged: AtomicU64,
+}
+
+struct Acknowledged(Arc<Told>);
+
+impl ClientContext for Acknowledged {}
+
+impl ProducerContext for Acknowledged {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        // A failed one stays missing, and is noticed when the sending ends.
+        if result.is_ok() {
+            self.0.acknowledged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A thread that sends events, one after the other, at a rate that can be changed.
+pub struct Load {
+    told: Arc<Told>,
+    thread: JoinHandle<u64>,
+}
+
+impl Load {
+    pub fn start(brokers: &str, topic: &str) -> Self {
+        let told = Arc::new(Told::default());
+        let producer: ThreadedProducer<Acknowledged> = config(brokers)
+            .set("linger.ms", "5")
+            .set("batch.size", "262144")
+            .set("compression.type", "zstd")
+            .set("enable.idempotence", "true")
+            .set("message.timeout.ms", "0")
+            .set("queue.buffering.max.messages", "200000")
+            .create_with_context(Acknowledged(told.clone()))
+            .unwrap();
+        let (topic, orders) = (topic.to_owned(), told.clone());
+        let thread = std::thread::spawn(move || send(&producer, &topic, &orders));
+        Self { told, thread }
+    }
+
+    /// Sends so many events a second from now on.
+    pub fn rate(&self, rate: u64) {
+        self.told.rate.store(rate, Ordering::Relaxed);
+    }
+
+    /// How many events the broker has.
+    pub fn acknowledged(&self) -> u64 {
+        self.told.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Ends the thread; gives how many events there are.
+    pub fn end(self) -> u64 {
+        self.told.stop.store(true, Ordering::Relaxed);
+        let sent = self.thread.join().unwrap();
+        assert_eq!(self.told.acknowledged.load(Ordering::Relaxed), sent, "events were not taken");
+        sent
+    }
+}
+
+fn send(producer: &ThreadedProducer<Acknowledged>, topic: &str, told: &Told) -> u64 {
+    let (mut sent, mut text) = (0, String::new());
+    let (mut rate, mut base, mut since) = (0, 0, Instant::now());
+    while !told.stop.load(Ordering::Relaxed) {
+        let wished = told.rate.load(Ordering::Relaxed);
+        if wished != rate {
+            (rate, base, since) = (wished, sent, Instant::now());
+        }
+        let due = u128::from(rate) * since.elapsed().as_micros() / 1_000_000;
+        let due = u64::try_from(due).unwrap_or(u64::MAX).saturating_add(base);
+        // Not all at once, so that a new rate is soon noticed.
+        for n in sent..due.min(sent + 20_000) {
+            send_one(producer, topic, n, &mut text);
+            sent += 1;
+        }
+        if sent >= due {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    producer.flush(Duration::from_secs(300)).unwrap();
+    sent
+}
+
+fn send_one(producer: &ThreadedProducer<Acknowledged>, topic: &str, n: u64, text: &mut String) {
+    let Event { key, value, us } = Event::new(n);
+    text.clear();
+    write!(text, r#"{{"n":{n},"key":{key},"value":{value},"us":{us}}}"#).unwrap();
+    let partition = i32::try_from(n % PARTITIONS).unwrap();
+    let record: BaseRecord<'_, (), str> = BaseRecord::to(topic).partition(partition);
+    let mut record = record.payload(text.as_str());
+    while let Err((_, back)) = producer.send(record) {
+        std::thread::sleep(Duration::from_millis(1));
+        record = back;
+    }
+}

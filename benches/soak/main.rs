@@ -1,0 +1,267 @@
+//! An hour's soak: half of the top rate with a SIGKILL a minute, then more than it can take.
+//!
+//! The top rate is measured first, with a topic that was filled before. In part 1 events come at
+//! half of it, and the process is killed every minute and started again at once. In part 2 they
+//! come at one and a half times the top rate, or as fast as the producer can, then none: the
+//! process must catch up by itself. Memory and lag are looked at every second. In the end every
+//! window, every alert and every row of history is compared with what was produced, and the audit
+//! must hold. `benches/run soak` starts a Kafka for it and writes the table.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
+
+mod engine;
+#[path = "../support/job.rs"]
+#[allow(dead_code, reason = "other benchmarks use the rest")]
+mod job;
+mod load;
+mod plan;
+#[path = "../support/process.rs"]
+mod process;
+mod table;
+mod verdict;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use engine::{Engine, Sample};
+use load::Load;
+use plan::{Measured, Plan, Wishes};
+use rdkafka::Offset;
+use rdkafka::consumer::Consumer;
+use table::line;
+
+/// How long the top rate is measured, at most.
+const TOP: Duration = Duration::from_secs(20);
+/// Copying to history goes on for so long after the last event.
+const HISTORY: Duration = Duration::from_secs(12);
+
+struct Soak {
+    brokers: String,
+    customer: String,
+    load: Load,
+    engine: Engine,
+    wishes: Wishes,
+    /// The folder that all files are in, if it is known, and its bytes before the first event.
+    scratch: Option<(PathBuf, u64)>,
+}
+
+/// What became of part 1.
+struct Killed {
+    /// When it began and ended, in seconds of the soak.
+    from: f64,
+    until: f64,
+    /// Events a second that came.
+    rate: f64,
+    /// Seconds from each SIGKILL to the first result that was committed after it.
+    back: Vec<f64>,
+    /// Seconds from each SIGKILL until the lag was less than a second's events.
+    level: Vec<f64>,
+}
+
+/// What became of part 2.
+struct Overloaded {
+    from: f64,
+    until: f64,
+    rate: f64,
+    /// When the load ended: what /metrics said, and what was really left.
+    lag: f64,
+    left: f64,
+    /// How long catching up took; none if it did not.
+    caught_up: Option<Duration>,
+}
+
+fn main() {
+    let Some(brokers) = job::brokers("soak") else { return };
+    let wishes = Wishes::read();
+    let customer = format!("soak_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    job::create(&brokers, &customer, i32::try_from(load::PARTITIONS).unwrap());
+    let schema = load::SCHEMA.replace("{topic}", &customer);
+    let folder = job::project(&customer, &schema, &load::QUERIES);
+    let scratch = std::env::var_os("SCRATCH").map(PathBuf::from);
+    let scratch = scratch.map(|folder| (folder.clone(), plan::folder_bytes(&folder)));
+    let load = Load::start(&brokers, &customer);
+    let producer = fill(&load, wishes.fill());
+    let filled = load.acknowledged();
+    let engine = Engine::start(&brokers, folder.path(), process::free_port());
+    let mut soak = Soak { brokers, customer, load, engine, wishes, scratch };
+    let top = soak.top(filled);
+    let event_bytes = soak.disk().map(|bytes| bytes as f64 / filled as f64);
+    let measured = Measured { filled, producer, top, event_bytes };
+    let plan = Plan::new(&soak.wishes, &measured);
+    println!("{filled} events at {producer}/s, top rate {top}/s, {event_bytes:?} bytes an event");
+    let killed = soak.kill_every_minute(&plan);
+    println!("part 1: {} kills, {:.0} events/s", killed.back.len(), killed.rate);
+    let overloaded = soak.overload(&plan, top);
+    println!("part 2: {:.0} events/s, lag {:.0}", overloaded.rate, overloaded.lag);
+
+    let mut table = String::from("| what | |\n|---|---|\n");
+    let mut faults = Vec::new();
+    let disk = soak.disk();
+    table::rates(&mut table, &measured, &plan, &killed);
+    table::recoveries(&mut table, &killed, &soak.engine.samples);
+    table::memory_at_one_age(
+        &mut table,
+        &mut faults,
+        &killed,
+        &soak.engine.samples,
+        soak.wishes.between_kills(),
+    );
+    table::overload(&mut table, &mut faults, &overloaded, &soak.engine.samples, top);
+    soak.judge(folder.path(), &mut table, &mut faults);
+    if let Some(bytes) = disk {
+        line(&mut table, "disk, Kafka and history", &format!("{:.1} GB", bytes as f64 / 1e9));
+    }
+    println!("\n{table}");
+    job::write_table("soak", &table);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// As many events as the producer can send; says how many a second.
+fn fill(load: &Load, time: Duration) -> u64 {
+    let since = Instant::now();
+    load.rate(load::ALL_OUT);
+    std::thread::sleep(time);
+    let rate = load.acknowledged() as f64 / since.elapsed().as_secs_f64();
+    settle(load);
+    rate as u64
+}
+
+/// No more events, and all that were sent are there.
+fn settle(load: &Load) {
+    load.rate(0);
+    let mut before = None;
+    while before != Some(load.acknowledged()) {
+        before = Some(load.acknowledged());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+impl Soak {
+    /// The bytes of all files that came with the events.
+    fn disk(&self) -> Option<u64> {
+        let (folder, before) = self.scratch.as_ref()?;
+        Some(plan::folder_bytes(folder).saturating_sub(*before))
+    }
+
+    /// Fails before the disk is full.
+    fn watch_disk(&self) {
+        let most = (self.wishes.disk_gb as f64 * 1.2e9) as u64;
+        assert!(self.disk().is_none_or(|bytes| bytes < most), "more than DISK_GB of disk are used");
+    }
+
+    /// Events a second that the engine takes from what there is; waits until it has taken all.
+    fn top(&mut self, filled: u64) -> u64 {
+        let position = |sample: &Sample| sample.position.unwrap_or(0.0);
+        self.engine.until(Duration::from_secs(60), |s| position(s) > 0.0).expect("no events");
+        let first = self.engine.look();
+        self.engine.until(TOP, |s| position(s) >= filled as f64);
+        let last = self.engine.look();
+        let top = (position(&last) - position(&first)) / (last.at - first.at);
+        self.engine
+            .until(Duration::from_secs(900), |s| position(s) >= filled as f64)
+            .expect("it does not take all events");
+        // The rows that are still on their way to history belong to the bytes of an event.
+        self.engine.until(HISTORY, |_| false);
+        top as u64
+    }
+
+    fn kill_every_minute(&mut self, plan: &Plan) -> Killed {
+        let (every, seconds) = (self.wishes.between_kills(), self.wishes.seconds);
+        let (from, before) = (self.engine.look().at, self.load.acknowledged());
+        let topic = format!("millstream.{}.alerts", self.customer);
+        let client = verdict::committed(&self.brokers, &topic, Offset::End);
+        self.load.rate(plan.rate);
+        let since = Instant::now();
+        let (mut back, mut level, mut next) = (Vec::new(), Vec::new(), every);
+        while since.elapsed() < Duration::from_secs(seconds) {
+            self.engine.watch();
+            if since.elapsed() >= next {
+                next += every;
+                self.watch_disk();
+                let killed = Instant::now();
+                let patience = Duration::from_secs(60);
+                let end =
+                    self.engine.kill(|| client.fetch_watermarks(&topic, 0, patience)).unwrap();
+                let first = self.first_after(&topic, end.1, killed);
+                println!(
+                    "killed at {:.0} s: back after {first:.2} s",
+                    since.elapsed().as_secs_f64()
+                );
+                back.push(first);
+                let soon = |s: &Sample| s.lag.is_some_and(|lag| lag <= plan.rate as f64);
+                let rest = next.saturating_sub(since.elapsed());
+                if self.engine.until(rest, soon).is_some() {
+                    level.push(killed.elapsed().as_secs_f64());
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let rate = (self.load.acknowledged() - before) as f64 / since.elapsed().as_secs_f64();
+        Killed { from, until: self.engine.look().at, rate, back, level }
+    }
+
+    /// Seconds since `killed` when a result at or after an offset has been committed.
+    fn first_after(&mut self, topic: &str, offset: i64, killed: Instant) -> f64 {
+        let results = verdict::committed(&self.brokers, topic, Offset::Offset(offset));
+        let deadline = Instant::now() + Duration::from_secs(300);
+        while !results.poll(Duration::from_millis(10)).is_some_and(|result| result.is_ok()) {
+            assert!(Instant::now() < deadline, "no results come after a kill");
+            self.engine.watch();
+        }
+        killed.elapsed().as_secs_f64()
+    }
+
+    fn overload(&mut self, plan: &Plan, top: u64) -> Overloaded {
+        // What part 1 left behind is not of this part.
+        settle(&self.load);
+        let all = self.load.acknowledged() as f64;
+        self.engine.until(Duration::from_secs(900), |s| s.position.is_some_and(|p| p >= all));
+        let (from, before) = (self.engine.look().at, self.load.acknowledged());
+        self.load.rate(top * 3 / 2);
+        let since = Instant::now();
+        for turn in 0.. {
+            if since.elapsed() >= plan.overload {
+                break;
+            }
+            self.engine.watch();
+            if turn % 20 == 0 {
+                self.watch_disk();
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let rate = (self.load.acknowledged() - before) as f64 / since.elapsed().as_secs_f64();
+        settle(&self.load);
+        let (end, all) = (self.engine.look(), self.load.acknowledged() as f64);
+        let patience = Duration::from_secs(self.wishes.seconds.max(600));
+        let caught_up = self
+            .engine
+            .until(patience, |s| s.lag == Some(0.0) && s.position.is_some_and(|p| p >= all));
+        Overloaded {
+            from,
+            until: end.at,
+            rate,
+            lag: end.lag.unwrap_or(0.0),
+            left: all - end.position.unwrap_or(0.0),
+            caught_up,
+        }
+    }
+
+    /// Ends everything, and compares everything.
+    fn judge(self, project: &std::path::Path, table: &mut String, faults: &mut Vec<String>) {
+        let events = self.load.end();
+        let most = self.engine.end().iter().map(|s| s.resident_mb).fold(0.0, f64::max);
+        let found = verdict::judge(&self.brokers, &self.customer, project, events);
+        line(table, "most memory of all samples", &format!("{most:.0} MB"));
+        line(
+            table,
+            "compared in the end",
+            &format!(
+                "{events} events; {} rows of windows, {} alerts, {} rows of history; {}",
+                found.windows,
+                found.alerts,
+                found.history,
+                if found.faults.is_empty() { "all right, and the audit holds" } else { "FAULTS" }
+            ),
+        );
+        faults.extend(found.faults);
+    }
+}
