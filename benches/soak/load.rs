@@ -158,10 +158,9 @@ fn send(producer: &ThreadedProducer<Acknowledged>, topic: &str, told: &Told) -> 
         let due = u128::from(rate) * since.elapsed().as_micros() / 1_000_000;
         let due = u64::try_from(due).unwrap_or(u64::MAX).saturating_add(base);
         // Not all at once, so that a new rate is soon noticed.
-        for n in sent..due.min(sent + 20_000) {
-            send_one(producer, topic, n, &mut text);
-            sent += 1;
-        }
+        let until = due.min(sent + 20_000);
+        (sent..until).for_each(|n| send_one(producer, topic, n, &mut text));
+        sent = until;
         if sent >= due {
             std::thread::sleep(Duration::from_millis(1));
         }
