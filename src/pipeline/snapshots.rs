@@ -139,6 +139,14 @@ impl Snapshots {
         self.leftovers.extend(named.into_iter().flatten().map(|s| Path::from(s.path)));
     }
 
+    /// The oldest epoch that no snapshot holds was `age` ago: the next one is not a whole interval
+    /// away. Otherwise processes that each live shorter than that would never take one, and leave
+    /// more and more to run again.
+    pub fn waited(&mut self, age: Duration) {
+        let age = age.min(self.interval);
+        self.begun_at = self.begun_at.checked_sub(age).unwrap_or(self.begun_at);
+    }
+
     /// Whether it is time for another one.
     pub fn is_due(&self) -> bool {
         let pause = match self.failures {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -157,6 +158,10 @@ impl Beginning<'_> {
                 )));
             }
         };
+        if let Ok([first, ..]) = recovered.after(loaded.as_ref().map(|(named, _)| named)) {
+            let age = self.options.clock.now().saturating_sub(first.now);
+            snapshots.waited(Duration::from_micros(u64::try_from(age).unwrap_or(0)));
+        }
         reach("recovery.loaded");
         let saved = loaded.as_ref().map(|(_, saved)| &saved.manifest);
         let changed = !self.reset && changed::check(&recovered, saved, self.engine, self.options)?;

@@ -167,6 +167,40 @@ fn a_reset_after_a_kill_loses_nothing_of_history() {
 }
 
 #[test]
+fn processes_that_live_shorter_than_the_interval_take_snapshots_too() {
+    let Some(kafka) = Kafka::require("short lives") else { return };
+    let place = place(kafka, 1);
+    let arguments = [
+        "run",
+        "--brokers",
+        &place.kafka.brokers,
+        "--create-topics",
+        "--snapshot-interval",
+        "20 s",
+    ];
+    let folder = place.project.path().join(".millstream/snapshots").join(&place.customer);
+    let has_snapshot = || {
+        let folders = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        folders.map(|folder| folder.path().join("manifest.json")).any(|file| file.exists())
+    };
+    let begun = Instant::now();
+    for life in 0.. {
+        let mut running = process::start(place.project.path(), &arguments);
+        place.events(life * 6..life * 6 + 6);
+        let born = Instant::now();
+        while born.elapsed() < Duration::from_secs(5) && !has_snapshot() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert!(!running.ended(), "{}", running.stderr());
+        running.kill();
+        if has_snapshot() {
+            break;
+        }
+        assert!(begun.elapsed() < LONG, "no snapshot after {life} lives of five seconds");
+    }
+}
+
+#[test]
 fn a_start_that_fails_leaves_the_running_one_alone() {
     let Some(kafka) = Kafka::require("a failing start") else { return };
     let place = place(kafka, 1);
