@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use job::{config, cpu_seconds, create};
+use job::{config, cpu_seconds, create, end};
+use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
-use rdkafka::{Offset, TopicPartitionList};
 
 const PARTITIONS: i32 = 2;
 /// Events a second.
@@ -101,12 +101,6 @@ fn start(brokers: &str, folder: &std::path::Path) -> Child {
         .unwrap()
 }
 
-/// SIGTERM, and a good end.
-fn end(mut engine: Child) {
-    let status = Command::new("kill").arg(engine.id().to_string()).status().unwrap();
-    assert!(status.success() && engine.wait().unwrap().success());
-}
-
 fn await_topics(brokers: &str, topics: &[String]) {
     let consumer: BaseConsumer = config(brokers).create().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -153,17 +147,10 @@ fn produce(brokers: &str, topic: &str, rate: u64, stop: &AtomicBool) -> u64 {
 
 /// Latencies in microseconds of alerts and of windows.
 fn follow(brokers: &str, topics: &[String; 2]) -> [Vec<i64>; 2] {
-    let consumer: BaseConsumer = config(brokers)
-        .set("group.id", "latency")
-        .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "10")
-        .create()
-        .unwrap();
-    let mut list = TopicPartitionList::new();
-    for topic in topics {
-        list.add_partition_offset(topic, 0, Offset::Beginning).unwrap();
-    }
-    consumer.assign(&list).unwrap();
+    let mut config = config(brokers);
+    config.set("group.id", "latency");
+    let consumer =
+        job::follow(&mut config, &topics.each_ref().map(String::as_str), Offset::Beginning);
     let since = Instant::now();
     let mut latencies = [Vec::new(), Vec::new()];
     while since.elapsed() < WARM_UP + Duration::from_secs(SECONDS) {

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::Offset;
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
-use rdkafka::{Offset, TopicPartitionList};
 
-use crate::job::config;
+use crate::job::{self, config};
 use crate::load::{self, BEGINNING_US, KEYS, WINDOW_US};
 
 /// What was compared, and what was not as it must be.
@@ -84,18 +84,10 @@ fn alerts(brokers: &str, topic: &str, events: u64, verdict: &mut Verdict) {
 
 /// A consumer of what is committed in a topic of one partition.
 pub fn committed(brokers: &str, topic: &str, from: Offset) -> BaseConsumer {
-    let consumer: BaseConsumer = config(brokers)
-        .set("group.id", "soak")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "10")
-        .create()
-        .unwrap();
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, 0, from).unwrap();
-    consumer.assign(&list).unwrap();
-    consumer
+    let mut config = config(brokers);
+    config.set("group.id", "soak").set("enable.auto.commit", "false");
+    config.set("enable.partition.eof", "true");
+    job::follow(&mut config, &[topic], from)
 }
 
 /// Every committed row of a topic.

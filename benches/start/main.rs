@@ -16,12 +16,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use job::{config, create};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use job::{config, create, end};
+use rdkafka::Offset;
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
-use rdkafka::{Offset, TopicPartitionList};
 
 const PARTITIONS: i32 = 4;
 const EVENTS: u64 = 100_000;
@@ -80,12 +80,6 @@ fn start(brokers: &str, folder: &Path) -> Child {
         .unwrap()
 }
 
-/// SIGTERM, and a good end.
-fn end(mut engine: Child) {
-    let status = Command::new("kill").arg(engine.id().to_string()).status().unwrap();
-    assert!(status.success() && engine.wait().unwrap().success());
-}
-
 fn produce(brokers: &str, topic: &str, first: u64) {
     let producer: ThreadedProducer<DefaultProducerContext> =
         config(brokers).set("linger.ms", "5").create().unwrap();
@@ -106,16 +100,9 @@ fn produce(brokers: &str, topic: &str, first: u64) {
 
 /// A consumer that has read all results that there are.
 fn at_end(brokers: &str, topic: &str) -> BaseConsumer {
-    let consumer: BaseConsumer = config(brokers)
-        .set("group.id", "start")
-        .set("isolation.level", "read_committed")
-        .set("enable.partition.eof", "true")
-        .set("fetch.wait.max.ms", "10")
-        .create()
-        .unwrap();
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, 0, Offset::Beginning).unwrap();
-    consumer.assign(&list).unwrap();
+    let mut config = config(brokers);
+    config.set("group.id", "start").set("enable.partition.eof", "true");
+    let consumer = job::follow(&mut config, &[topic], Offset::Beginning);
     loop {
         match consumer.poll(LIMIT) {
             Some(Ok(_)) => {}

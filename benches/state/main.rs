@@ -22,10 +22,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use job::{config, create};
 use process::{memory, metric, metrics};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::Offset;
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
-use rdkafka::{Offset, TopicPartitionList};
 
 const PARTITIONS: i32 = 4;
 const KEYS: i64 = 1_000_000;
@@ -188,16 +188,7 @@ fn produce(brokers: &str, topic: &str, stop: &AtomicBool) {
 }
 
 fn consumer(brokers: &str, topic: &str) -> BaseConsumer {
-    let consumer: BaseConsumer = config(brokers)
-        .set("group.id", "state")
-        .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "10")
-        .create()
-        .unwrap();
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, 0, Offset::Beginning).unwrap();
-    consumer.assign(&list).unwrap();
-    consumer
+    job::follow(config(brokers).set("group.id", "state"), &[topic], Offset::Beginning)
 }
 
 /// When the next result was sent as an event.

@@ -1,10 +1,12 @@
 //! What the benchmarks of whole jobs share: a broker, a project, the CPU that it took.
 
 use std::path::Path;
+use std::process::{Child, Command};
 
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tempfile::TempDir;
 
 /// The brokers that a benchmark is to use; without any it says what it needs.
@@ -45,6 +47,26 @@ pub fn project(customer: &str, schema: &str, queries: &[(&str, &str)]) -> TempDi
         write(format!("queries/{customer}/{name}.sql").as_ref(), text);
     }
     folder
+}
+
+/// A consumer of what is committed in topics of one partition, which asks often.
+#[allow(dead_code, reason = "not every benchmark follows results")]
+pub fn follow(config: &mut ClientConfig, topics: &[&str], from: Offset) -> BaseConsumer {
+    config.set("isolation.level", "read_committed").set("fetch.wait.max.ms", "10");
+    let consumer: BaseConsumer = config.create().unwrap();
+    let mut list = TopicPartitionList::new();
+    for topic in topics {
+        list.add_partition_offset(topic, 0, from).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    consumer
+}
+
+/// SIGTERM, and a good end.
+#[allow(dead_code, reason = "not every benchmark has an engine that runs on")]
+pub fn end(mut engine: Child) {
+    let status = Command::new("kill").arg(engine.id().to_string()).status().unwrap();
+    assert!(status.success() && engine.wait().unwrap().success());
 }
 
 /// CPU seconds of this process and of its ended children, from /proc (its ticks are 1/100 s).

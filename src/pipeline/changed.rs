@@ -64,10 +64,13 @@ pub fn check(
         if options.reset.contains_query(customer, name) {
             continue;
         }
+        let change = change(recorded, now);
+        if change == Change::None {
+            continue;
+        }
         let text = engine.plan_text(name);
         let before = saved.and_then(|saved| before(saved, name));
-        match change(recorded, now) {
-            Change::None => continue,
+        match change {
             Change::Closing if last.clean => {
                 tracing::info!(
                     customer,
@@ -99,11 +102,16 @@ fn only_adds(name: &str, before: &str, now: &str) -> bool {
     name.starts_with("stream:") && before.lines().all(|was| now.any(|is| is == was))
 }
 
-fn refusal(customer: &str, name: &str, clean: bool, texts: Option<(&str, &String)>) -> Error {
-    let what = match name.strip_prefix("stream:") {
+/// What a fingerprint is of, in words.
+pub fn subject(name: &str) -> String {
+    match name.strip_prefix("stream:") {
         Some(stream) => format!("stream '{stream}'"),
         None => format!("query '{name}'"),
-    };
+    }
+}
+
+fn refusal(customer: &str, name: &str, clean: bool, texts: Option<(&str, &String)>) -> Error {
+    let what = subject(name);
     let message = format!("the {what} of {customer} has changed since its state was kept");
     let mut detail = texts.and_then(|(before, now)| first_difference(before, now));
     let hint = if !clean {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::Engine;
+use super::changed::subject;
 use crate::log::Progress;
 use crate::window::Digests;
 use crate::{Error, Kind, Result};
@@ -51,14 +52,9 @@ pub fn compare(record: &Progress, engine: &Engine) -> Result<()> {
             .filter(|part| recorded.get(*part) != now.get(*part))
             .map(|part| format!("{part}: was {}, is {}", said(recorded, part), said(now, part)))
             .collect();
-        let what = match name.strip_prefix("stream:") {
-            Some(stream) => format!("stream '{stream}'"),
-            None => format!("query '{name}'"),
-        };
-        let message = format!(
-            "epoch {} ran again and left another state of {what} than the first time",
-            record.epoch
-        );
+        let (epoch, what) = (record.epoch, subject(name));
+        let message =
+            format!("epoch {epoch} ran again and left another state of {what} than the first time");
         return Err(Error::new(Kind::Internal, message)
             .detail(differing.join("; "))
             .hint("please report this; --reset drops the state and goes on"));

@@ -120,9 +120,7 @@ impl QueryStage {
             forwarded: BEGINNING,
         })
     }
-}
 
-impl QueryStage {
     /// The watermark last forwarded to the queries that read this one.
     pub fn forwarded(&self) -> Micros {
         self.forwarded
@@ -144,19 +142,16 @@ impl Engine {
         };
         let queries = plan.queries.iter().map(|plan| QueryStage::new(plan, zone));
         let queries: Vec<QueryStage> = queries.collect::<Result<_>>()?;
+        let streams: BTreeMap<_, _> = plan.streams.iter().map(named).collect();
         let work = Work {
             customer: customer.name.clone(),
             zone,
-            streams: plan
-                .streams
-                .iter()
-                .map(|p| (p.clone(), history && p.stream.history))
-                .collect(),
+            streams: streams.values().map(|stage| (stage.plan.clone(), stage.history)).collect(),
             queries: queries.iter().map(|q| (q.plan.clone(), q.sink.clone())).collect(),
         };
         let mut engine = Self {
             crew: Crew::start(work, parallelism)?,
-            streams: plan.streams.iter().map(named).collect(),
+            streams,
             queries,
             dead_topic: sink::dead_letter_topic(&customer.name),
             customer,

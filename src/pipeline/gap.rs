@@ -38,13 +38,8 @@ pub fn wanted(
 ) -> Result<BTreeMap<TopicPartition, i64>> {
     let mut wanted = BTreeMap::new();
     if runs_again {
-        let streams = loaded.and_then(|(_, saved)| saved.manifest["streams"].as_object());
-        for stream in streams.into_iter().flat_map(|streams| streams.values()) {
-            let positions: BTreeMap<TopicPartition, Position> =
-                serde_json::from_value(stream["positions"].clone()).map_err(|e| {
-                    Error::new(Kind::Recovery, "the snapshot lacks a stream's positions").because(e)
-                })?;
-            wanted.extend(positions.into_iter().map(|(partition, at)| (partition, at.offset)));
+        if let Some((_, saved)) = loaded {
+            wanted = saved_offsets(saved)?;
         }
         let epochs = recovered.after(loaded.map(|(reference, _)| reference))?;
         for join in epochs.iter().flat_map(|epoch| &epoch.joined) {
@@ -59,6 +54,19 @@ pub fn wanted(
     };
     wanted.retain(|partition, _| is_read(partition));
     Ok(wanted)
+}
+
+/// Where a snapshot left every partition.
+pub fn saved_offsets(saved: &Snapshot) -> Result<BTreeMap<TopicPartition, i64>> {
+    let mut offsets = BTreeMap::new();
+    for stream in saved.manifest["streams"].as_object().into_iter().flat_map(|s| s.values()) {
+        let positions: BTreeMap<TopicPartition, Position> =
+            serde_json::from_value(stream["positions"].clone()).map_err(|e| {
+                Error::new(Kind::Recovery, "the snapshot lacks a stream's positions").because(e)
+            })?;
+        offsets.extend(positions.into_iter().map(|(partition, at)| (partition, at.offset)));
+    }
+    Ok(offsets)
 }
 
 /// The gaps: what is wanted and lies below what the brokers have.

@@ -36,12 +36,9 @@ use crate::history::{self, EventScan};
 use crate::log::{Joined, Process, Recovered};
 use crate::source::{Cluster, TopicPartition};
 use crate::sql::Input;
-use crate::time::Micros;
+use crate::time::{DAY, Micros};
 use crate::watermark::ClockDecision;
 use crate::{Error, Result};
-
-/// A day of event time: history is fed one after the other, so that windows close on the way.
-const DAY: Micros = 86_400_000_000;
 
 /// What a rebuild found and did.
 #[derive(Debug, Default)]
@@ -180,9 +177,9 @@ pub async fn join_beginnings(
     let mut joined = Vec::new();
     for (join, low) in joining.into_iter().zip(lows) {
         let stream = &engine.streams[&join.stream].plan.stream;
-        let first = kept.get(&join.stream).and_then(|kept| kept.get(&join.partition)).map(|r| r.0);
-        let recorded = recovered.positions.get(&join.partition).map(|at| at.joined);
         let in_history = kept.get(&join.stream).and_then(|kept| kept.get(&join.partition)).copied();
+        let first = in_history.map(|(first, _)| first);
+        let recorded = recovered.positions.get(&join.partition).map(|at| at.joined);
         let wanted = recorded.or(first.filter(|_| stream.start != Start::Earliest));
         let wanted = wanted.unwrap_or_else(|| match stream.start {
             Start::Earliest => first.map_or(low, |first| first.min(low)),
@@ -248,7 +245,8 @@ async fn survey(
     Ok((ranges, days))
 }
 
-/// Feeds what only history has, a day of event time after the other; gives the number of rows.
+/// Feeds what only history has, a day of event time after the other, so that windows close on the
+/// way; gives the number of rows.
 async fn feed_history(
     begun: &mut Begun,
     wanted: &FromHistory,

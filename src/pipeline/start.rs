@@ -25,7 +25,7 @@ use super::{Options, Reset, history_root, rebuild, topic};
 use crate::catalog::{Catalog, Customer};
 use crate::failpoint::reach;
 use crate::log::{
-    Committer, Joined, OutRecord, Position, Progress, Recovered, Skipped, Snapshot, SnapshotRef,
+    Committer, Joined, OutRecord, Progress, Recovered, Skipped, Snapshot, SnapshotRef,
     glance_at_log, log_topic,
 };
 use crate::source::chunk::Chunk;
@@ -200,24 +200,8 @@ impl Looked {
         if drained || !self.other.is_empty() || self.recovered.after(Some(reference)).is_err() {
             return Ok(false);
         }
-        let mut positions: BTreeMap<TopicPartition, Position> = BTreeMap::new();
-        for stream in saved.manifest["streams"].as_object().into_iter().flat_map(|s| s.values()) {
-            let Ok(of_stream) = serde_json::from_value(stream["positions"].clone()) else {
-                return Ok(false);
-            };
-            let of_stream: BTreeMap<TopicPartition, Position> = of_stream;
-            positions.extend(of_stream);
-        }
-        let cluster = cluster.clone();
-        blocking(move || {
-            for (partition, at) in positions {
-                if cluster.watermarks(&partition)?.0 > at.offset {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
-        .await
+        let Ok(wanted) = gap::saved_offsets(saved) else { return Ok(false) };
+        Ok(gap::find(cluster, wanted).await?.is_empty())
     }
 }
 

@@ -130,7 +130,8 @@ pub type Kept = Vec<(usize, Buffer)>;
 pub struct Worker {
     work: Arc<Work>,
     dead_topic: Arc<str>,
-    readers: HashMap<String, RowReader>,
+    /// By stream; and whether its rows are handed on to history.
+    readers: HashMap<String, (RowReader, bool)>,
     /// Of the queries that read a stream, by their place.
     intakes: Vec<(usize, Intake)>,
     epoch: Epoch,
@@ -166,9 +167,9 @@ impl Source<'_> {
 impl Worker {
     /// A worker that has taken nothing.
     pub fn new(work: Arc<Work>) -> Result<Self> {
-        let readers = work.streams.iter().map(|(plan, _)| {
-            let name = plan.stream.name.clone();
-            RowReader::new(plan.clone(), work.zone).map(|reader| (name, reader))
+        let readers = work.streams.iter().map(|(plan, history)| {
+            let reader = RowReader::new(plan.clone(), work.zone)?;
+            Ok((plan.stream.name.clone(), (reader, *history)))
         });
         let reading = work.queries.iter().enumerate();
         let reading = reading.filter(|(_, (plan, _))| matches!(plan.input, Input::Stream(_)));
@@ -199,7 +200,9 @@ impl Worker {
     pub async fn take(&mut self, task: Task) -> Result<Worked> {
         let Task { stream, chunk, rank, mut floor } = task;
         let reader = self.readers.get_mut(&stream);
-        let reader = reader.ok_or_else(|| Error::internal(format!("no stream '{stream}'")))?;
+        let (reader, history) =
+            reader.ok_or_else(|| Error::internal(format!("no stream '{stream}'")))?;
+        let history = *history;
         let read = reader.read(&chunk, self.epoch.now, &self.dead_topic)?;
         let Read { rows, dead, reasons, tombstones, unknown_fields } = read;
         let partition = TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
@@ -227,7 +230,7 @@ impl Worker {
         if worked.decoded > 0 && !self.epoch.watermarks.is_empty() {
             self.query(&source, &before, &mut worked).await?;
         }
-        if self.work.streams.iter().any(|(plan, kept)| *kept && plan.stream.name == worked.stream) {
+        if history {
             worked.history = Some(HistoryRows {
                 stream: worked.stream.clone(),
                 topic: chunk.topic.clone(),

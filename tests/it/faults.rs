@@ -104,7 +104,7 @@ fn one_customer_s_fault_does_not_stop_another() {
     assert!(said.contains("CREATE STREM"), "{said}");
     assert!(said.contains("topics are missing"), "{said}");
     assert!(said.contains(&format!("the pipelines of {lost} failed")), "{said}");
-    let events: i64 = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    let events = place.hourly_events();
     assert_eq!(events, 130, "the third customer's pipeline came to its end");
 }
 

@@ -21,7 +21,7 @@ fn snapshots(place: &Place) -> Vec<PathBuf> {
 
 /// What all closed windows counted, and what history has.
 fn counted(place: &Place) -> (i64, Vec<String>) {
-    let events = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    let events = place.hourly_events();
     (events, place.ask("SELECT count(*), count(DISTINCT _offset) FROM {c}.events"))
 }
 

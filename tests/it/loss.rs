@@ -41,7 +41,7 @@ impl Place {
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), results.len(), "a window is published twice: {results:?}");
-        results.iter().map(|r| r["events"].as_i64().unwrap()).sum()
+        self.hourly_events()
     }
 }
 

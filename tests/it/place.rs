@@ -77,6 +77,11 @@ impl Place {
         answer.stdout.lines().skip(1).map(str::to_owned).collect()
     }
 
+    /// Events that the rows of `hourly` come to.
+    pub fn hourly_events(&self) -> i64 {
+        self.results("hourly").iter().map(|row| row["events"].as_i64().unwrap()).sum()
+    }
+
     pub fn results(&self, query: &str) -> Vec<serde_json::Value> {
         let records = self.kafka.read(&format!("millstream.{}.{query}", self.customer));
         records.iter().map(|r| r.json()).collect()

@@ -81,7 +81,7 @@ fn a_change_of_what_is_kept_is_refused_with_the_line_that_differs() {
     place.run(&["--until-end", "--reset", &reset]).ok();
     assert_eq!(place.ask("SELECT sum(events) FROM {c}.latest"), ["55"]);
     place.run(&["--drain"]).ok();
-    let events: i64 = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    let events = place.hourly_events();
     assert_eq!(events, 3, "of the five new events");
 }
 
@@ -111,7 +111,7 @@ fn after_an_unclean_stop_no_plan_may_differ() {
     place.run(&["--until-end"]).ok();
     place.project.query(&place.customer, "hourly", &changed);
     place.run(&["--drain"]).ok();
-    let events: i64 = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    let events = place.hourly_events();
     assert_eq!(events, 500);
 }
 
@@ -129,7 +129,7 @@ fn queries_come_and_go_and_leave_the_others_alone() {
     );
     place.events(50..55);
     place.run(&["--create-topics", "--drain"]).ok();
-    let hourly: i64 = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    let hourly = place.hourly_events();
     assert_eq!(hourly, 55, "its state stayed");
     let added = place.ask("SELECT sum(n) FROM {c}.rooms_now");
     assert_eq!(added, ["5"], "it takes what comes from now on");
@@ -157,7 +157,7 @@ fn a_stream_may_get_columns_and_keeps_its_state() {
     place.kafka.produce(&place.topic, [Write::value(event)]);
     let said = place.run(&["--drain"]).ok().said();
     assert!(said.contains("more columns from here on"), "{said}");
-    let events: i64 = place.results("hourly").iter().map(|r| r["events"].as_i64().unwrap()).sum();
+    let events = place.hourly_events();
     assert_eq!(events, 51, "its state stayed");
     let told = place.ask("SELECT count(*), count(battery), max(battery) FROM {c}.events");
     assert_eq!(told, ["51,1,0.5"]);
