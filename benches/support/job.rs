@@ -25,10 +25,10 @@ pub fn config(brokers: &str) -> ClientConfig {
     config
 }
 
-/// Makes a topic.
+/// Makes a topic, with as many replicas as the brokers give it.
 pub fn create(brokers: &str, topic: &str, partitions: i32) {
     let admin: AdminClient<DefaultClientContext> = config(brokers).create().unwrap();
-    let wanted = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let wanted = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
     let made =
         futures::executor::block_on(admin.create_topics([&wanted], &AdminOptions::new())).unwrap();
     made.into_iter().for_each(|result| assert!(result.is_ok(), "{result:?}"));
