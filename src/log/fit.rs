@@ -50,7 +50,7 @@ pub fn size_of(record: &OutRecord) -> usize {
 }
 
 impl Limits {
-    /// `by_topic` in bytes; a topic that is not named has Kafka's default.
+    /// `by_topic` in bytes, for each topic that is written.
     pub fn new(by_topic: HashMap<Arc<str>, usize>, replace: Arc<Replace>) -> Self {
         Self { by_topic, replace }
     }
@@ -58,6 +58,11 @@ impl Limits {
     /// What fits into every topic: batches of several records stay below it.
     pub fn smallest(&self) -> usize {
         self.by_topic.values().copied().fold(DEFAULT_LIMIT, usize::min)
+    }
+
+    /// The topics that have a limit: all that a customer writes, but its log.
+    pub fn topics(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.by_topic.keys()
     }
 
     fn of(&self, topic: &str) -> usize {

@@ -13,11 +13,12 @@ mod producer;
 mod progress;
 mod resend;
 mod tail;
+mod unended;
 
 pub mod snapshot;
 pub mod transaction;
 
-pub use fit::{Limits, Replace, size_of};
+pub use fit::{DEFAULT_LIMIT, Limits, Replace, size_of};
 pub use process::Process;
 pub use progress::{Joined, Position, Progress, Recovered, Skipped, SnapshotRef, VERSION};
 pub use resend::resend;

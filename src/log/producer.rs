@@ -63,7 +63,7 @@ pub(super) enum Failure {
     TooLarge(Box<TooLarge>),
     /// Another producer has this transactional id now. Not committed by us.
     Fenced(String),
-    /// It must be aborted and can be tried again. Not committed.
+    /// It must be aborted and can be tried again, by another producer. Not committed.
     Abortable(String),
     /// It may be committed or not.
     Unknown(String),
@@ -137,8 +137,8 @@ impl TransactionalProducer {
     }
 
     /// One transaction: all records, the progress record, the offsets. Gives the progress
-    /// record's offset. On a failure other than `Unknown` the transaction is open still: call
-    /// [`TransactionalProducer::abort`].
+    /// record's offset. After a failure the transaction may be open still:
+    /// [`TransactionalProducer::abort`], or the next producer, ends it.
     pub(super) fn transact(&self, output: &EpochOutput) -> Result<i64, Failure> {
         let context = self.producer.context();
         let (begun, disturbances) = (Instant::now(), self.disturbances());
@@ -212,14 +212,11 @@ impl TransactionalProducer {
         }
     }
 
-    /// Aborts the open transaction. False: use another producer.
-    pub(super) fn abort(&self) -> bool {
-        match self.producer.abort_transaction(CALL_WAIT) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::debug!(%error, "a transaction could not be aborted");
-                false
-            }
+    /// Aborts the open transaction, so that nobody has to wait for its end. Use another producer
+    /// for what comes next.
+    pub(super) fn abort(&self) {
+        if let Err(error) = self.producer.abort_transaction(CALL_WAIT) {
+            tracing::debug!(%error, "a transaction could not be aborted");
         }
     }
 

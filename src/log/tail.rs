@@ -132,7 +132,8 @@ pub(super) fn read(
             return Err(Error::new(Kind::Kafka, format!("{tp} cannot be read to its end"))
                 .detail(format!("at {} of {high} for {} s", part.position, STANDSTILL.as_secs()))
                 .hint(
-                    "a transaction in it stays open: does another process run for this customer?",
+                    "a transaction in it stays open: does another process run for this customer? \
+                     If none does, `kafka-transactions.sh find-hanging` names it",
                 ));
         }
     }

@@ -5,7 +5,7 @@
 //!            ▼                                       │ the log has the epoch
 //!   open ─► ready ─► transact ─► unknown ─► new producer, read the log ─► has another's ─► Fenced
 //!            ▲          │ abortable                  │ the log lacks it
-//!            └─ abort ◄─┘                            └─► transact again, the same output
+//!            └ another ◄┘ producer                   └─► transact again, the same output
 //! ```
 //!
 //! Promises:
@@ -14,7 +14,8 @@
 //! - after a transport error, a lost connection or a slow commit the producer is replaced before the next epoch:
 //!   librdkafka does not have KIP-890's second part, so a delayed request could end a later
 //!   transaction;
-//! - one process per customer: `open` fences every other.
+//! - one process per customer: `open` fences every other;
+//! - nothing begins before everything that came before has ended in every partition.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +28,8 @@ use tokio::sync::oneshot;
 use super::fit::Limits;
 use super::process::Process;
 use super::producer::{Failure, TooLarge, TransactionalProducer};
-use super::tail::{self, Part, Until, epoch_of};
+use super::tail::{self, Part, Until, epoch_of, log_topic};
+use super::unended::Unended;
 use crate::failpoint::reach;
 use crate::source::{KafkaConfig, TopicPartition};
 use crate::{Error, Kind, Result};
@@ -116,6 +118,7 @@ impl Committer {
             kafka: kafka.clone(),
             customer: customer.to_owned(),
             limits,
+            unended: Unended::new(kafka, customer),
             producer: None,
             position: 0,
             last_epoch: None,
@@ -189,6 +192,7 @@ struct Session {
     kafka: KafkaConfig,
     customer: String,
     limits: Limits,
+    unended: Unended,
     /// None: must be made before the next transaction.
     producer: Option<TransactionalProducer>,
     /// Where the log was read to.
@@ -292,9 +296,9 @@ impl Session {
             let sound = |producer: &TransactionalProducer| {
                 producer.disturbances() == disturbances && !producer.is_doubtful()
             };
-            let mut keep = sound(&producer) && took < SLOW_COMMIT;
             let failure = match outcome {
                 Ok(offset) => {
+                    let keep = sound(&producer) && took < SLOW_COMMIT;
                     producer.answered();
                     self.producer = keep.then_some(producer);
                     self.position = self.position.max(offset);
@@ -302,11 +306,9 @@ impl Session {
                 }
                 Err(failure) => failure,
             };
-            let over =
-                matches!(failure, Failure::Abortable(_) | Failure::Final(_) | Failure::TooLarge(_));
-            if over {
-                keep = producer.abort() && keep;
-                self.producer = keep.then_some(producer);
+            // Where the epoch is sent again, another producer does it, and ends what is open.
+            if matches!(failure, Failure::Final(_)) {
+                producer.abort();
             }
             attempts += 1;
             match failure {
@@ -384,8 +386,18 @@ impl Session {
         Ok(Verdict::Absent)
     }
 
-    fn make_producer(&self) -> Result<TransactionalProducer, Failure> {
-        TransactionalProducer::open(&self.kafka, &self.customer, self.limits.smallest())
+    /// A producer that begins after everything before it has ended, in every partition.
+    fn make_producer(&mut self) -> Result<TransactionalProducer, Failure> {
+        self.unended.look(&self.stop)?;
+        let log = Arc::from(log_topic(&self.customer));
+        let topics: Vec<Arc<str>> = self.limits.topics().cloned().chain([log]).collect();
+        loop {
+            let limit = self.limits.smallest();
+            let producer = TransactionalProducer::open(&self.kafka, &self.customer, limit)?;
+            if !self.unended.settle(&topics, &self.stop)? {
+                return Ok(producer);
+            }
+        }
     }
 
     fn read(&self, until: Until, from: i64) -> Result<Part> {
@@ -444,7 +456,7 @@ impl Session {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::HashMap;
 
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -454,11 +466,11 @@ mod tests {
     use crate::source::testing::{Follower, Mock, new_topic, real_kafka, unique};
     use crate::source::{Cluster, Isolation, NewTopic, Reader};
 
-    fn progress(epoch: u64) -> Bytes {
+    pub(in crate::log) fn progress(epoch: u64) -> Bytes {
         Bytes::from(format!(r#"{{"epoch":{epoch},"process":{{"id":7,"host":"here","began":0}}}}"#))
     }
 
-    fn output(topic: &str, epoch: u64, count: usize) -> EpochOutput {
+    pub(in crate::log) fn output(topic: &str, epoch: u64, count: usize) -> EpochOutput {
         let record = |index| OutRecord {
             topic: topic.into(),
             partition: Some(0),
@@ -476,7 +488,7 @@ mod tests {
     }
 
     /// Kafka's default; what is larger says how large it was.
-    fn limits(topic: &str) -> Limits {
+    pub(in crate::log) fn limits(topic: &str) -> Limits {
         let replace = |record: OutRecord, _| {
             let size = record.value.as_ref().map_or(0, Bytes::len);
             (OutRecord { value: Some(format!("{size} bytes").into()), ..record }, None)
@@ -485,7 +497,7 @@ mod tests {
     }
 
     /// The values of a topic's only partition, read_committed.
-    async fn values(kafka: &KafkaConfig, topic: &str) -> Vec<String> {
+    pub(in crate::log) async fn values(kafka: &KafkaConfig, topic: &str) -> Vec<String> {
         let tp = TopicPartition::new(topic, 0);
         let high = Cluster::connect(kafka).unwrap().watermarks(&tp).unwrap().1;
         let mut reader = Reader::start(kafka, "test", Isolation::Committed).unwrap();
@@ -495,7 +507,7 @@ mod tests {
         follower.values.remove(&tp).unwrap_or_default().into_iter().flatten().collect()
     }
 
-    fn expected(epochs: &[u64], count: usize) -> Vec<String> {
+    pub(in crate::log) fn expected(epochs: &[u64], count: usize) -> Vec<String> {
         epochs
             .iter()
             .flat_map(|epoch| (0..count).map(move |index| format!("{epoch}-{index}")))

@@ -7,7 +7,7 @@ use super::engine::Engine;
 use super::start::{blocking, lost_log};
 use super::{Options, history_root};
 use crate::catalog::{Start, Topics};
-use crate::log::{Joined, Limits, log_topic};
+use crate::log::{DEFAULT_LIMIT, Joined, Limits, log_topic};
 use crate::sink::{self, Content};
 use crate::source::{Cluster, NewTopic, TopicPartition};
 use crate::{Error, Kind, Result};
@@ -66,7 +66,9 @@ pub async fn limits(cluster: &Arc<Cluster>, engine: &Engine) -> Result<Limits> {
     let mut topics: Vec<_> = outputs.keys().cloned().collect();
     topics.push(dead.clone());
     let cluster = cluster.clone();
-    let limits = blocking(move || cluster.message_limits(&topics)).await?;
+    let mut limits: HashMap<_, _> =
+        topics.iter().map(|topic| (topic.clone(), DEFAULT_LIMIT)).collect();
+    limits.extend(blocking(move || cluster.message_limits(&topics)).await?);
     Ok(Limits::new(limits, sink::replacement(dead, outputs)))
 }
 

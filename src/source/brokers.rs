@@ -217,7 +217,8 @@ impl Brokers {
         }
     }
 
-    fn leader(&self, topic: &str) -> Option<i32> {
+    /// Who leads a topic of one partition; -1: nobody.
+    pub(crate) fn leader(&self, topic: &str) -> Option<i32> {
         let consumer: BaseConsumer = self.plain().client().create().unwrap();
         let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(30)).ok()?;
         Some(metadata.topics().first()?.partitions().first()?.leader())

@@ -11,7 +11,7 @@
 //! knows which one reads, nor rdkafka's message type.
 
 #[cfg(test)]
-mod brokers;
+pub(crate) mod brokers;
 mod client;
 #[cfg(test)]
 mod conformance;
@@ -37,3 +37,4 @@ pub use reader::{Event, Isolation, Reader};
 
 pub(crate) use client::{Context, kafka_error};
 pub(crate) use fetch::Fetcher;
+pub(crate) use native::{LastTransaction, Outcome, Transactions, Unanswered};

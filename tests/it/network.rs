@@ -164,10 +164,7 @@ fn a_commit_that_arrives_late_ends_no_later_transaction() {
     assert!(scene.proxy.done().end_txns > 0, "nothing was late");
 }
 
-/// Not part of every run: of ten runs one ended with a transaction that the killed broker never
-/// ended, and the start that followed said so and gave up; see docs/reliability.md.
 #[test]
-#[ignore = "a broker that is killed may leave a transaction open for good"]
 fn a_broker_that_is_restarted_and_killed_loses_nothing() {
     let Some(scene) = Scene::set("a restarted broker", "native") else { return };
     // The load's own producer would give up on a broker that is away: it comes first.

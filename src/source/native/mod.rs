@@ -24,6 +24,7 @@ mod sasl;
 mod settings;
 mod table;
 mod tls;
+mod transactions;
 mod trouble;
 mod wire;
 
@@ -39,6 +40,7 @@ use trouble::Outage;
 use wire::Dial;
 
 pub(super) use table::Table;
+pub(crate) use transactions::{LastTransaction, Outcome, Transactions, Unanswered};
 
 /// A reader that has not begun.
 pub(super) struct Native {

@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, ApiVersionsResponse, FetchRequest, FetchResponse,
-    ListOffsetsRequest, ListOffsetsResponse, MetadataRequest, MetadataResponse, RequestHeader,
-    ResponseHeader, SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest,
-    SaslHandshakeResponse,
+    AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, ApiKey, ApiVersionsRequest,
+    ApiVersionsResponse, DescribeProducersRequest, DescribeProducersResponse,
+    DescribeTransactionsRequest, DescribeTransactionsResponse, EndTxnRequest, EndTxnResponse,
+    FetchRequest, FetchResponse, FindCoordinatorRequest, FindCoordinatorResponse,
+    InitProducerIdRequest, InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse,
+    MetadataRequest, MetadataResponse, RequestHeader, ResponseHeader, SaslAuthenticateRequest,
+    SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Message, StrBytes};
 
@@ -48,15 +51,21 @@ macro_rules! call {
 }
 
 call! {
+    AddPartitionsToTxnRequest => AddPartitionsToTxnResponse, AddPartitionsToTxn;
     ApiVersionsRequest => ApiVersionsResponse, ApiVersions;
+    DescribeProducersRequest => DescribeProducersResponse, DescribeProducers;
+    DescribeTransactionsRequest => DescribeTransactionsResponse, DescribeTransactions;
+    EndTxnRequest => EndTxnResponse, EndTxn;
     FetchRequest => FetchResponse, Fetch;
+    FindCoordinatorRequest => FindCoordinatorResponse, FindCoordinator;
+    InitProducerIdRequest => InitProducerIdResponse, InitProducerId;
     ListOffsetsRequest => ListOffsetsResponse, ListOffsets;
     MetadataRequest => MetadataResponse, Metadata;
     SaslHandshakeRequest => SaslHandshakeResponse, SaslHandshake;
     SaslAuthenticateRequest => SaslAuthenticateResponse, SaslAuthenticate;
 }
 
-/// What all connections of a reader share.
+/// What all connections of a reader, or of one who asks, share.
 pub(super) struct Dial<'a> {
     pub(super) settings: &'a Settings,
     pub(super) tls: Option<&'a Arc<rustls::ClientConfig>>,
