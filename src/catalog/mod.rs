@@ -40,7 +40,7 @@ use datafusion::sql::sqlparser::tokenizer::Span;
 
 pub(crate) use layout::without_mark;
 pub use load::{load, survey};
-pub use query::{Emit, Query, QueryKind};
+pub use query::{Emit, Query, QueryKind, QueryStart};
 pub use settings::Settings;
 pub use stream::{
     Column, ColumnSource, DEFAULT_IDLE_TIMEOUT_US, DEFAULT_MAX_FUTURE_US, Format, Metadata, Start,

@@ -13,8 +13,8 @@ use super::text::SqlText;
 use super::topics::topic_objection;
 use crate::error::{Error, Place};
 
-const STREAM_OPTIONS: [&str; 3] = ["topic", "emit", "allowed_lateness"];
-const VIEW_OPTIONS: [&str; 2] = ["topic", "ttl"];
+const STREAM_OPTIONS: [&str; 4] = ["topic", "emit", "allowed_lateness", "start"];
+const VIEW_OPTIONS: [&str; 3] = ["topic", "ttl", "start"];
 
 /// A continuous query.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ pub struct Query {
     pub allowed_lateness_us: i64,
     /// A view forgets keys that are idle in event time for so long, in microseconds.
     pub ttl_us: Option<i64>,
+    /// Where it begins, if it is added to a customer that has run before.
+    pub start: QueryStart,
     /// The streams, tables and queries that it reads, each once, in order of mention.
     pub inputs: Vec<String>,
     /// Where its name stands; of a bare query its first word.
@@ -56,6 +58,15 @@ pub enum QueryKind {
     View,
     /// A bare SELECT: a view if its aggregate has no window, otherwise a stream.
     Unstated,
+}
+
+/// Where a query begins that is added later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryStart {
+    /// At the first event that Kafka or history have.
+    Earliest,
+    /// Where the customer is.
+    Latest,
 }
 
 /// When results of an open window come out.
@@ -104,6 +115,7 @@ impl Query {
             emit: emit(&options, text, errors),
             allowed_lateness_us: options.duration("allowed_lateness", 0, errors).unwrap_or(0),
             ttl_us: options.duration("ttl", 1, errors),
+            start: start(&options, text, errors),
             inputs,
             select: statement.select,
         };
@@ -136,6 +148,22 @@ fn topic(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Opti
         errors.push(text.error(value.span, problem));
     }
     Some(value.value.clone())
+}
+
+/// 'earliest' or 'latest'.
+fn start(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> QueryStart {
+    let Some(value) = options.get("start") else { return QueryStart::Latest };
+    match value.value.to_lowercase().as_str() {
+        "earliest" => QueryStart::Earliest,
+        "latest" => QueryStart::Latest,
+        _ => {
+            let message = format!("'{}' is no start of a query", value.value);
+            errors.push(text.error(value.span, message).hint(
+                "'earliest' or 'latest'; for a time: 'earliest', and WHERE event time >= that time",
+            ));
+            QueryStart::Latest
+        }
+    }
 }
 
 /// 'final' or 'every 60 seconds'.

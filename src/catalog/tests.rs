@@ -209,7 +209,7 @@ fn every_kind_of_query() {
             "-- Counts per hour,\n-- early and late.\nCREATE STREAM Hourly WITH (emit = 'every 60 seconds', allowed_lateness = '2 h')
              AS SELECT count(*) AS id FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' HOUR);
              -- Who is where.
-             CREATE MATERIALIZED VIEW now_in WITH (topic = 'who.is.where', ttl = '30 days') AS
+             CREATE MATERIALIZED VIEW now_in WITH (topic = 'who.is.where', ttl = '30 days', start = 'earliest') AS
              WITH s AS (SELECT * FROM s) SELECT id FROM s GROUP BY id; -- the end",
         ),
         ("queries/c/README.md", "not a query"),
@@ -228,6 +228,7 @@ fn every_kind_of_query() {
     assert_eq!((view.kind, view.topic.as_str()), (QueryKind::View, "who.is.where"));
     assert_eq!((view.ttl_us, view.comment.as_str()), (Some(720 * HOUR), "Who is where."));
     assert_eq!(view.inputs, ["s"]);
+    assert_eq!((view.start, hourly.start), (QueryStart::Earliest, QueryStart::Latest));
     let last = customer.query("a_last").unwrap();
     assert_eq!(
         (last.kind, last.emit, last.comment.as_str()),
@@ -750,16 +751,22 @@ fn wrong_options() {
         "",
     );
     expect(
+        &stream("CREATE STREAM q WITH (start = '2026-11-01') AS SELECT 1"),
+        "'2026-11-01' is no start of a query",
+        "queries/c/q.sql:1:31",
+        "'earliest' or 'latest'; for a time: 'earliest', and WHERE event time >= that time",
+    );
+    expect(
         &stream("CREATE STREAM q WITH (ttl = '1 h') AS SELECT 1"),
         "a stream has no option 'ttl'",
         "queries/c/q.sql:1:23",
-        "options: topic, emit, allowed_lateness",
+        "options: topic, emit, allowed_lateness, start",
     );
     expect(
         &stream("CREATE MATERIALIZED VIEW q WITH (emit = 'final') AS SELECT 1"),
         "a materialized view has no option 'emit'",
         "queries/c/q.sql:1:34",
-        "options: topic, ttl",
+        "options: topic, ttl, start",
     );
     expect(
         &stream("CREATE STREAM q WITH (topic = 'a/b') AS SELECT 1"),

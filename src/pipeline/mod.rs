@@ -13,6 +13,7 @@ mod changed;
 mod crew;
 mod digest;
 mod engine;
+mod fresh;
 mod gap;
 mod history;
 mod life;

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::changed::{self, Change};
 use super::digest;
 use super::engine::Engine;
+use super::fresh;
 use super::gap::{self, OnGap};
 use super::history::{self, EventHistory};
 use super::outputs::{ensure_topics, limits, new_partitions};
@@ -21,7 +22,7 @@ use super::snapshots::Snapshots;
 use super::tables::{self, ReferenceTables};
 use super::tail::Tail;
 use super::worker::HistoryRows;
-use super::{Options, Reset, history_root, rebuild, topic};
+use super::{Options, Reset, history_root, rebuild};
 use crate::catalog::{Catalog, Customer};
 use crate::failpoint::reach;
 use crate::log::{
@@ -165,9 +166,12 @@ impl Beginning<'_> {
         reach("recovery.loaded");
         let saved = loaded.as_ref().map(|(_, saved)| &saved.manifest);
         let changed = !self.reset && changed::check(&recovered, saved, self.engine, self.options)?;
+        if !self.options.rebuild && !self.reset {
+            fresh::refuse_late(&recovered, self.engine, self.options)?;
+        }
         let fresh = match self.reset {
             true => self.engine.queries.iter().map(|q| q.plan.name.clone()).collect(),
-            false => fresh_queries(&recovered, self.engine, self.options),
+            false => fresh::queries(&recovered, self.engine, self.options),
         };
         let gaps = Vec::new();
         let mut looked =
@@ -242,10 +246,10 @@ pub async fn begin(
     let Looked { recovered, other, loaded, fresh, changed, runs_again, gaps, .. } = looked;
 
     if let Some((reference, saved)) = &loaded {
-        tell_dropped(&customer.name, reference.epoch, saved, &fresh);
+        fresh::tell_dropped(&customer.name, reference.epoch, saved, &fresh);
     }
     let retracted = match recovered.last {
-        Some(_) if !options.rebuild => retracted(&engine, &fresh, options).await?,
+        Some(_) if !options.rebuild => fresh::retracted(&engine, &fresh, options).await?,
         _ => Vec::new(),
     };
     let snapshot = loaded.as_ref().map(|(reference, _)| reference.clone());
@@ -352,41 +356,6 @@ async fn connect(options: &Options) -> Result<(Arc<Cluster>, String)> {
         Ok((Arc::new(cluster), id))
     })
     .await
-}
-
-/// Tombstones for what the topics say of queries that begin empty.
-async fn retracted(
-    engine: &Engine,
-    fresh: &BTreeSet<String>,
-    options: &Options,
-) -> Result<Vec<OutRecord>> {
-    let mut records = Vec::new();
-    for query in engine.queries.iter().filter(|query| fresh.contains(&query.plan.name)) {
-        records.extend(topic::retractions(&options.kafka, &query.sink).await?);
-    }
-    Ok(records)
-}
-
-/// Says how much kept state is dropped, as of the snapshot.
-fn tell_dropped(customer: &str, epoch: u64, saved: &Snapshot, fresh: &BTreeSet<String>) {
-    let queries = saved.manifest["queries"].as_object();
-    for (query, state) in queries.into_iter().flatten().filter(|(query, _)| fresh.contains(*query))
-    {
-        let open = |windows: &Vec<serde_json::Value>| {
-            windows.iter().filter(|window| window[1]["closed"] == false).count()
-        };
-        let windows = state["operator"]["windows"].as_array().map_or(0, open);
-        let own = |name: &str| name.split_once('/').is_some_and(|(of, _)| of == query);
-        let batches = saved.batches.iter().filter(|(name, _)| own(name));
-        let rows: usize = batches.map(|(_, rows)| rows.num_rows()).sum();
-        tracing::warn!(
-            customer,
-            query,
-            windows,
-            rows,
-            "state is dropped: open windows and kept rows, as of epoch {epoch}"
-        );
-    }
 }
 
 impl Begun {
@@ -592,15 +561,6 @@ fn other_topic(topic: &str, now: Option<&str>, customer: &str) -> Error {
             "is this the right cluster? To go on without them: --reset {customer} drops the state \
              and reads the new topic from its start; history keeps what it has"
         ))
-}
-
-/// Queries that begin empty: new ones, and those named by --reset.
-fn fresh_queries(recovered: &Recovered, engine: &Engine, options: &Options) -> BTreeSet<String> {
-    let recorded = recovered.base.as_ref().map(|base| &base.plans);
-    let is_new = |name: &String| recorded.is_some_and(|plans| !plans.contains_key(name));
-    let customer = &engine.customer.name;
-    let names = engine.fingerprints().into_keys();
-    names.filter(|name| options.reset.contains_query(customer, name) || is_new(name)).collect()
 }
 
 async fn open_history(

@@ -96,6 +96,7 @@ fn query(name: &str, text: &str, kind: QueryKind) -> Arc<Query> {
         emit: Emit::Final,
         allowed_lateness_us: 0,
         ttl_us: None,
+        start: crate::catalog::QueryStart::Latest,
         inputs: Vec::new(),
     })
 }

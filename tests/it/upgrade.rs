@@ -136,6 +136,38 @@ fn queries_come_and_go_and_leave_the_others_alone() {
 }
 
 #[test]
+fn a_query_that_is_added_later_may_start_at_the_earliest_event() {
+    let Some(kafka) = Kafka::require("a query with a start") else { return };
+    let place = place(kafka, 2);
+    place.events(0..70);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let said_before = place.results("hourly");
+    assert_eq!(said_before.len(), 2, "{said_before:?}");
+    let added = |name: &str, select: &str| {
+        let what = format!("CREATE STREAM {name} WITH (start = 'earliest') AS {select}");
+        place.project.query(&place.customer, name, &what);
+    };
+    let per_hour = HOURLY.replace("room, ", "").replace(", room", "");
+    added("by_hour", &per_hour);
+    added("hall", "SELECT ts, sensor FROM events WHERE room = 'hall'");
+    let said = place.run(&["--create-topics", "--until-end"]).failed().said();
+    for wanted in ["'by_hour' is new", "by_hour.sql:1:15", "millstream rebuild"] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    let rebuild =
+        ["rebuild", &place.customer, "--brokers", &place.kafka.brokers, "--create-topics"];
+    process::run_for(place.project.path(), &rebuild, LONG).ok();
+    place.events(70..75);
+    place.run(&["--drain"]).ok();
+    let events = |query: &str| -> i64 {
+        place.results(query).iter().map(|row| row["events"].as_i64().unwrap()).sum()
+    };
+    assert_eq!((events("by_hour"), place.results("by_hour").len()), (75, 2));
+    assert_eq!((place.results("hall").len(), place.results("alerts").len()), (25, 25));
+    assert_eq!((events("hourly"), &place.results("hourly")[..2]), (75, &said_before[..]));
+}
+
+#[test]
 fn a_stream_may_get_columns_and_keeps_its_state() {
     let Some(kafka) = Kafka::require("another column of a stream") else { return };
     let place = place(kafka, 1);
