@@ -54,7 +54,13 @@ pub fn recoveries(table: &mut String, killed: &Killed, samples: &[Sample]) {
     }
     line(table, "SIGKILL to less than a second of lag", &level);
     let lags: Vec<f64> = within(samples, killed.from, killed.until).filter_map(|s| s.lag).collect();
-    let said = format!("{:.0} median, {:.0} at most", median(lags.clone()), most(&lags));
+    let all = within(samples, killed.from, killed.until).count();
+    let known = 100.0 * lags.len() as f64 / all as f64;
+    let said = format!(
+        "{:.0} median, {:.0} at most; known in {known:.0} % of all seconds",
+        median(lags.clone()),
+        most(&lags)
+    );
     line(table, "lag in part 1, records", &said);
 }
 

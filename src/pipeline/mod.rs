@@ -9,6 +9,7 @@
 //! The loop reads chunks, ends an epoch when there is something to say, and commits it while the
 //! next one is already being read. At most one commit is under way.
 
+mod behind;
 mod changed;
 mod crew;
 mod digest;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::behind::Behind;
 use super::changed::{self, Change};
 use super::digest;
 use super::engine::Engine;
@@ -335,7 +336,8 @@ pub async fn begin(
         let epochs = recovered.after(snapshot.as_ref())?;
         // Of a customer whose state is dropped, they tell time and history only.
         begun.engine.sleep(reset);
-        begun.run_again(epochs, !reset).await?;
+        let behind = Behind::watch(&cluster, &begun.engine, options);
+        begun.run_again(epochs, !reset, behind).await?;
         begun.engine.sleep(false);
         begun.engine.begin_empty(&fresh)?;
     }
@@ -368,7 +370,12 @@ impl Begun {
     }
 
     /// Runs recorded epochs again: same ranges, same decisions, no records.
-    async fn run_again(&mut self, epochs: &[Progress], with_tables: bool) -> Result<()> {
+    async fn run_again(
+        &mut self,
+        epochs: &[Progress],
+        with_tables: bool,
+        mut behind: Behind,
+    ) -> Result<()> {
         if !epochs.is_empty() {
             tracing::info!(
                 customer = self.engine.customer.name,
@@ -401,6 +408,7 @@ impl Begun {
             let rows: Vec<HistoryRows> = std::mem::take(&mut output.history);
             self.history.epoch(record.epoch, rows).await?;
             reach("recovery.rerun.handed");
+            behind.tell(&self.engine);
         }
         Ok(())
     }

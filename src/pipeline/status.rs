@@ -140,8 +140,7 @@ impl Reporter {
         (asked, kafka_says): (Option<Instant>, Option<String>),
     ) {
         self.reported = Some(Instant::now());
-        let streams =
-            engine.streams.iter().map(|(name, stage)| self.stream(name, stage, ends, paused));
+        let streams = engine.streams.iter().map(|(name, stage)| stream(name, stage, ends, paused));
         let streams: Vec<_> = streams.collect();
         let queries = engine.queries.iter().map(|query| QueryStatus {
             name: query.plan.name.clone(),
@@ -183,40 +182,6 @@ impl Reporter {
         self.board.publish(status);
     }
 
-    fn stream(
-        &self,
-        name: &str,
-        stage: &StreamStage,
-        ends: &HashMap<TopicPartition, i64>,
-        paused: &BTreeSet<TopicPartition>,
-    ) -> StreamStatus {
-        let partitions = stage.watermarks.partitions().map(|view| {
-            let at = stage.positions.get(&view.partition).copied().unwrap_or_default();
-            let position = at.offset;
-            PartitionStatus {
-                topic: view.partition.topic.to_string(),
-                partition: view.partition.partition,
-                position,
-                skipped: at.skipped,
-                end: ends.get(&view.partition).map_or(position, |&end| end.max(position)),
-                watermark: view.watermark,
-                idle: view.idle,
-                quiet_since: view.heard_at,
-                paused: paused.contains(&view.partition),
-            }
-        });
-        let partitions: Vec<_> = partitions.collect();
-        StreamStatus {
-            name: name.to_owned(),
-            events: stage.rows_read,
-            bytes: stage.bytes_read,
-            unknown_fields: stage.unknown_fields,
-            watermark: spoken(stage.watermarks.stream()),
-            lag: partitions.iter().map(|p| p.end - p.position).sum(),
-            partitions,
-        }
-    }
-
     fn measure(&mut self, status: &Status) {
         let customer = &self.customer;
         self.metrics.storage(customer, status);
@@ -232,6 +197,40 @@ impl Reporter {
             self.metrics.query(customer, query, query.emitted - *sent, query.late - *late);
             (*sent, *late) = (query.emitted, query.late);
         }
+    }
+}
+
+/// What a stream's status says; `paused`: partitions that wait for the others.
+pub fn stream(
+    name: &str,
+    stage: &StreamStage,
+    ends: &HashMap<TopicPartition, i64>,
+    paused: &BTreeSet<TopicPartition>,
+) -> StreamStatus {
+    let partitions = stage.watermarks.partitions().map(|view| {
+        let at = stage.positions.get(&view.partition).copied().unwrap_or_default();
+        let position = at.offset;
+        PartitionStatus {
+            topic: view.partition.topic.to_string(),
+            partition: view.partition.partition,
+            position,
+            skipped: at.skipped,
+            end: ends.get(&view.partition).map_or(position, |&end| end.max(position)),
+            watermark: view.watermark,
+            idle: view.idle,
+            quiet_since: view.heard_at,
+            paused: paused.contains(&view.partition),
+        }
+    });
+    let partitions: Vec<_> = partitions.collect();
+    StreamStatus {
+        name: name.to_owned(),
+        events: stage.rows_read,
+        bytes: stage.bytes_read,
+        unknown_fields: stage.unknown_fields,
+        watermark: spoken(stage.watermarks.stream()),
+        lag: partitions.iter().map(|p| p.end - p.position).sum(),
+        partitions,
     }
 }
 

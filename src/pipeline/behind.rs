@@ -1,0 +1,80 @@
+//! How far a customer is behind while recorded epochs run again: its pipeline does not report yet.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::engine::Engine;
+use super::start::blocking;
+use super::{Options, status};
+use crate::Result;
+use crate::serve::Metrics;
+use crate::source::{Cluster, TopicPartition};
+
+/// How often it is told.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// How often ends are asked for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+type Ends = HashMap<TopicPartition, i64>;
+
+/// Tells positions and lag.
+pub struct Behind {
+    metrics: Arc<Metrics>,
+    customer: String,
+    /// Empty until the brokers have answered.
+    ends: watch::Receiver<Ends>,
+    told: Option<Instant>,
+}
+
+impl Behind {
+    /// Asks for ends beside what runs, until it is dropped.
+    pub fn watch(cluster: &Arc<Cluster>, engine: &Engine, options: &Options) -> Self {
+        let (sender, ends) = watch::channel(Ends::new());
+        let stages = engine.streams.values();
+        let partitions = stages.flat_map(|stage| stage.positions.keys().cloned()).collect();
+        tokio::spawn(ask(cluster.clone(), Arc::new(partitions), sender));
+        let customer = engine.customer.name.clone();
+        Self { metrics: options.metrics.clone(), customer, ends, told: None }
+    }
+
+    /// Tells how far the engine is, if that was not told just now.
+    pub fn tell(&mut self, engine: &Engine) {
+        let ends = self.ends.borrow();
+        if ends.is_empty() || self.told.is_some_and(|told| told.elapsed() < INTERVAL) {
+            return;
+        }
+        self.told = Some(Instant::now());
+        for (name, stage) in &engine.streams {
+            let stream = status::stream(name, stage, &ends, &BTreeSet::new());
+            for partition in &stream.partitions {
+                self.metrics.partition(&self.customer, name, partition);
+            }
+            self.metrics.stream(&self.customer, &stream);
+        }
+    }
+}
+
+async fn ask(
+    cluster: Arc<Cluster>,
+    partitions: Arc<Vec<TopicPartition>>,
+    told: watch::Sender<Ends>,
+) {
+    loop {
+        let (cluster, partitions) = (cluster.clone(), partitions.clone());
+        let ends = blocking(move || {
+            let end = |tp: &TopicPartition| Ok((tp.clone(), cluster.watermarks(tp)?.1));
+            partitions.iter().map(end).collect::<Result<Ends>>()
+        });
+        match ends.await {
+            Ok(ends) => drop(told.send_replace(ends)),
+            Err(error) => tracing::debug!(%error, "ends are not known"),
+        }
+        tokio::select! {
+            () = told.closed() => return,
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+    }
+}
