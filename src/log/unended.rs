@@ -34,29 +34,22 @@ pub(super) struct Unended {
     /// None: a client that could ask is beyond the settings.
     transactions: Option<Transactions>,
     last: Option<LastTransaction>,
+    /// What is open is being ended: the last transaction is one of ours by now, and says nothing.
+    settling: bool,
 }
 
 impl Unended {
     pub(super) fn new(kafka: &KafkaConfig, customer: &str) -> Self {
         let transactions = Transactions::new(kafka, &transactional_id(customer));
-        Self { customer: customer.to_owned(), transactions, last: None }
+        Self { customer: customer.to_owned(), transactions, last: None, settling: false }
     }
 
     /// To be called before a producer begins: that makes the coordinator forget.
     pub(super) fn look(&mut self, stop: &AtomicBool) -> Result<(), Failure> {
         let Some(transactions) = &self.transactions else { return Ok(()) };
-        let last = transactions.last(stop).map_err(failure)?;
-        let keeps_what_it_knows = match (&self.last, &last) {
-            // A producer that has begun since says nothing about the transaction before it.
-            (Some(_), Some(now)) if now.outcome == Outcome::Unknown => true,
-            // Fenced since: which partitions it had is known from before.
-            (Some(before), Some(now)) => {
-                matches!(before.outcome, Outcome::Ongoing(_)) && now.outcome == Outcome::Aborted
-            }
-            _ => false,
-        };
-        if !keeps_what_it_knows {
-            self.last = last;
+        if !self.settling {
+            let now = transactions.last(stop).map_err(failure)?;
+            self.last = known(self.last.take(), now);
         }
         Ok(())
     }
@@ -73,7 +66,7 @@ impl Unended {
         };
         let open = transactions.open_in(topics, last.producer, stop).map_err(failure)?;
         if open.is_empty() {
-            self.last = None;
+            (self.last, self.settling) = (None, false);
             return Ok(false);
         }
         let (to_abort, to_commit) = match &last.outcome {
@@ -82,6 +75,7 @@ impl Unended {
             Outcome::Ongoing(its) => open.into_iter().partition(|tp| its.contains(tp)),
             Outcome::Unknown => return Err(Failure::Final(self.undecided(&open))),
         };
+        self.settling = true;
         for (partitions, committed) in [(to_commit, true), (to_abort, false)] {
             if !partitions.is_empty() {
                 transactions.end(&partitions, committed, stop).map_err(failure)?;
@@ -108,6 +102,20 @@ impl Unended {
                 self.customer
             ))
     }
+}
+
+/// What is known of a transaction after it was asked for once more.
+fn known(before: Option<LastTransaction>, now: Option<LastTransaction>) -> Option<LastTransaction> {
+    let keeps = match (&before, &now) {
+        // A producer that has begun since says nothing about the transaction before it.
+        (Some(_), Some(now)) if now.outcome == Outcome::Unknown => true,
+        // Fenced since: which partitions it had is known from before.
+        (Some(before), Some(now)) => {
+            matches!(before.outcome, Outcome::Ongoing(_)) && now.outcome == Outcome::Aborted
+        }
+        _ => false,
+    };
+    if keeps { before } else { now }
 }
 
 fn list(partitions: &[TopicPartition]) -> String {
@@ -202,35 +210,53 @@ mod tests {
         }
     }
 
+    /// Ends, or does not end, the transaction while `away` is away; then the next process begins.
+    async fn ends_as_it_ended(
+        test: &str,
+        away: &str,
+        end: impl Fn(&BaseProducer),
+        committed: bool,
+    ) {
+        let Some(scene) = Scene::set(test, away) else { return };
+        end(&scene.producer);
+        scene.goes_on(committed).await;
+    }
+
+    fn commit(producer: &BaseProducer) {
+        producer.commit_transaction(PATIENCE).unwrap();
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_commit_that_an_output_was_not_told_of_is_told_at_the_next_start() {
-        let test = "a_commit_that_an_output_was_not_told_of_is_told_at_the_next_start";
-        let Some(scene) = Scene::set(test, "out") else { return };
-        scene.producer.commit_transaction(PATIENCE).unwrap();
-        scene.goes_on(true).await;
+        ends_as_it_ended("a commit and an output", "out", commit, true).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_commit_that_the_log_was_not_told_of_is_told_at_the_next_start() {
-        let test = "a_commit_that_the_log_was_not_told_of_is_told_at_the_next_start";
-        let Some(scene) = Scene::set(test, "log") else { return };
-        scene.producer.commit_transaction(PATIENCE).unwrap();
-        scene.goes_on(true).await;
+        ends_as_it_ended("a commit and the log", "log", commit, true).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_fenced_while_a_partition_is_away_is_aborted_there_too() {
-        let test = "what_is_fenced_while_a_partition_is_away_is_aborted_there_too";
-        let Some(scene) = Scene::set(test, "out") else { return };
-        scene.goes_on(false).await;
+        ends_as_it_ended("a fence and an output", "out", |_| {}, false).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_was_aborted_while_the_log_was_away_is_aborted_there_too() {
-        let test = "what_was_aborted_while_the_log_was_away_is_aborted_there_too";
-        let Some(scene) = Scene::set(test, "log") else { return };
-        scene.producer.abort_transaction(PATIENCE).unwrap();
-        scene.goes_on(false).await;
+        let abort = |producer: &BaseProducer| producer.abort_transaction(PATIENCE).unwrap();
+        ends_as_it_ended("an abort and the log", "log", abort, false).await;
+    }
+
+    #[test]
+    fn what_was_known_before_the_fence_stays() {
+        let last = |outcome| Some(LastTransaction { producer: 1, outcome });
+        let ongoing = || Outcome::Ongoing(BTreeSet::from([TopicPartition::new("out", 0)]));
+        let after = |before, now| known(last(before), last(now)).unwrap().outcome;
+        assert_eq!(after(ongoing(), Outcome::Aborted), ongoing());
+        assert_eq!(after(Outcome::Committed, Outcome::Unknown), Outcome::Committed);
+        assert_eq!(after(ongoing(), Outcome::Committed), Outcome::Committed);
+        assert_eq!(after(Outcome::Committed, Outcome::Aborted), Outcome::Aborted);
+        assert_eq!(known(None, last(Outcome::Unknown)), last(Outcome::Unknown));
     }
 
     /// A producer that began after the transaction took away what was known of it.
@@ -238,7 +264,7 @@ mod tests {
     async fn what_nobody_can_tell_is_an_error_that_says_where() {
         let test = "what_nobody_can_tell_is_an_error_that_says_where";
         let Some(mut scene) = Scene::set(test, "out") else { return };
-        scene.producer.commit_transaction(PATIENCE).unwrap();
+        commit(&scene.producer);
         let mut config = scene.kafka.client();
         config.set("transactional.id", transactional_id(&scene.customer));
         let other: BaseProducer = config.create().unwrap();

@@ -1,25 +1,20 @@
 //! How far a customer is behind while recorded epochs run again: its pipeline does not report yet.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use super::engine::Engine;
+use super::lookout::{Ends, LOOK_INTERVAL, ends};
 use super::start::blocking;
 use super::{Options, status};
-use crate::Result;
 use crate::serve::Metrics;
 use crate::source::{Cluster, TopicPartition};
 
 /// How often it is told.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// How often ends are asked for.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-
-type Ends = HashMap<TopicPartition, i64>;
-
 /// Tells positions and lag.
 pub struct Behind {
     metrics: Arc<Metrics>,
@@ -64,11 +59,7 @@ async fn ask(
 ) {
     loop {
         let (cluster, partitions) = (cluster.clone(), partitions.clone());
-        let ends = blocking(move || {
-            let end = |tp: &TopicPartition| Ok((tp.clone(), cluster.watermarks(tp)?.1));
-            partitions.iter().map(end).collect::<Result<Ends>>()
-        });
-        match ends.await {
+        match blocking(move || ends(&cluster, partitions.iter())).await {
             Ok(ends) => drop(told.send_replace(ends)),
             Err(error) => tracing::debug!(%error, "ends are not known"),
         }

@@ -9,20 +9,32 @@ use tokio::sync::{mpsc, watch};
 use super::engine::Engine;
 use super::outputs::new_partitions;
 use super::start::blocking;
+use crate::Result;
 use crate::log::Joined;
 use crate::source::{Cluster, KafkaConfig, TopicPartition};
 
 /// How often topics are looked up for new partitions, and ends for the lag.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The offset after the last of each partition.
+pub type Ends = HashMap<TopicPartition, i64>;
 
 /// What the lookout found at the broker.
 pub struct Look {
     pub joined: Vec<Joined>,
-    pub ends: HashMap<TopicPartition, i64>,
+    pub ends: Ends,
 }
 
 /// What the lookout need not report.
 pub type Known = Vec<(Arc<crate::catalog::Stream>, BTreeSet<TopicPartition>)>;
+
+/// The ends of partitions. Blocks.
+pub fn ends<'a>(
+    cluster: &Cluster,
+    partitions: impl Iterator<Item = &'a TopicPartition>,
+) -> Result<Ends> {
+    partitions.map(|partition| Ok((partition.clone(), cluster.watermarks(partition)?.1))).collect()
+}
 
 /// What the engine reads already.
 pub fn known(engine: &Engine) -> Known {
@@ -55,12 +67,8 @@ impl Lookout {
             let (cluster, first) = (cluster.clone(), self.first);
             let look = blocking(move || {
                 let joined = new_partitions(&cluster, &known, first)?;
-                let mut ends = HashMap::new();
-                let joining = joined.iter().map(|j| j.partition.clone());
-                for partition in known.into_iter().flat_map(|(_, p)| p).chain(joining) {
-                    let (_, high) = cluster.watermarks(&partition)?;
-                    ends.insert(partition, high);
-                }
+                let joining = joined.iter().map(|j| &j.partition);
+                let ends = ends(&cluster, known.iter().flat_map(|(_, p)| p).chain(joining))?;
                 Ok(Look { joined, ends })
             });
             // A look that fails leaves the time of the first one that did.

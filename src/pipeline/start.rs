@@ -336,8 +336,10 @@ pub async fn begin(
         let epochs = recovered.after(snapshot.as_ref())?;
         // Of a customer whose state is dropped, they tell time and history only.
         begun.engine.sleep(reset);
-        let behind = Behind::watch(&cluster, &begun.engine, options);
-        begun.run_again(epochs, !reset, behind).await?;
+        if !epochs.is_empty() {
+            let behind = Behind::watch(&cluster, &begun.engine, options);
+            begun.run_again(epochs, !reset, behind).await?;
+        }
         begun.engine.sleep(false);
         begun.engine.begin_empty(&fresh)?;
     }
@@ -376,13 +378,11 @@ impl Begun {
         with_tables: bool,
         mut behind: Behind,
     ) -> Result<()> {
-        if !epochs.is_empty() {
-            tracing::info!(
-                customer = self.engine.customer.name,
-                epochs = epochs.len(),
-                "running recorded epochs again"
-            );
-        }
+        tracing::info!(
+            customer = self.engine.customer.name,
+            epochs = epochs.len(),
+            "running recorded epochs again"
+        );
         for record in epochs {
             for (name, hash) in record.tables.iter().filter(|_| with_tables) {
                 let rows = self.tables.version(name, hash).await?;

@@ -8,7 +8,7 @@ use crate::support::kafka::{Kafka, Write};
 use crate::support::process::{self, Finished, Running, run_for};
 
 impl Place {
-    fn rebuild(&self, more: &[&str]) -> Finished {
+    pub(crate) fn rebuild(&self, more: &[&str]) -> Finished {
         let mut all = vec!["rebuild", &self.customer, "--brokers", &self.kafka.brokers];
         all.extend(more);
         run_for(self.project.path(), &all, LONG)

@@ -154,9 +154,7 @@ fn a_query_that_is_added_later_may_start_at_the_earliest_event() {
     for wanted in ["'by_hour' is new", "by_hour.sql:1:15", "millstream rebuild"] {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
-    let rebuild =
-        ["rebuild", &place.customer, "--brokers", &place.kafka.brokers, "--create-topics"];
-    process::run_for(place.project.path(), &rebuild, LONG).ok();
+    place.rebuild(&["--create-topics"]).ok();
     place.events(70..75);
     place.run(&["--drain"]).ok();
     let events = |query: &str| -> i64 {

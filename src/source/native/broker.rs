@@ -12,8 +12,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-use kafka_protocol::messages::{FetchRequest, FetchResponse, ListOffsetsRequest, TopicName};
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::messages::{FetchRequest, FetchResponse, ListOffsetsRequest};
 
 use super::Shared;
 use super::aborted::Aborted;
@@ -21,7 +20,7 @@ use super::chunks::{self, Bad, Part};
 use super::leaders::end;
 use super::table::{Ask, NodeId, Plan};
 use super::trouble::{Attempt, Trouble, undecodable};
-use super::wire::{Connection, Sent};
+use super::wire::{Connection, Sent, topic_name};
 use crate::source::reader::{Event, Isolation};
 use crate::{Error, Kind};
 
@@ -152,15 +151,13 @@ fn first_fetch(
 /// Sends a Fetch.
 fn send(shared: &Shared<'_>, connection: &mut Connection<'_>, asks: Vec<Ask>) -> Attempt<Flight> {
     let by_id = asks.iter().all(|ask| !ask.topic_id.is_nil());
-    let version = connection
-        .version::<FetchRequest>(if by_id { FETCH } else { FETCH_BY_NAME })
-        .ok_or_else(|| Trouble::Beyond("the brokers are too old for it".to_owned()))?;
+    let version = connection.agreed::<FetchRequest>(if by_id { FETCH } else { FETCH_BY_NAME })?;
     let mut topics: Vec<FetchTopic> = Vec::new();
     let mut last = None;
     for ask in &asks {
         // Neighbours of one topic share its entry; the order is kept, for the first is first.
         if last != Some(&ask.tp.topic) {
-            let name = TopicName(StrBytes::from_string(ask.tp.topic.to_string()));
+            let name = topic_name(&ask.tp.topic);
             topics.push(FetchTopic::default().with_topic(name).with_topic_id(ask.topic_id));
         }
         last = Some(&ask.tp.topic);
@@ -392,7 +389,7 @@ fn look_at_offsets(shared: &Shared<'_>, connection: &mut Connection<'_>, ask: &A
 /// The first or the next offset of a partition; `None`: the broker does not say.
 fn offset_of(connection: &mut Connection<'_>, ask: &Ask, which: i64) -> Attempt<Option<i64>> {
     let Some(version) = connection.version::<ListOffsetsRequest>(7) else { return Ok(None) };
-    let name = TopicName(StrBytes::from_string(ask.tp.topic.to_string()));
+    let name = topic_name(&ask.tp.topic);
     let partition = ListOffsetsPartition::default()
         .with_partition_index(ask.tp.partition)
         .with_current_leader_epoch(ask.leader_epoch)

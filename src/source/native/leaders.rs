@@ -4,22 +4,21 @@
 //! not there, or was made anew under the same name, becomes an error, for what was recorded
 //! about its offsets says nothing about another topic.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
-use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
-use kafka_protocol::messages::{FetchRequest, MetadataRequest, MetadataResponse, TopicName};
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::messages::metadata_response::{MetadataResponseBroker, MetadataResponseTopic};
+use kafka_protocol::messages::{FetchRequest, MetadataRequest, MetadataResponse};
 
 use super::Shared;
 use super::broker;
 use super::table::{NodeId, Partition, State};
 use super::trouble::{Attempt, Trouble};
-use super::wire::Connection;
+use super::wire::{Connection, topic_name};
 use crate::{Error, Kind};
 
 /// The least time between two looks.
@@ -144,30 +143,38 @@ fn look<'a>(
 }
 
 fn ask(shared: &Shared<'_>, connection: &mut Connection<'_>) -> Attempt<MetadataResponse> {
+    connection.agreed::<FetchRequest>(i16::MAX)?;
+    let topics = shared.table.lock().topics();
+    metadata(connection, topics.iter())
+}
+
+/// What a broker knows of topics. It makes none.
+pub(super) fn metadata<'a>(
+    connection: &mut Connection<'_>,
+    topics: impl Iterator<Item = &'a Arc<str>>,
+) -> Attempt<MetadataResponse> {
     let version = connection
         .version::<MetadataRequest>(12)
         .filter(|version| *version >= LEAST_METADATA)
-        .filter(|_| connection.version::<FetchRequest>(i16::MAX).is_some())
         .ok_or_else(|| Trouble::Beyond("the brokers are too old for it".to_owned()))?;
-    let topics = shared.table.lock().topics();
-    let topic = |name: &Arc<str>| {
-        let name = TopicName(StrBytes::from_string(name.to_string()));
-        MetadataRequestTopic::default().with_name(Some(name))
-    };
+    let topic = |name: &Arc<str>| MetadataRequestTopic::default().with_name(Some(topic_name(name)));
     let request = MetadataRequest::default()
-        .with_topics(Some(topics.iter().map(topic).collect()))
+        .with_topics(Some(topics.map(topic).collect()))
         .with_allow_auto_topic_creation(false);
     connection.ask(&request, version, Duration::ZERO)
 }
 
+/// Where the brokers of an answer are.
+pub(super) fn addresses(answer: &MetadataResponse) -> HashMap<NodeId, (String, u16)> {
+    let address = |broker: &MetadataResponseBroker| {
+        Some((broker.node_id.0, (broker.host.to_string(), u16::try_from(broker.port).ok()?)))
+    };
+    answer.brokers.iter().filter_map(address).collect()
+}
+
 /// Notes an answer.
 fn note(state: &mut State, answer: &MetadataResponse) -> Attempt<()> {
-    state.nodes.clear();
-    for broker in &answer.brokers {
-        if let Ok(port) = u16::try_from(broker.port) {
-            state.nodes.insert(broker.node_id.0, (broker.host.to_string(), port));
-        }
-    }
+    state.nodes = addresses(answer);
     for partition in &mut state.partitions {
         let named = |topic: &&MetadataResponseTopic| {
             topic.name.as_ref().is_some_and(|name| *name.0 == *partition.tp.topic)

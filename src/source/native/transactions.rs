@@ -11,21 +11,21 @@ use std::time::Duration;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
 use kafka_protocol::messages::describe_producers_request::TopicRequest;
-use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{
     AddPartitionsToTxnRequest, DescribeProducersRequest, DescribeTransactionsRequest,
-    EndTxnRequest, FindCoordinatorRequest, InitProducerIdRequest, MetadataRequest,
-    MetadataResponse, TopicName, TransactionalId,
+    EndTxnRequest, FindCoordinatorRequest, InitProducerIdRequest, MetadataResponse,
+    TransactionalId,
 };
 use kafka_protocol::protocol::StrBytes;
 
+use super::leaders::{addresses, metadata};
 use super::pool::Pool;
 use super::settings::Settings;
 use super::tls;
 use super::trouble::{Attempt, Trouble};
-use super::wire::{Call, Connection, Dial};
-use crate::Error;
+use super::wire::{Call, Connection, Dial, topic_name};
 use crate::source::{KafkaConfig, TopicPartition};
+use crate::{Error, Kind};
 
 /// The kind of coordinator that transactions have.
 const OF_TRANSACTIONS: i8 = 1;
@@ -130,7 +130,8 @@ impl Transactions {
             let answer = ask(&mut connection, &request, 4)?;
             refused("EndTxn", answer.error_code)
         });
-        told(ended).map(|_| ())
+        // Who may not end it must not believe that it has ended.
+        told(ended)?.ok_or_else(|| Unanswered::Ever(unended(partitions)))
     }
 
     fn dialled<T>(
@@ -200,11 +201,7 @@ impl Transactions {
         dial: &Dial<'_>,
         topics: &[Arc<str>],
     ) -> Attempt<BTreeMap<(String, u16), Vec<TopicPartition>>> {
-        let topic = |name: &Arc<str>| MetadataRequestTopic::default().with_name(Some(named(name)));
-        let request = MetadataRequest::default()
-            .with_topics(Some(topics.iter().map(topic).collect()))
-            .with_allow_auto_topic_creation(false);
-        by_leader(&ask(&mut self.any(dial)?, &request, 12)?)
+        by_leader(&metadata(&mut self.any(dial)?, topics.iter())?)
     }
 
     /// A producer id and its epoch; every earlier producer of this id is fenced.
@@ -230,7 +227,7 @@ impl Transactions {
             topics.entry(&tp.topic).or_default().push(tp.partition);
         }
         let topic = |(name, numbers)| {
-            AddPartitionsToTxnTopic::default().with_name(named(name)).with_partitions(numbers)
+            AddPartitionsToTxnTopic::default().with_name(topic_name(name)).with_partitions(numbers)
         };
         let request = AddPartitionsToTxnRequest::default()
             .with_v3_and_below_transactional_id(self.id.clone())
@@ -244,14 +241,8 @@ impl Transactions {
     }
 }
 
-fn named(topic: &str) -> TopicName {
-    TopicName(StrBytes::from_string(topic.to_owned()))
-}
-
 fn ask<R: Call>(connection: &mut Connection<'_>, request: &R, most: i16) -> Attempt<R::Answer> {
-    let version = connection
-        .version::<R>(most)
-        .ok_or_else(|| Trouble::Beyond("the brokers are too old for it".to_owned()))?;
+    let version = connection.agreed::<R>(most)?;
     connection.ask(request, version, Duration::ZERO)
 }
 
@@ -269,9 +260,7 @@ fn refused(what: &str, code: i16) -> Attempt<()> {
 }
 
 fn by_leader(answer: &MetadataResponse) -> Attempt<BTreeMap<(String, u16), Vec<TopicPartition>>> {
-    let nodes: BTreeMap<i32, (String, i32)> = (answer.brokers.iter())
-        .map(|broker| (broker.node_id.0, (broker.host.to_string(), broker.port)))
-        .collect();
+    let nodes = addresses(answer);
     let mut leaders: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for topic in &answer.topics {
         let Some(name) = &topic.name else { continue };
@@ -284,9 +273,7 @@ fn by_leader(answer: &MetadataResponse) -> Attempt<BTreeMap<(String, u16), Vec<T
         }
         for partition in &topic.partitions {
             let tp = TopicPartition::new(&*name.0, partition.partition_index);
-            let leader = nodes.get(&partition.leader_id.0);
-            let address =
-                leader.and_then(|(host, port)| Some((host.clone(), u16::try_from(*port).ok()?)));
+            let address = nodes.get(&partition.leader_id.0).cloned();
             let address = address.ok_or_else(|| Trouble::Lost(format!("{tp} has no leader")))?;
             leaders.entry(address).or_default().push(tp);
         }
@@ -303,7 +290,7 @@ fn open_at(
     let mut topics: Vec<TopicRequest> = Vec::new();
     for tp in partitions {
         if topics.last().is_none_or(|topic| *topic.name.0 != *tp.topic) {
-            topics.push(TopicRequest::default().with_name(named(&tp.topic)));
+            topics.push(TopicRequest::default().with_name(topic_name(&tp.topic)));
         }
         if let Some(topic) = topics.last_mut() {
             topic.partition_indexes.push(tp.partition);
@@ -328,6 +315,13 @@ fn open_at(
         }
     }
     Ok(open)
+}
+
+fn unended(partitions: &[TopicPartition]) -> Error {
+    let first = partitions.first().map(ToString::to_string).unwrap_or_default();
+    let what = format!("a transaction that is open in {first} cannot be ended");
+    Error::new(Kind::Kafka, what)
+        .hint("this Kafka user lacks a permission (ACL); `kafka-transactions.sh abort` ends it too")
 }
 
 /// `None`: the brokers do not tell.

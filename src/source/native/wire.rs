@@ -18,7 +18,7 @@ use kafka_protocol::messages::{
     FetchRequest, FetchResponse, FindCoordinatorRequest, FindCoordinatorResponse,
     InitProducerIdRequest, InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse,
     MetadataRequest, MetadataResponse, RequestHeader, ResponseHeader, SaslAuthenticateRequest,
-    SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse,
+    SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse, TopicName,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Message, StrBytes};
 
@@ -63,6 +63,11 @@ call! {
     MetadataRequest => MetadataResponse, Metadata;
     SaslHandshakeRequest => SaslHandshakeResponse, SaslHandshake;
     SaslAuthenticateRequest => SaslAuthenticateResponse, SaslAuthenticate;
+}
+
+/// A topic's name, as requests have it.
+pub(super) fn topic_name(topic: &str) -> TopicName {
+    TopicName(StrBytes::from_string(topic.to_owned()))
 }
 
 /// What all connections of a reader, or of one who asks, share.
@@ -133,6 +138,15 @@ impl<'a> Connection<'a> {
         let (least, newest) = self.versions.get(&(R::KEY as i16))?;
         let version = (*newest).min(R::VERSIONS.max).min(most);
         (version >= *least && version >= R::VERSIONS.min).then_some(version)
+    }
+
+    /// As [`Connection::version`].
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn agreed<R: Call>(&self, most: i16) -> Attempt<i16> {
+        let version = self.version::<R>(most);
+        version.ok_or_else(|| Trouble::Beyond("the brokers are too old for it".to_owned()))
     }
 
     /// Asks which versions of which requests the broker knows.
