@@ -9,6 +9,9 @@
 
 #[path = "../support/job.rs"]
 mod job;
+#[path = "../support/process.rs"]
+#[allow(dead_code, reason = "other benchmarks use the rest")]
+mod process;
 
 use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
@@ -45,7 +48,7 @@ FROM TUMBLE(TABLE events, DESCRIPTOR(at), INTERVAL '1' SECOND) GROUP BY window_s
 fn main() {
     let Some(brokers) = job::brokers("latency") else { return };
     let mut table = String::from(
-        "| events/s | result | p50 | p99 | most | results | CPU of the process |\n|---|---|---|---|---|---|---|\n",
+        "| events/s | result | p50 | p99 | most | results | CPU of the process | commits |\n|---|---|---|---|---|---|---|---|\n",
     );
     for rate in RATES {
         let tag = &uuid::Uuid::new_v4().simple().to_string()[..8];
@@ -67,6 +70,7 @@ fn main() {
         let [mut alerts, mut windows] = follow(&brokers, &outputs);
         stop.store(true, Ordering::Relaxed);
         let sent = producing.join().unwrap();
+        let commits = process::commit_share(engine.id());
         end(engine);
         let cpu = (cpu_seconds().1 - cpu) / since.elapsed().as_secs_f64() * 100.0;
         println!("{sent} events sent at {rate}/s");
@@ -75,7 +79,7 @@ fn main() {
             let at = |q: f64| latencies[((latencies.len() - 1) as f64 * q) as usize] as f64 / 1e3;
             writeln!(
                 table,
-                "| {rate} | {what} | {:.0} ms | {:.0} ms | {:.0} ms | {} | {cpu:.0} % of a core |",
+                "| {rate} | {what} | {:.0} ms | {:.0} ms | {:.0} ms | {} | {cpu:.0} % of a core | {commits:.0} % of it |",
                 at(0.5),
                 at(0.99),
                 at(1.0),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::process::{memory, metric, metrics};
+use crate::process::{commit_share, memory, metric, metrics};
 
 /// What was seen of a process at a moment.
 pub struct Sample {
@@ -108,6 +108,11 @@ impl Engine {
             lag: metric(&text, "millstream_partition_lag_records"),
             position: metric(&text, "millstream_partition_position"),
         }
+    }
+
+    /// Percent of its CPU that went into commits.
+    pub fn commit_share(&self) -> f64 {
+        commit_share(self.child.id())
     }
 
     /// Watches until `enough` of a sample, or for as long as `limit`; says how long it took.

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Engine, Sample};
 use load::Load;
-use plan::{Measured, Plan, Wishes};
+use plan::{Disk, Measured, Plan, Wishes};
 use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
 use table::line;
@@ -41,7 +41,7 @@ struct Soak {
     engine: Engine,
     wishes: Wishes,
     /// The folder that all files are in, if it is known, and its bytes before the first event.
-    scratch: Option<(PathBuf, u64)>,
+    scratch: Option<(PathBuf, Disk)>,
 }
 
 /// What became of part 1.
@@ -65,6 +65,8 @@ struct Overloaded {
     /// When the load ended: what /metrics said, and what was really left.
     lag: f64,
     left: f64,
+    /// Percent of the process's CPU that went into commits.
+    commits: f64,
     /// How long catching up took; none if it did not.
     caught_up: Option<Duration>,
 }
@@ -77,17 +79,16 @@ fn main() {
     let schema = load::SCHEMA.replace("{topic}", &customer);
     let folder = job::project(&customer, &schema, &load::QUERIES);
     let scratch = std::env::var_os("SCRATCH").map(PathBuf::from);
-    let scratch = scratch.map(|folder| (folder.clone(), plan::folder_bytes(&folder)));
+    let scratch = scratch.map(|folder| (folder.clone(), Disk::of(&folder)));
     let load = Load::start(&brokers, &customer);
     let producer = fill(&load, wishes.fill());
     let filled = load.acknowledged();
     let engine = Engine::start(&brokers, folder.path(), process::free_port());
     let mut soak = Soak { brokers, customer, load, engine, wishes, scratch };
     let top = soak.top(filled);
-    let event_bytes = soak.disk().map(|bytes| bytes as f64 / filled as f64);
-    let measured = Measured { filled, producer, top, event_bytes };
+    let measured = Measured { filled, producer, top, disk: soak.disk() };
+    println!("{filled} events at {producer}/s, top rate {top}/s, {:?}", measured.disk);
     let plan = Plan::new(&soak.wishes, &measured);
-    println!("{filled} events at {producer}/s, top rate {top}/s, {event_bytes:?} bytes an event");
     let killed = soak.kill_every_minute(&plan);
     println!("part 1: {} kills, {:.0} events/s", killed.back.len(), killed.rate);
     let overloaded = soak.overload(&plan, top);
@@ -107,8 +108,12 @@ fn main() {
     );
     table::overload(&mut table, &mut faults, &overloaded, &soak.engine.samples, top);
     soak.judge(folder.path(), &mut table, &mut faults);
-    if let Some(bytes) = disk {
-        line(&mut table, "disk, Kafka and history", &format!("{:.1} GB", bytes as f64 / 1e9));
+    if let Some(Disk { kafka, history }) = disk {
+        let [kafka, history] = [kafka, history].map(|bytes| bytes as f64 / 1e9);
+        let said = format!(
+            "{kafka:.1} GB Kafka, {history:.1} GB history, snapshots and what compaction replaced"
+        );
+        line(&mut table, "disk", &said);
     }
     println!("\n{table}");
     job::write_table("soak", &table);
@@ -137,15 +142,18 @@ fn settle(load: &Load) {
 
 impl Soak {
     /// The bytes of all files that came with the events.
-    fn disk(&self) -> Option<u64> {
+    fn disk(&self) -> Option<Disk> {
         let (folder, before) = self.scratch.as_ref()?;
-        Some(plan::folder_bytes(folder).saturating_sub(*before))
+        Some(Disk::of(folder).since(*before))
     }
 
     /// Fails before the disk is full.
     fn watch_disk(&self) {
         let most = (self.wishes.disk_gb as f64 * 1.2e9) as u64;
-        assert!(self.disk().is_none_or(|bytes| bytes < most), "more than DISK_GB of disk are used");
+        assert!(
+            self.disk().is_none_or(|disk| disk.all() < most),
+            "more than DISK_GB of disk are used"
+        );
     }
 
     /// Events a second that the engine takes from what there is; waits until it has taken all.
@@ -231,6 +239,7 @@ impl Soak {
         let rate = (self.load.acknowledged() - before) as f64 / since.elapsed().as_secs_f64();
         settle(&self.load);
         let (end, all) = (self.engine.look(), self.load.acknowledged() as f64);
+        let commits = self.engine.commit_share();
         let patience = Duration::from_secs(self.wishes.seconds.max(600));
         let caught_up = self
             .engine
@@ -241,6 +250,7 @@ impl Soak {
             rate,
             lag: end.lag.unwrap_or(0.0),
             left: all - end.position.unwrap_or(0.0),
+            commits,
             caught_up,
         }
     }

@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-/// A margin for files that compaction replaces: both are there for a while.
-const MARGIN: f64 = 1.3;
+/// Compaction keeps the files that it replaced for a day, so rows are in history twice.
+const COPIES: f64 = 2.0;
+/// Indexes, logs and what Kafka writes in smaller batches when events come slower.
+const MARGIN: f64 = 1.1;
 
 /// What is asked for.
 pub struct Wishes {
@@ -44,8 +46,40 @@ pub struct Measured {
     pub producer: u64,
     /// Events a second that the engine takes from a topic that was filled before.
     pub top: u64,
-    /// Bytes of the disk that an event takes, in Kafka and in history; none if nobody knows.
-    pub event_bytes: Option<f64>,
+    /// Bytes of the disk that events take; none if nobody knows.
+    pub disk: Option<Disk>,
+}
+
+/// Bytes of the disk.
+#[derive(Debug, Clone, Copy)]
+pub struct Disk {
+    pub kafka: u64,
+    pub history: u64,
+}
+
+impl Disk {
+    /// What there is in a folder that holds nothing else: Kafka's in one of its folders.
+    pub fn of(folder: &Path) -> Self {
+        let kafka = folder_bytes(&folder.join("kafka"));
+        Self { kafka, history: folder_bytes(folder).saturating_sub(kafka) }
+    }
+
+    pub fn since(self, before: Self) -> Self {
+        let Self { kafka, history } = before;
+        Self {
+            kafka: self.kafka.saturating_sub(kafka),
+            history: self.history.saturating_sub(history),
+        }
+    }
+
+    pub fn all(self) -> u64 {
+        self.kafka + self.history
+    }
+
+    /// Gigabytes that an event takes in the long run, if these are those of so many events.
+    fn of_an_event(self, events: u64) -> f64 {
+        (self.kafka as f64 + COPIES * self.history as f64) * MARGIN / events as f64 / 1e9
+    }
 }
 
 /// What is done.
@@ -64,9 +98,8 @@ impl Plan {
         let rate = wishes.rate.unwrap_or(measured.top / 2);
         let overload = wishes.seconds as f64 / 4.0;
         let whole = Self { rate, overload: Duration::from_secs_f64(overload), cut: None };
-        let Some(bytes) = measured.event_bytes.map(|bytes| bytes * MARGIN / 1e9) else {
-            return whole;
-        };
+        let Some(disk) = measured.disk else { return whole };
+        let bytes = disk.of_an_event(measured.filled);
         let gentle = rate.min(measured.producer) as f64 * wishes.seconds as f64;
         let hard = (measured.top * 3 / 2).min(measured.producer) as f64 * overload;
         let room = wishes.disk_gb as f64 - measured.filled as f64 * bytes;
@@ -84,7 +117,7 @@ impl Plan {
 }
 
 /// The bytes of all files below a folder, as far as they stay while one looks.
-pub fn folder_bytes(folder: &Path) -> u64 {
+fn folder_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     let size = |entry: std::fs::DirEntry| match entry.metadata() {
         Ok(metadata) if metadata.is_dir() => folder_bytes(&entry.path()),

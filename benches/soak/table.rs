@@ -141,6 +141,8 @@ pub fn overload(
         .map(|s| s.resident_mb)
         .collect();
     flat(table, faults, "memory in part 2, thirds of the time", &values);
+    let said = format!("{:.1} % of the process's CPU", part.commits);
+    line(table, "commits, from the last start to the end of the load", &said);
     match part.caught_up {
         Some(time) => {
             let time = time.as_secs_f64();

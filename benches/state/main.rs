@@ -1,5 +1,5 @@
-//! What a million keys in two open windows cost: memory, the pause that a snapshot makes, and the
-//! time from SIGKILL to the first result that is committed after it.
+//! What ten thousand and a million keys in two open windows cost: memory, the pause that a snapshot
+//! makes, and the time from SIGKILL to the first result that is committed after it.
 //!
 //! While a second query tells one event in a hundred on at once, the process is measured from
 //! outside: its memory from /proc, the longest time that a told event took, and how long results
@@ -28,7 +28,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
 const PARTITIONS: i32 = 4;
-const KEYS: i64 = 1_000_000;
+const KEYS: [i64; 2] = [10_000, 1_000_000];
 /// Windows of an hour that stay open.
 const WINDOWS: i64 = 2;
 /// Events of each key and window before the measurement.
@@ -58,20 +58,31 @@ const TELL: &str = "SELECT told FROM events WHERE told > 0";
 
 fn main() {
     let Some(brokers) = job::brokers("state") else { return };
+    let [few, many] = KEYS.map(|keys| measure(&brokers, keys));
+    let mut table = String::from("| what | 10,000 keys | 1,000,000 keys |\n|---|---|---|\n");
+    for ((what, few), (_, many)) in few.into_iter().zip(many) {
+        writeln!(table, "| {what} | {few} | {many} |").unwrap();
+    }
+    println!("\n{table}");
+    job::write_table("state", &table);
+}
+
+/// What was measured with so many keys: what it is, and the figure.
+fn measure(brokers: &str, keys: i64) -> [(&'static str, String); 6] {
     let customer = format!("state_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-    create(&brokers, &customer, PARTITIONS);
-    fill(&brokers, &customer);
+    create(brokers, &customer, PARTITIONS);
+    fill(brokers, &customer, keys);
     let schema = SCHEMA.replace("{topic}", &customer);
     let folder = job::project(&customer, &schema, &[("hourly", HOURLY), ("tell", TELL)]);
     let port = process::free_port();
-    let mut engine = start(&brokers, folder.path(), port);
-    await_rows(port, KEYS * WINDOWS);
+    let mut engine = start(brokers, folder.path(), port);
+    await_rows(port, keys * WINDOWS);
     let stop = Arc::new(AtomicBool::new(false));
     let producing = {
-        let (brokers, topic, stop) = (brokers.clone(), customer.clone(), stop.clone());
-        std::thread::spawn(move || produce(&brokers, &topic, &stop))
+        let (brokers, topic, stop) = (brokers.to_owned(), customer.clone(), stop.clone());
+        std::thread::spawn(move || produce(&brokers, &topic, keys, &stop))
     };
-    let results = consumer(&brokers, &format!("millstream.{customer}.tell"));
+    let results = consumer(brokers, &format!("millstream.{customer}.tell"));
     first_after(&results, 0);
     let mut latencies = follow(&results, WATCHED);
     latencies.sort_unstable();
@@ -81,6 +92,7 @@ fn main() {
     let paused = metric(&metrics, "millstream_snapshot_pause_seconds_sum").unwrap();
     let state = metric(&metrics, "millstream_state_bytes").unwrap() / 1e6;
     let [resident, peak] = ["VmRSS:", "VmHWM:"].map(|what| memory(engine.id(), what) / 1e3);
+    let commits = process::commit_share(engine.id());
     let mut recoveries: Vec<f64> = KILLED_AFTER
         .iter()
         .map(|seconds| {
@@ -88,7 +100,7 @@ fn main() {
             engine.kill().unwrap();
             engine.wait().unwrap();
             let killed = now_us();
-            engine = start(&brokers, folder.path(), port);
+            engine = start(brokers, folder.path(), port);
             (first_after(&results, killed) - killed) as f64 / 1e6
         })
         .collect();
@@ -97,25 +109,20 @@ fn main() {
     engine.kill().unwrap();
     engine.wait().unwrap();
     recoveries.sort_by(f64::total_cmp);
-
-    let mut table = String::from("| what | |\n|---|---|\n");
-    for (what, value) in [
-        ("kept batches", format!("{state:.0} MB")),
+    [
+        ("kept batches", format!("{state:.1} MB")),
         ("resident memory", format!("{resident:.0} MB, at most {peak:.0} MB")),
         ("pause of a snapshot", format!("{:.2} ms, mean of {pauses:.0}", paused / pauses * 1e3)),
         (
             "an event told on, snapshots included",
             format!("{:.0} ms p50, {:.0} ms p99, {:.0} ms at most", at(0.5), at(0.99), at(1.0)),
         ),
+        ("commits, share of the process's CPU", format!("{commits:.0} %")),
         (
             "SIGKILL to the first new result",
             format!("{:.2} s median, {:.2} s at most of {}", recoveries[2], recoveries[4], 5),
         ),
-    ] {
-        writeln!(table, "| {what} | {value} |").unwrap();
-    }
-    println!("\n{table}");
-    job::write_table("state", &table);
+    ]
 }
 
 fn now_us() -> i64 {
@@ -145,13 +152,14 @@ fn producer(brokers: &str) -> ThreadedProducer<DefaultProducerContext> {
 fn send(
     producer: &ThreadedProducer<DefaultProducerContext>,
     topic: &str,
+    keys: i64,
     number: i64,
     window: i64,
     told: i64,
 ) {
-    // 700,001 and a million have no common factor: a million numbers are all keys.
-    let id = number * 700_001 % KEYS;
-    let at = DAY_BEGINS + window * HOUR + number % KEYS * (HOUR / KEYS);
+    // 700,001 and a power of ten have no common factor: as many numbers as keys are all keys.
+    let id = number * 700_001 % keys;
+    let at = DAY_BEGINS + window * HOUR + number % keys * (HOUR / keys);
     let event = format!(r#"{{"id":{id},"value":{},"at":{at},"told":{told}}}"#, number % 1_000);
     let partition = i32::try_from(number % i64::from(PARTITIONS)).unwrap();
     let record: BaseRecord<'_, (), str> =
@@ -164,22 +172,22 @@ fn send(
 }
 
 /// Every key, in every window.
-fn fill(brokers: &str, topic: &str) {
+fn fill(brokers: &str, topic: &str, keys: i64) {
     let producer = producer(brokers);
     for window in 0..WINDOWS {
-        (0..KEYS * EVENTS).for_each(|number| send(&producer, topic, number, window, 0));
+        (0..keys * EVENTS).for_each(|number| send(&producer, topic, keys, number, window, 0));
     }
     producer.flush(Duration::from_secs(300)).unwrap();
 }
 
 /// Sends events at [`RATE`] until it is stopped, to all windows in turn.
-fn produce(brokers: &str, topic: &str, stop: &AtomicBool) {
+fn produce(brokers: &str, topic: &str, keys: i64, stop: &AtomicBool) {
     let (producer, since, mut sent) = (producer(brokers), Instant::now(), 0);
     while !stop.load(Ordering::Relaxed) {
         let wanted = i64::try_from(since.elapsed().as_micros()).unwrap() * RATE / 1_000_000;
         while sent < wanted {
             let told = if sent % TOLD == 0 { now_us() } else { 0 };
-            send(&producer, topic, sent, sent % WINDOWS, told);
+            send(&producer, topic, keys, sent, sent % WINDOWS, told);
             sent += 1;
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -183,16 +183,17 @@ impl Compactor {
             true => OptimizeType::ZOrder(vec![time.to_owned()]),
             false => OptimizeType::Compact,
         };
+        let fail = |error| delta_error(&self.path, "compaction", error);
+        let schema = table.snapshot().map_err(fail)?.snapshot().arrow_schema();
         let optimize = table
             .optimize()
             .with_filters(&filters)
             .with_type(kind)
-            .with_writer_properties(file::writer_properties(time))
+            .with_writer_properties(file::writer_properties(&schema, time))
             // Ingestion runs beside this.
             .with_max_concurrent_tasks(1);
         reach("compaction.commit");
-        let (table, metrics) =
-            optimize.await.map_err(|error| delta_error(&self.path, "compaction", error))?;
+        let (table, metrics) = optimize.await.map_err(fail)?;
         reach("compaction.committed");
         total.dates += dates.len();
         total.files_removed += metrics.num_files_removed;

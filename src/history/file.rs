@@ -2,7 +2,9 @@
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{interleave_record_batch, max, min};
-use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{
+    DataType, Int32Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType,
+};
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, SecondsFormat};
 use deltalake::kernel::Add;
@@ -37,9 +39,10 @@ pub(super) fn date_text(date: i32) -> Option<String> {
 /// How all files are written, of a table dated by the column `time`.
 ///
 /// Times and offsets ascend, so their differences are small, and no dictionary of them is worth
-/// its while. Least and greatest values of pages are kept of these two only: by all others whole
+/// its while. Other whole numbers are told by differences where a dictionary grows too large: they
+/// are identifiers or times more often than not. Least and greatest values of pages are kept of these two only: by all others whole
 /// files are skipped, if at all, and Delta's log has what is needed for that.
-pub(super) fn writer_properties(time: &str) -> WriterProperties {
+pub(super) fn writer_properties(schema: &Schema, time: &str) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
@@ -50,9 +53,14 @@ pub(super) fn writer_properties(time: &str) -> WriterProperties {
             builder.set_column_statistics_enabled(ColumnPath::from(name), EnabledStatistics::Page);
     }
     for name in [time, OFFSET] {
-        builder = builder
-            .set_column_dictionary_enabled(ColumnPath::from(name), false)
-            .set_column_encoding(ColumnPath::from(name), Encoding::DELTA_BINARY_PACKED);
+        builder = builder.set_column_dictionary_enabled(ColumnPath::from(name), false);
+    }
+    let whole = |kind: &DataType| {
+        kind.is_signed_integer() || matches!(kind, DataType::Timestamp(..) | DataType::Date32)
+    };
+    for field in schema.fields().iter().filter(|field| whole(field.data_type())) {
+        let column = ColumnPath::from(field.name().as_str());
+        builder = builder.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
     }
     builder.build()
 }
@@ -77,7 +85,7 @@ pub(super) fn encode(
     let times: Vec<&[i64]> = batches.iter().map(|batch| times(batch.column(0))).collect();
     let fail = |error| Error::new(Kind::Storage, "a Parquet file cannot be written").because(error);
     let buffer = Vec::with_capacity(1 << 20);
-    let properties = Some(writer_properties(schema.field(0).name()));
+    let properties = Some(writer_properties(schema, schema.field(0).name()));
     let mut writer = ArrowWriter::try_new(buffer, schema.clone(), properties).map_err(fail)?;
     if times.iter().flat_map(|times| times.iter()).is_sorted() {
         for batch in batches {

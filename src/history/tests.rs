@@ -193,6 +193,33 @@ async fn columns_may_be_added_but_not_changed() {
     );
 }
 
+/// Numbers of which nearly each is another one, as those of events or of epochs are.
+#[tokio::test]
+async fn numbers_that_ascend_take_little_room() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut writer = writer(&root, spec(&[("number", DataType::Int64)])).await;
+    const ROWS: i64 = 400_000;
+    for half in 0..2 {
+        let offsets = half * ROWS / 2..(half + 1) * ROWS / 2;
+        let rows = events(offsets.clone().map(|o| (o, START)));
+        let number = Int64Array::from_iter_values(offsets.clone().map(|o| 1_000_000_007 + 3 * o));
+        let columns = rows.schema().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>();
+        let columns = columns.into_iter().zip(rows.columns().to_vec());
+        let columns = columns.chain([("number".to_owned(), Arc::new(number) as ArrayRef)]);
+        let rows = RecordBatch::try_from_iter(columns).unwrap();
+        writer.append("1084", 0, &rows, offsets.end).await.unwrap();
+        writer.commit(START).await.unwrap();
+    }
+    let compacted = writer.compactor().run(START + HOUR).await.unwrap();
+    assert_eq!((compacted.files_removed, compacted.files_added), (2, 1));
+    for (what, bytes) in [("written", compacted.bytes_removed), ("merged", compacted.bytes_added)] {
+        assert!(bytes < ROWS as u64, "{what}: {bytes} bytes of {ROWS} rows");
+    }
+    let sum = number(&root, &catalog, "SELECT sum(number) FROM positions").await;
+    assert_eq!(sum, ROWS * 1_000_000_007 + 3 * ROWS * (ROWS - 1) / 2);
+}
+
 #[tokio::test]
 async fn compaction_keeps_every_row_and_position() {
     let (folder, catalog) = project();
