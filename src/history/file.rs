@@ -20,6 +20,8 @@ use crate::{Error, Kind, Result};
 
 /// Rows of a row group: what a query on a time range reads at least.
 const ROW_GROUP_ROWS: usize = 131_072;
+/// How large a dictionary of whole numbers may grow: 8,192 numbers of 64 bits.
+const DICTIONARY_BYTES: usize = 64 << 10;
 /// Rows that are gathered at once when rows must be sorted.
 const GATHER_ROWS: usize = 32_768;
 /// Dates that Delta's text form of a date can say: years 1 to 9999.
@@ -60,7 +62,9 @@ pub(super) fn writer_properties(schema: &Schema, time: &str) -> WriterProperties
     };
     for field in schema.fields().iter().filter(|field| whole(field.data_type())) {
         let column = ColumnPath::from(field.name().as_str());
-        builder = builder.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
+        builder = builder
+            .set_column_dictionary_page_size_limit(column.clone(), DICTIONARY_BYTES)
+            .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
     }
     builder.build()
 }
