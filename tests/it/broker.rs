@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
+use crate::place::place;
 use crate::support::kafka::{Kafka, Write};
 
 /// Runs `.ci/kafka WHAT FOLDER` and gives what it prints.
@@ -101,4 +102,52 @@ fn a_cluster_comes_back_with_its_id_its_topics_and_its_port() {
     let elsewhere = script("start", folder);
     assert_ne!(elsewhere, address);
     assert_eq!((cluster_id(folder), Kafka { brokers: elsewhere }.read("kept").len()), (id, 1));
+}
+
+#[test]
+fn another_cluster_behind_the_same_address_is_refused() {
+    if Kafka::require("another cluster").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let _stop = Stop(folder);
+    let place = place(Kafka { brokers: script("start", folder) }, 1);
+    place.events(0..20);
+    place.run(&["--create-topics", "--until-end"]).ok();
+    let log = format!("millstream.{}.log", place.customer);
+    let copy: Vec<Write> = (place.kafka.read(&log).into_iter())
+        .map(|r| Write { partition: Some(0), key: r.key, value: r.value, headers: Vec::new() })
+        .collect();
+    script("stop", folder);
+
+    std::fs::rename(folder.join("data"), folder.join("before")).unwrap();
+    assert_eq!(script("start", folder), place.kafka.brokers, "its port was taken");
+    place.kafka.create(&place.topic, 1);
+    place.events(0..40);
+    // History tells; without it the log does that is not there, or that is, but was copied.
+    let refused = |more: &[&str], words: &[&str]| {
+        let said = place.run(&[&["--create-topics", "--until-end"], more].concat()).failed().said();
+        for word in words {
+            assert!(said.contains(word), "{word} is not said\n{said}");
+        }
+    };
+    refused(&[], &["this history comes from another Kafka cluster", "--data-dir"]);
+    let no_history = ["--history", "off"];
+    refused(&no_history, &["is empty", "has run before", "another cluster", "--reset"]);
+    if !place.kafka.topics().contains(&log) {
+        place.kafka.create(&log, 1);
+    }
+    place.kafka.produce(&log, copy);
+    refused(&no_history, &["this is another Kafka cluster than before", "--brokers"]);
+    assert_eq!(place.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["20,19"]);
+
+    // The one before is still good for it.
+    script("stop", folder);
+    std::fs::remove_dir_all(folder.join("data")).unwrap();
+    std::fs::rename(folder.join("before"), folder.join("data")).unwrap();
+    assert_eq!(script("start", folder), place.kafka.brokers, "its port was taken");
+    place.events(20..40);
+    place.run(&["--until-end"]).ok();
+    assert_eq!(place.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["40,39"]);
 }

@@ -383,7 +383,7 @@ fn an_edited_reference_table_takes_effect_while_running() {
 }
 
 #[test]
-fn a_topic_that_matches_the_pattern_joins_while_running() {
+fn a_topic_that_matches_the_pattern_joins_while_running_and_across_a_restart() {
     let Some(kafka) = Kafka::require("pattern") else { return };
     let (customer, prefix) = (unique("pattern"), unique("sensor"));
     kafka.create(&format!("{prefix}_1"), 1);
@@ -413,11 +413,19 @@ fn a_topic_that_matches_the_pattern_joins_while_running() {
     kafka.create(&format!("{prefix}_2"), 1);
     kafka.produce(&format!("{prefix}_2"), (3..7).map(event));
     rows(7, &mut running);
-    let new =
-        kafka.read(&topic).iter().filter(|r| r.json()["topic"] == format!("{prefix}_2")).count();
-    assert_eq!(new, 4);
+    let of = |number: i64| {
+        let name = format!("{prefix}_{number}");
+        kafka.read(&topic).iter().filter(|r| r.json()["topic"] == name).count()
+    };
+    assert_eq!(of(2), 4);
     running.signal("TERM");
     running.wait(Duration::from_secs(30)).ok();
+
+    kafka.create(&format!("{prefix}_3"), 1);
+    kafka.produce(&format!("{prefix}_3"), (7..9).map(event));
+    process::run_for(project.path(), &["run", "--brokers", &kafka.brokers, "--until-end"], LONG)
+        .ok();
+    assert_eq!([of(1), of(2), of(3)], [3, 4, 2]);
 }
 
 #[test]
