@@ -47,6 +47,7 @@ FROM TUMBLE(TABLE events, DESCRIPTOR(at), INTERVAL '1' SECOND) GROUP BY window_s
 
 fn main() {
     let Some(brokers) = job::brokers("latency") else { return };
+    job::warm(&brokers);
     let mut table = String::from(
         "| events/s | result | p50 | p99 | most | results | CPU of the process | commits |\n|---|---|---|---|---|---|---|---|\n",
     );

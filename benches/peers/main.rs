@@ -20,10 +20,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use day::{Deal, EVENT_BYTES, KEYS, PARTITIONS, QUERY, SCHEMA, Windows};
-use job::{config, cpu_seconds, create};
-use rdkafka::TopicPartitionList;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::producer::{BaseProducer, Producer};
+use job::{cpu_seconds, create};
 
 /// A run that takes longer has hung.
 const LIMIT: Duration = Duration::from_secs(1_800);
@@ -118,7 +115,9 @@ fn main() {
     day::produce(&brokers, &topic, events, KEYS, Deal::ByKey, "none");
     println!("produced {events} events of {EVENT_BYTES} bytes");
     let load = Load { brokers, topic, tag, events, expected: day::expected(events) };
-    warm(&load);
+    job::warm(&load.brokers);
+    // A broker is slow until it has been read from; let the first in the table not pay for it.
+    consume(&load);
 
     let mut lines = vec![line("Millstream", env!("CARGO_PKG_VERSION"), "history off, `--drain`")];
     for (peer, _) in &peers {
@@ -141,19 +140,6 @@ fn main() {
     let table = table(&lines, events, rounds);
     println!("\n{table}");
     job::write_table("peers", &table);
-}
-
-/// A broker makes its topics of transactions and of groups when they are first asked for, and is
-/// slow until it has been read from; let the first in the table not pay for it.
-fn warm(load: &Load) {
-    let producer: BaseProducer =
-        config(&load.brokers).set("transactional.id", "warm").create().unwrap();
-    producer.init_transactions(Duration::from_secs(60)).unwrap();
-    let consumer: BaseConsumer = config(&load.brokers).set("group.id", "warm").create().unwrap();
-    let mut list = TopicPartitionList::new();
-    list.add_partition(&load.topic, 0);
-    consumer.committed_offsets(list, Duration::from_secs(60)).unwrap();
-    consume(load);
 }
 
 /// The peers that PEERS names, or all.

@@ -58,6 +58,7 @@ const TELL: &str = "SELECT told FROM events WHERE told > 0";
 
 fn main() {
     let Some(brokers) = job::brokers("state") else { return };
+    job::warm(&brokers);
     let [few, many] = KEYS.map(|keys| measure(&brokers, keys));
     let mut table = String::from("| what | 10,000 keys | 1,000,000 keys |\n|---|---|---|\n");
     for ((what, few), (_, many)) in few.into_iter().zip(many) {

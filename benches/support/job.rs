@@ -2,10 +2,12 @@
 
 use std::path::Path;
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tempfile::TempDir;
 
@@ -23,6 +25,24 @@ pub fn config(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
     config
+}
+
+/// A cluster makes its topics of transactions and of groups when they are first asked for: let
+/// nobody whose time is measured wait for them.
+#[allow(dead_code, reason = "not every benchmark measures so short times")]
+pub fn warm(brokers: &str) {
+    let patience = Duration::from_secs(60);
+    let producer: BaseProducer = config(brokers).set("transactional.id", "warm").create().unwrap();
+    producer.init_transactions(patience).unwrap();
+    let consumer: BaseConsumer = config(brokers).set("group.id", "warm").create().unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition("warm", 0);
+    let since = Instant::now();
+    // Until the group has a coordinator that knows of it.
+    while let Err(error) = consumer.committed_offsets(list.clone(), patience) {
+        assert!(since.elapsed() < patience, "{error}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Makes a topic, with as many replicas as the brokers give it.
