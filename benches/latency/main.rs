@@ -9,9 +9,6 @@
 
 #[path = "../support/job.rs"]
 mod job;
-#[path = "../support/process.rs"]
-#[allow(dead_code, reason = "other benchmarks use the rest")]
-mod process;
 
 use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
@@ -71,7 +68,7 @@ fn main() {
         let [mut alerts, mut windows] = follow(&brokers, &outputs);
         stop.store(true, Ordering::Relaxed);
         let sent = producing.join().unwrap();
-        let commits = process::commit_share(engine.id());
+        let commits = job::commit_share(engine.id());
         end(engine);
         let cpu = (cpu_seconds().1 - cpu) / since.elapsed().as_secs_f64() * 100.0;
         println!("{sent} events sent at {rate}/s");

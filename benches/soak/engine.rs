@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::process::{commit_share, memory, metric, metrics};
+use crate::job::commit_share;
+use crate::process::{memory, metric, metrics};
 
 /// What was seen of a process at a moment.
 pub struct Sample {

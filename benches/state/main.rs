@@ -93,7 +93,7 @@ fn measure(brokers: &str, keys: i64) -> [(&'static str, String); 6] {
     let paused = metric(&metrics, "millstream_snapshot_pause_seconds_sum").unwrap();
     let state = metric(&metrics, "millstream_state_bytes").unwrap() / 1e6;
     let [resident, peak] = ["VmRSS:", "VmHWM:"].map(|what| memory(engine.id(), what) / 1e3);
-    let commits = process::commit_share(engine.id());
+    let commits = job::commit_share(engine.id());
     let mut recoveries: Vec<f64> = KILLED_AFTER
         .iter()
         .map(|seconds| {

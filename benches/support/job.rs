@@ -89,12 +89,36 @@ pub fn end(mut engine: Child) {
     assert!(status.success() && engine.wait().unwrap().success());
 }
 
-/// CPU seconds of this process and of its ended children, from /proc (its ticks are 1/100 s).
+/// The name of a process or a thread, and the CPU seconds of itself and of its ended children, from
+/// its `stat` in /proc (ticks of 1/100 s); none if it has ended.
+fn cpu_of(stat: &str) -> Option<(String, [f64; 2])> {
+    let text = std::fs::read_to_string(stat).ok()?;
+    // The name stands in brackets and may hold anything.
+    let (head, rest) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let seconds = |at: usize| fields[at].parse::<f64>().unwrap() / 100.0;
+    let both = [seconds(11) + seconds(12), seconds(13) + seconds(14)];
+    Some((head.split_once('(')?.1.to_owned(), both))
+}
+
+/// CPU seconds of this process and of its ended children.
 pub fn cpu_seconds() -> (f64, f64) {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks = |at: usize| fields[at].parse::<f64>().unwrap() / 100.0;
-    (ticks(11) + ticks(12), ticks(13) + ticks(14))
+    let (_, [own, children]) = cpu_of("/proc/self/stat").unwrap();
+    (own, children)
+}
+
+/// How much of a process's CPU went into commits, in percent: the threads of transactions and of
+/// librdkafka, which sends what they commit and nothing else. Of threads that have ended nobody
+/// knows the name.
+#[allow(dead_code, reason = "not every benchmark asks")]
+pub fn commit_share(process: u32) -> f64 {
+    let folder = format!("/proc/{process}");
+    let (_, [all, _]) = cpu_of(&format!("{folder}/stat")).unwrap();
+    let threads = std::fs::read_dir(format!("{folder}/task")).unwrap().flatten();
+    let commits = threads
+        .filter_map(|thread| cpu_of(&thread.path().join("stat").to_string_lossy()))
+        .filter(|(name, _)| name.starts_with("commit-") || name.starts_with("rdk:"));
+    commits.map(|(_, [own, _])| own).sum::<f64>() / all * 100.0
 }
 
 /// Puts a table between its marks in the file that WRITE_TO names.

@@ -33,25 +33,3 @@ pub fn memory(process: u32, what: &str) -> f64 {
     let line = status.lines().find(|line| line.starts_with(what)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
-
-/// How much of a process's CPU went into commits, in percent: the threads of transactions and of
-/// librdkafka, which sends what they commit and nothing else. Of threads that have ended nobody
-/// knows the name.
-#[allow(dead_code, reason = "not every benchmark asks")]
-pub fn commit_share(process: u32) -> f64 {
-    // Its name in brackets, then fields 14 and 15: user and system time.
-    let read = |path: &std::path::Path| -> Option<(String, f64)> {
-        let stat = std::fs::read_to_string(path).ok()?;
-        let (head, rest) = stat.rsplit_once(')')?;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        let ticks = |at: usize| fields[at].parse::<f64>().unwrap();
-        Some((head.split_once('(')?.1.to_owned(), ticks(11) + ticks(12)))
-    };
-    let folder = format!("/proc/{process}");
-    let (_, all) = read(format!("{folder}/stat").as_ref()).unwrap();
-    let tasks = std::fs::read_dir(format!("{folder}/task")).unwrap().flatten();
-    let threads = tasks.filter_map(|task| read(&task.path().join("stat")));
-    let commits =
-        threads.filter(|(name, _)| name.starts_with("commit-") || name.starts_with("rdk:"));
-    commits.map(|(_, ticks)| ticks).sum::<f64>() / all * 100.0
-}

@@ -42,8 +42,9 @@ pub(super) fn date_text(date: i32) -> Option<String> {
 ///
 /// Times and offsets ascend, so their differences are small, and no dictionary of them is worth
 /// its while. Other whole numbers are told by differences where a dictionary grows too large: they
-/// are identifiers or times more often than not. Least and greatest values of pages are kept of these two only: by all others whole
-/// files are skipped, if at all, and Delta's log has what is needed for that.
+/// are identifiers or times more often than not. Least and greatest values of pages are kept of the
+/// dating column and of offsets only: by all others whole files are skipped, if at all, and Delta's
+/// log has what is needed for that.
 pub(super) fn writer_properties(schema: &Schema, time: &str) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))

@@ -56,6 +56,14 @@ fn events(rows: impl IntoIterator<Item = (i64, Micros)>) -> RecordBatch {
     .unwrap()
 }
 
+/// Rows with more columns.
+fn with<const N: usize>(rows: &RecordBatch, added: [(&str, ArrayRef); N]) -> RecordBatch {
+    let schema = rows.schema();
+    let names = schema.fields().iter().map(|field| field.name().as_str());
+    let columns = names.zip(rows.columns().iter().cloned());
+    RecordBatch::try_from_iter(columns.chain(added)).unwrap()
+}
+
 /// A project with customer_a, whose stream is `positions`.
 fn project() -> (TempDir, Catalog) {
     let folder = tempfile::tempdir().unwrap();
@@ -159,14 +167,10 @@ async fn columns_may_be_added_but_not_changed() {
     let added = [("battery", DataType::Float64), ("seen", instant()), ("serial", DataType::UInt64)];
     let mut new = writer(&root, spec(&added)).await;
     assert_eq!(new.position("1084", 0), Some(1));
-    let mut columns: Vec<(String, ArrayRef)> = Vec::new();
-    let rows = events([(1, START)]);
-    for (index, field) in rows.schema().fields().iter().enumerate() {
-        columns.push((field.name().clone(), rows.column(index).clone()));
-    }
-    columns.push(("battery".into(), Arc::new(arrow::array::Float64Array::from(vec![0.5]))));
-    columns.push(("serial".into(), Arc::new(arrow::array::UInt64Array::from(vec![u64::MAX]))));
-    new.append("1084", 0, &RecordBatch::try_from_iter(columns).unwrap(), 2).await.unwrap();
+    let battery = Arc::new(arrow::array::Float64Array::from(vec![0.5]));
+    let serial = Arc::new(arrow::array::UInt64Array::from(vec![u64::MAX]));
+    let rows = with(&events([(1, START)]), [("battery", battery as _), ("serial", serial as _)]);
+    new.append("1084", 0, &rows, 2).await.unwrap();
     new.commit(START).await.unwrap();
     let seen =
         table(&root, &catalog, "SELECT _offset, battery, seen, serial FROM positions ORDER BY 1")
@@ -202,12 +206,9 @@ async fn numbers_that_ascend_take_little_room() {
     const ROWS: i64 = 400_000;
     for half in 0..2 {
         let offsets = half * ROWS / 2..(half + 1) * ROWS / 2;
-        let rows = events(offsets.clone().map(|o| (o, START)));
         let number = Int64Array::from_iter_values(offsets.clone().map(|o| 1_000_000_007 + 3 * o));
-        let columns = rows.schema().fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>();
-        let columns = columns.into_iter().zip(rows.columns().to_vec());
-        let columns = columns.chain([("number".to_owned(), Arc::new(number) as ArrayRef)]);
-        let rows = RecordBatch::try_from_iter(columns).unwrap();
+        let rows = events(offsets.clone().map(|o| (o, START)));
+        let rows = with(&rows, [("number", Arc::new(number) as _)]);
         writer.append("1084", 0, &rows, offsets.end).await.unwrap();
         writer.commit(START).await.unwrap();
     }

@@ -31,16 +31,21 @@ impl Drop for Stop<'_> {
 /// A broker of a test's own, which the test may stop, kill and start again.
 pub(crate) struct OwnBroker {
     folder: tempfile::TempDir,
-    advertised: String,
+    /// Where its second listener tells its clients to go, if it has one.
+    advertised: Option<String>,
     pub(crate) kafka: Kafka,
 }
 
 impl OwnBroker {
+    fn start(advertised: Option<&str>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let brokers = script_with("start", folder.path(), advertised.as_slice());
+        Self { folder, advertised: advertised.map(str::to_owned), kafka: Kafka { brokers } }
+    }
+
     /// One with a listener for a proxy that listens at `advertised`.
     pub(crate) fn start_behind(advertised: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let brokers = script_with("start", folder.path(), &[advertised]);
-        Self { folder, advertised: advertised.to_owned(), kafka: Kafka { brokers } }
+        Self::start(Some(advertised))
     }
 
     /// Where the proxy finds the broker.
@@ -62,9 +67,10 @@ impl OwnBroker {
         self.stop();
     }
 
-    /// With what it had, at the same address.
+    /// With what it has in its folder, at the same address.
     pub(crate) fn again(&self) {
-        let address = script_with("start", self.folder.path(), &[&self.advertised]);
+        let advertised = self.advertised.as_deref();
+        let address = script_with("start", self.folder.path(), advertised.as_slice());
         assert_eq!(address, self.kafka.brokers, "its port was taken by somebody else");
     }
 }
@@ -109,20 +115,19 @@ fn another_cluster_behind_the_same_address_is_refused() {
     if Kafka::require("another cluster").is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    let _stop = Stop(folder);
-    let place = place(Kafka { brokers: script("start", folder) }, 1);
+    let broker = OwnBroker::start(None);
+    let place = place(broker.kafka.clone(), 1);
     place.events(0..20);
     place.run(&["--create-topics", "--until-end"]).ok();
     let log = format!("millstream.{}.log", place.customer);
     let copy: Vec<Write> = (place.kafka.read(&log).into_iter())
         .map(|r| Write { partition: Some(0), key: r.key, value: r.value, headers: Vec::new() })
         .collect();
-    script("stop", folder);
+    broker.stop();
 
-    std::fs::rename(folder.join("data"), folder.join("before")).unwrap();
-    assert_eq!(script("start", folder), place.kafka.brokers, "its port was taken");
+    let [data, before] = ["data", "before"].map(|name| broker.folder.path().join(name));
+    std::fs::rename(&data, &before).unwrap();
+    broker.again();
     place.kafka.create(&place.topic, 1);
     place.events(0..40);
     // History tells; without it the log does that is not there, or that is, but was copied.
@@ -143,10 +148,10 @@ fn another_cluster_behind_the_same_address_is_refused() {
     assert_eq!(place.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["20,19"]);
 
     // The one before is still good for it.
-    script("stop", folder);
-    std::fs::remove_dir_all(folder.join("data")).unwrap();
-    std::fs::rename(folder.join("before"), folder.join("data")).unwrap();
-    assert_eq!(script("start", folder), place.kafka.brokers, "its port was taken");
+    broker.stop();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&before, &data).unwrap();
+    broker.again();
     place.events(20..40);
     place.run(&["--until-end"]).ok();
     assert_eq!(place.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["40,39"]);
