@@ -43,8 +43,18 @@ impl Drop for Engine {
     }
 }
 
+/// The engine; on cores of its own if ENGINE_CORES names them, so that neither the producer nor the
+/// broker slows it down.
 fn command(brokers: &str, project: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    let engine = env!("CARGO_BIN_EXE_millstream");
+    let mut command = match std::env::var("ENGINE_CORES") {
+        Ok(cores) => {
+            let mut command = Command::new("taskset");
+            command.args(["--cpu-list", &cores, engine]);
+            command
+        }
+        Err(_) => Command::new(engine),
+    };
     command
         .args(["run", "--brokers", brokers, "--create-topics", "--log", "error"])
         .current_dir(project)

@@ -39,7 +39,9 @@ pub const QUERIES: [(&str, &str); 2] = [
     ("alerts", "SELECT n FROM events WHERE key = 7"),
     (
         "windows",
-        "SELECT window_start, key, count(*) AS events, sum(value) AS total, count(DISTINCT n) AS numbers
+        "SELECT window_start, key, count(*) AS events, sum(value) AS total,
+  count(DISTINCT md5(CAST(n AS VARCHAR)))
+    FILTER (WHERE levenshtein(md5(CAST(n AS VARCHAR)), md5(CAST(us AS VARCHAR))) >= 0) AS numbers
 FROM TUMBLE(TABLE events, DESCRIPTOR(at), INTERVAL '100' SECOND) GROUP BY window_start, window_end, key",
     ),
 ];

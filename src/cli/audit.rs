@@ -5,13 +5,17 @@
 //! offsets = records + gaps; records = decoded + rejected + tombstones; and every decoded row and
 //! every rejected one is in history or among the dead letters exactly once.
 
+mod ledger;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use arrow::array::AsArray;
 use arrow::datatypes::{Int32Type, Int64Type};
+use datafusion::prelude::SessionContext;
 use futures::StreamExt;
+use ledger::{Account, Ledger, Place};
 
 use super::{Kafka, Project};
 use crate::catalog::Customer;
@@ -31,39 +35,20 @@ pub struct Args {
     kafka: Kafka,
 }
 
-/// The account of one partition.
-#[derive(Debug, Default)]
-struct Account {
+/// A partition, and what became of it.
+struct Audited {
     stream: String,
-    partition: String,
-    from: i64,
-    until: i64,
-    records: u64,
-    gaps: i64,
-    decoded: u64,
-    rejected: u64,
-    tombstones: u64,
-    /// Offsets that were passed over, as the log says.
-    skipped: u64,
-    faults: Vec<String>,
-    /// Why there is nothing to be held to.
-    note: Option<String>,
+    partition: TopicPartition,
+    at: Position,
+    outcome: Outcome,
 }
 
-/// What is known of each offset of a partition.
-struct Ledger {
-    from: i64,
-    until: i64,
-    /// Per offset: bit 0 a record, bit 1 a tombstone, bit 2 in history, bit 3 a dead letter.
-    seen: Vec<u8>,
-    decoded: u64,
-    rejected: HashMap<(i64, i64), u32>,
+enum Outcome {
+    /// What Kafka has of it was counted; `whole`: since it joined.
+    Counted { ledger: Ledger, whole: bool },
+    /// There is nothing to be held to, and why.
+    NotCounted { why: String, is_fault: bool },
 }
-
-const RECORD: u8 = 1;
-const TOMBSTONE: u8 = 2;
-const IN_HISTORY: u8 = 4;
-const DEAD: u8 = 8;
 
 /// Audits all customers, or those named.
 pub async fn run(args: Args) -> Result<ExitCode> {
@@ -85,86 +70,133 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         "tombstones"
     );
     for customer in &catalog.customers {
-        for account in audit(customer, &kafka, &context).await? {
-            holds &= account.faults.is_empty();
-            let verdict = match (&account.note, account.faults.is_empty()) {
-                (Some(note), _) => note.clone(),
-                (None, true) if account.skipped > 0 => {
-                    format!(
-                        "holds; {} offsets were gone and passed over (--on-gap skip)",
-                        account.skipped
-                    )
-                }
-                (None, true) => "holds".to_owned(),
-                (None, false) => account.faults.join("; "),
-            };
-            println!(
-                "{:<12} {:<10} {:<18} {:>10} {:>10} {:>7} {:>10} {:>9} {:>10}  {verdict}",
-                customer.name,
-                account.stream,
-                account.partition,
-                account.until - account.from,
-                account.records,
-                account.gaps,
-                account.decoded,
-                account.rejected,
-                account.tombstones,
-            );
+        for audited in audit(customer, &kafka, &context).await? {
+            holds &= audited.tell(&customer.name);
         }
     }
     Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+impl Audited {
+    /// Prints the account; says whether it holds.
+    fn tell(self, customer: &str) -> bool {
+        let Self { stream, partition, at, outcome } = self;
+        let (account, offsets, verdict) = match outcome {
+            Outcome::NotCounted { why, is_fault } => {
+                let faults = if is_fault { vec![why.clone()] } else { Vec::new() };
+                (Account { faults, ..Account::default() }, at.offset - at.joined, why)
+            }
+            Outcome::Counted { ledger, whole } => {
+                let offsets = ledger.until - ledger.from;
+                let account = ledger.account(whole.then_some(at));
+                let verdict = match account.faults.as_slice() {
+                    [] if at.skipped > 0 => format!(
+                        "holds; {} offsets were gone and passed over (--on-gap skip)",
+                        at.skipped
+                    ),
+                    [] => "holds".to_owned(),
+                    faults => faults.join("; "),
+                };
+                (account, offsets, verdict)
+            }
+        };
+        let Account { records, gaps, decoded, rejected, tombstones, faults } = account;
+        println!(
+            "{customer:<12} {stream:<10} {:<18} {offsets:>10} {records:>10} {gaps:>7} {decoded:>10} \
+             {rejected:>9} {tombstones:>10}  {verdict}",
+            partition.to_string()
+        );
+        faults.is_empty()
+    }
+}
+
 async fn audit(
     customer: &Arc<Customer>,
     kafka: &KafkaConfig,
-    context: &datafusion::prelude::SessionContext,
-) -> Result<Vec<Account>> {
+    context: &SessionContext,
+) -> Result<Vec<Audited>> {
     let (positions, made_anew) = recorded(kafka, customer).await?;
     let dead = dead_letters(kafka, customer).await?;
-    let mut accounts = Vec::new();
+    let mut audited = Vec::new();
     for (partition, at) in positions {
         let mut reading = customer.streams.iter().filter(|s| s.topics.matches(&partition.topic));
-        let Some(stream) = reading.next() else { continue };
-        if !stream.history {
-            continue;
-        }
-        let mut uncounted = |why: String, is_fault: bool| {
-            let account = Account {
-                stream: stream.name.clone(),
-                partition: partition.to_string(),
-                from: at.joined,
-                until: at.offset,
-                ..Account::default()
-            };
-            accounts.push(match is_fault {
-                true => Account { faults: vec![why], ..account },
-                false => Account { note: Some(why), ..account },
-            });
+        let Some(stream) = reading.next().filter(|stream| stream.history) else { continue };
+        let mut outcome = match made_anew.contains(partition.topic.as_ref()) {
+            true => Outcome::NotCounted {
+                why: "not counted: the topic was made anew, history has both".to_owned(),
+                is_fault: false,
+            },
+            false => count(kafka, &partition, at).await?,
         };
-        if made_anew.contains(partition.topic.as_ref()) {
-            uncounted("not counted: the topic was made anew, history has both".to_owned(), false);
-            continue;
+        if let Outcome::Counted { ledger, .. } = &mut outcome {
+            dead.get(&partition).into_iter().flatten().for_each(|&place| ledger.dead(place));
         }
-        let Some((low, high)) = bounds(kafka, &partition).await? else {
-            uncounted("not counted: it is gone from Kafka".to_owned(), true);
-            continue;
-        };
-        if high < at.offset {
-            uncounted(format!("not counted: Kafka ends at {high}; was it made anew?"), true);
-            continue;
-        }
-        // What is below the broker's retention cannot be counted any more.
-        let until = at.offset;
-        let mut ledger = Ledger::new(low.max(at.joined), until.max(low));
-        ledger.read_kafka(kafka, &partition).await?;
-        ledger.read_history(context, customer, &stream.name, &partition).await?;
-        ledger.read_dead(&dead, &partition);
-        let recorded = (low <= at.joined).then_some(at);
-        let account = ledger.account(stream.name.clone(), &partition, recorded);
-        accounts.push(Account { skipped: at.skipped, ..account });
+        audited.push(Audited { stream: stream.name.clone(), partition, at, outcome });
     }
-    Ok(accounts)
+    for stream in customer.streams.iter().filter(|stream| stream.history) {
+        read_history(context, &customer.name, &stream.name, &mut audited).await?;
+    }
+    Ok(audited)
+}
+
+/// What Kafka has of a partition up to its recorded position.
+async fn count(kafka: &KafkaConfig, partition: &TopicPartition, at: Position) -> Result<Outcome> {
+    let not = |why| Ok(Outcome::NotCounted { why, is_fault: true });
+    let Some((low, high)) = bounds(kafka, partition).await? else {
+        return not("not counted: it is gone from Kafka".to_owned());
+    };
+    if high < at.offset {
+        return not(format!("not counted: Kafka ends at {high}; was it made anew?"));
+    }
+    // What is below the broker's retention cannot be counted any more.
+    let mut ledger = Ledger::new(low.max(at.joined), at.offset.max(low));
+    let (from, until) = (ledger.from, ledger.until);
+    let mut each = |chunk: &Chunk| {
+        for record in &chunk.records {
+            ledger.record(record.offset, record.value.is_none());
+        }
+        Ok(())
+    };
+    pipeline::read_range(kafka, partition, from, until, &mut each).await?;
+    Ok(Outcome::Counted { ledger, whole: low <= at.joined })
+}
+
+/// Every row that a stream's history has of the partitions that are counted.
+async fn read_history(
+    context: &SessionContext,
+    customer: &str,
+    stream: &str,
+    audited: &mut [Audited],
+) -> Result<()> {
+    let mut ledgers: HashMap<&str, HashMap<i32, &mut Ledger>> = HashMap::new();
+    for audited in audited.iter_mut().filter(|audited| audited.stream == stream) {
+        if let Outcome::Counted { ledger, .. } = &mut audited.outcome {
+            let TopicPartition { topic, partition } = &audited.partition;
+            ledgers.entry(topic).or_default().insert(*partition, ledger);
+        }
+    }
+    let Some(from) = ledgers.values().flat_map(HashMap::values).map(|l| l.from).min() else {
+        return Ok(());
+    };
+    let sql = format!(
+        "SELECT _topic, _partition, _offset, CAST(_position AS BIGINT) FROM {customer}.{stream} \
+         WHERE _offset >= {from}"
+    );
+    let mut rows = context.sql(&sql).await?.execute_stream().await?;
+    while let Some(batch) = rows.next().await {
+        let batch = batch?;
+        let topics = batch.column(0).as_string::<i32>();
+        let partitions = batch.column(1).as_primitive::<Int32Type>().values();
+        let offsets = batch.column(2).as_primitive::<Int64Type>().values();
+        let positions = batch.column(3).as_primitive::<Int64Type>().values();
+        for row in 0..batch.num_rows() {
+            let topic = ledgers.get_mut(topics.value(row));
+            if let Some(ledger) = topic.and_then(|topic| topic.get_mut(&partitions[row])) {
+                ledger.in_history((offsets[row], positions[row]));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The newest position of every partition that the log names, and the topics that it knows by
@@ -189,9 +221,9 @@ async fn recorded(
     Ok((positions, ids.into_keys().collect()))
 }
 
-type DeadLetters = HashMap<TopicPartition, Vec<(i64, i64)>>;
+type DeadLetters = HashMap<TopicPartition, Vec<Place>>;
 
-/// Dead letters of source rows by partition: offset and position of each.
+/// Dead letters of source rows by partition.
 async fn dead_letters(kafka: &KafkaConfig, customer: &Customer) -> Result<DeadLetters> {
     let topic = sink::dead_letter_topic(&customer.name);
     let mut dead = DeadLetters::new();
@@ -233,123 +265,4 @@ async fn bounds(kafka: &KafkaConfig, partition: &TopicPartition) -> Result<Optio
         cluster.watermarks(&partition).map(Some)
     })
     .await
-}
-
-fn rows_of(customer: &Customer, stream: &str, partition: &TopicPartition, what: &str) -> String {
-    format!(
-        "SELECT {what} FROM {}.{stream} WHERE _topic = '{}' AND _partition = {}",
-        customer.name, partition.topic, partition.partition
-    )
-}
-
-impl Ledger {
-    fn new(from: i64, until: i64) -> Self {
-        let length = usize::try_from((until - from).max(0)).unwrap_or(0);
-        Self { from, until, seen: vec![0; length], decoded: 0, rejected: HashMap::new() }
-    }
-
-    fn mark(&mut self, offset: i64, bit: u8) -> bool {
-        let index = usize::try_from(offset - self.from).ok().filter(|_| offset >= self.from);
-        match index.and_then(|i| self.seen.get_mut(i)) {
-            Some(seen) => {
-                *seen |= bit;
-                true
-            }
-            None => false,
-        }
-    }
-
-    async fn read_kafka(&mut self, kafka: &KafkaConfig, partition: &TopicPartition) -> Result<()> {
-        let (from, until) = (self.from, self.until);
-        let mut mark = |chunk: &Chunk| {
-            for record in &chunk.records {
-                let bits = if record.value.is_none() { RECORD | TOMBSTONE } else { RECORD };
-                self.mark(record.offset, bits);
-            }
-            Ok(())
-        };
-        pipeline::read_range(kafka, partition, from, until, &mut mark).await
-    }
-
-    async fn read_history(
-        &mut self,
-        context: &datafusion::prelude::SessionContext,
-        customer: &Customer,
-        stream: &str,
-        partition: &TopicPartition,
-    ) -> Result<()> {
-        let sql = rows_of(customer, stream, partition, "_offset, _position, count(*) AS times")
-            + &format!(
-                " AND _offset >= {} AND _offset < {} GROUP BY _offset, _position",
-                self.from, self.until
-            );
-        let mut rows = context.sql(&sql).await?.execute_stream().await?;
-        while let Some(batch) = rows.next().await {
-            let batch = batch?;
-            let offsets = batch.column(0).as_primitive::<Int64Type>();
-            let positions = batch.column(1).as_primitive::<Int32Type>();
-            let times = batch.column(2).as_primitive::<Int64Type>();
-            for row in 0..batch.num_rows() {
-                self.mark(offsets.value(row), IN_HISTORY);
-                self.decoded += u64::try_from(times.value(row)).unwrap_or(0);
-                if times.value(row) > 1 {
-                    let place = (offsets.value(row), i64::from(positions.value(row)));
-                    self.rejected.entry(place).and_modify(|n| *n += 2).or_insert(2);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn read_dead(&mut self, dead: &DeadLetters, partition: &TopicPartition) {
-        for &(offset, position) in dead.get(partition).into_iter().flatten() {
-            if self.mark(offset, DEAD) {
-                *self.rejected.entry((offset, position)).or_default() += 1;
-            }
-        }
-    }
-
-    fn account(
-        self,
-        stream: String,
-        partition: &TopicPartition,
-        recorded: Option<Position>,
-    ) -> Account {
-        let count =
-            |bits: u8, wanted: u8| self.seen.iter().filter(|s| **s & bits == wanted).count() as u64;
-        let records = count(RECORD, RECORD);
-        let tombstones = count(TOMBSTONE, TOMBSTONE);
-        let mut account = Account {
-            stream,
-            partition: partition.to_string(),
-            from: self.from,
-            until: self.until,
-            records,
-            gaps: self.until - self.from - i64::try_from(records).unwrap_or(i64::MAX),
-            decoded: self.decoded,
-            rejected: self.rejected.len() as u64,
-            tombstones,
-            ..Account::default()
-        };
-        let lost = count(RECORD | TOMBSTONE | IN_HISTORY | DEAD, RECORD);
-        let strange = count(RECORD | IN_HISTORY, IN_HISTORY) + count(RECORD | DEAD, DEAD);
-        let twice = self.rejected.values().filter(|&&n| n > 1).count();
-        let mut fault = |count: u64, what: &str| {
-            if count > 0 {
-                account.faults.push(format!("{count} {what}"));
-            }
-        };
-        fault(lost, "lost");
-        fault(strange, "without a record in Kafka");
-        fault(twice as u64, "twice");
-        if let Some(at) = recorded {
-            let say = |what: &str, here: u64, log: u64| {
-                (here != log).then(|| format!("{what}: {here} here, {log} in the log"))
-            };
-            account.faults.extend(say("decoded", account.decoded, at.decoded));
-            account.faults.extend(say("rejected", account.rejected, at.rejected));
-            account.faults.extend(say("tombstones", account.tombstones, at.tombstones));
-        }
-        account
-    }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::{Kafka, Project};
@@ -49,8 +49,8 @@ pub struct Args {
     /// The least time between commits, such as '100 ms' (default: 25 ms, or twice the commit time)
     #[arg(long, value_name = "TIME", value_parser = time)]
     commit_interval: Option<Duration>,
-    /// The time between snapshots
-    #[arg(long, value_name = "TIME", default_value = "60 s", value_parser = time)]
+    /// The time between snapshots: about what a restart has to run again at most
+    #[arg(long, value_name = "TIME", default_value = "10 s", value_parser = time)]
     snapshot_interval: Duration,
     /// Threads that decode and aggregate, for each customer (default: one a core)
     #[arg(long, value_name = "N")]
@@ -175,12 +175,14 @@ pub async fn run_all(
         let name = customer.name.clone();
         let running =
             pipeline::run(catalog.clone(), customer.clone(), options.clone(), stop.clone());
-        pipelines.spawn(async move { (name, running.await) });
+        let ended = on_a_thread(&name, running)?;
+        pipelines.spawn(async move { (name, ended.await) });
     }
     let mut failed = Vec::new();
     while let Some(joined) = pipelines.join_next().await {
         let (customer, result) =
             joined.map_err(|e| Error::internal("a pipeline ended abruptly").because(e))?;
+        let result = result.map_err(|_| Error::internal("a pipeline ended abruptly")).flatten();
         let Err(error) = result else { continue };
         if catalog.customers.len() == 1 {
             return Err(error);
@@ -194,6 +196,21 @@ pub async fn run_all(
     let names: Vec<_> = failed.iter().map(|(customer, _)| customer.as_str()).collect();
     Err(Error::new(first.kind, format!("the pipelines of {} failed", names.join(", ")))
         .detail("their errors are in the log above"))
+}
+
+/// Runs a customer's pipeline on a thread of its own: it computes for long at a time, and neither its
+/// snapshots nor its history nor /metrics may wait for that. Without a word it has panicked.
+fn on_a_thread<T: Send + 'static>(
+    customer: &str,
+    running: impl Future<Output = T> + Send + 'static,
+) -> Result<oneshot::Receiver<T>> {
+    let (sender, ended) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name(format!("pipeline-{customer}"))
+        .spawn(move || sender.send(runtime.block_on(running)))
+        .map_err(|e| Error::internal("a pipeline's thread cannot be started").because(e))?;
+    Ok(ended)
 }
 
 fn check_reset(catalog: &Catalog, reset: &[String]) -> Result<()> {
@@ -226,7 +243,7 @@ pub fn following(
         mode: Mode::Follow,
         history: true,
         commit_interval: None,
-        snapshot_interval: Duration::from_secs(60),
+        snapshot_interval: Duration::from_secs(10),
         reset: Reset::default(),
         parallelism: cores(),
         on_gap: OnGap::Stop,

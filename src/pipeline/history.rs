@@ -50,6 +50,8 @@ enum Command {
     },
     /// A topic, and its id.
     Topic(String, String),
+    /// An epoch whose rows are to be committed as soon as they are here.
+    Hurry(u64),
     Flush(oneshot::Sender<Result<()>>),
 }
 
@@ -103,6 +105,13 @@ impl EventHistory {
     pub fn identify(&self, topic: &str, id: &str) -> Result<()> {
         let told = self.commands.send(Command::Topic(topic.to_owned(), id.to_owned()));
         told.map_err(|_| Error::internal("the history writer stopped"))
+    }
+
+    /// Asks for the rows of `epoch` to be committed once they are handed over, due or not: a
+    /// snapshot of that epoch is of no use before.
+    pub fn hurry(&self, epoch: u64) {
+        // If it has failed, whoever hands over the next epoch is told.
+        drop(self.commands.send(Command::Hurry(epoch)));
     }
 
     /// Commits everything handed over so far.
@@ -163,11 +172,12 @@ impl<K: std::hash::Hash + Eq> Tables<K> {
         self.writers.values_mut().for_each(|writer| writer.identify(topic, id));
     }
 
-    /// Commits all tables when one is due, for as long as it takes; then looks after small files.
-    /// All at once: else there would always be some rows that wait, and no epoch would be done.
-    pub async fn commit_due(&mut self) -> Result<()> {
+    /// Commits all tables when one is due, or now if there is a `hurry`, for as long as it takes;
+    /// then looks after small files. All at once: else there would always be some rows that wait,
+    /// and no epoch would be done.
+    pub async fn commit_due(&mut self, hurry: bool) -> Result<()> {
         let now = self.clock.now();
-        if self.writers.values().any(|w| w.due(now)) {
+        if hurry || self.writers.values().any(|w| w.due(now)) {
             for writer in self.writers.values_mut() {
                 commit_at_last(writer, now).await?;
                 counted(&self.metrics, writer);
@@ -235,6 +245,7 @@ async fn write_events(
     written: watch::Sender<Written>,
 ) -> Result<()> {
     let mut newest = written.borrow().epoch;
+    let mut hurried: Option<u64> = None;
     loop {
         let command = tokio::time::timeout(LOOK, commands.recv()).await;
         let mut flushed = None;
@@ -250,12 +261,16 @@ async fn write_events(
                 newest = epoch;
             }
             Ok(Some(Command::Topic(topic, id))) => tables.identify(&topic, &id),
+            Ok(Some(Command::Hurry(epoch))) => hurried = Some(epoch),
             Ok(Some(Command::Flush(sender))) => flushed = Some(sender),
             Err(_) => {}
         }
         let outcome = match flushed {
             Some(_) => tables.commit_all().await,
-            None => tables.commit_due().await,
+            None => {
+                let hurry = hurried.take_if(|epoch| *epoch <= newest).is_some();
+                tables.commit_due(hurry).await
+            }
         };
         let waits_since = tables.waits_since();
         if waits_since.is_none() && outcome.is_ok() {
@@ -308,4 +323,64 @@ pub fn behind(stream: &str, partition: &str, next: i64, from: i64) -> Error {
     Error::new(Kind::Recovery, message).hint(
         "put the history back, or start over with --reset (history then goes on from the present)",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{
+        ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    };
+    use arrow::datatypes::TimeUnit;
+
+    use super::*;
+    use crate::cli::run::following;
+    use crate::serve::StatusBoard;
+    use crate::source::KafkaConfig;
+
+    /// The rows of an epoch: one, at the offset before the epoch's number.
+    fn row(epoch: u64) -> Vec<HistoryRows> {
+        let offset = i64::try_from(epoch).unwrap() - 1;
+        let at = TimestampMicrosecondArray::from(vec![0]).with_timezone("UTC");
+        let columns: [(&str, ArrayRef); 5] = [
+            ("at", Arc::new(at)),
+            ("_topic", Arc::new(StringArray::from(vec!["t"]))),
+            ("_partition", Arc::new(Int32Array::from(vec![0]))),
+            ("_offset", Arc::new(Int64Array::from(vec![offset]))),
+            ("_position", Arc::new(Int32Array::from(vec![0]))),
+        ];
+        let rows = RecordBatch::try_from_iter(columns).unwrap();
+        let stream = "events".to_owned();
+        let (topic, next_offset) = ("t".into(), offset + 1);
+        vec![HistoryRows { stream, topic, partition: 0, rows, next_offset, bytes: 8 }]
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_does_not_wait_until_a_commit_is_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let kafka = KafkaConfig::new("127.0.0.1:1");
+        let mut options = following(kafka, folder.path(), metrics, StatusBoard::new(None));
+        // It stands still: after the first commit none is ever due.
+        options.clock = Clock::manual(0);
+        let instant = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+        let schema = Arc::new(Schema::new(vec![Field::new("at", instant, false)]));
+        let streams = [("events".to_owned(), schema, "at".to_owned())].into_iter();
+        let writers = open_events(folder.path(), "a", streams, "UTC", "cluster").await.unwrap();
+        let mut history = EventHistory::start(writers, 0, &options);
+        let mut written = history.written.clone();
+        history.epoch(1, row(1)).await.unwrap();
+        written.wait_for(|written| written.epoch == 1).await.unwrap();
+
+        // Asked for before the rows are there, as a snapshot is taken before its epoch is committed.
+        history.hurry(3);
+        history.epoch(2, row(2)).await.unwrap();
+        let soon = written.wait_for(|written| written.epoch == 2);
+        assert!(tokio::time::timeout(2 * LOOK, soon).await.is_err(), "epoch 2 was not asked for");
+        history.epoch(3, row(3)).await.unwrap();
+        let soon = written.wait_for(|written| written.epoch == 3);
+        tokio::time::timeout(20 * LOOK, soon).await.expect("epoch 3 was asked for").unwrap();
+        history.epoch(4, row(4)).await.unwrap();
+        let soon = written.wait_for(|written| written.epoch == 4);
+        assert!(tokio::time::timeout(2 * LOOK, soon).await.is_err(), "epoch 4 was not asked for");
+    }
 }

@@ -531,6 +531,7 @@ impl Pipeline {
         let mut state = self.begun.engine.snapshot()?;
         reach("snapshot.taken");
         state.manifest["tables"] = serde_json::json!(self.begun.tables.current);
+        self.begun.history.hurry(epoch);
         self.begun.snapshots.write(epoch, state, self.begun.history.written.clone());
         self.options.metrics.snapshot_taken(&self.begun.engine.customer.name, since.elapsed());
         Ok(())

@@ -39,7 +39,7 @@ pub struct Options {
     pub history: bool,
     /// The least time between commits; `None`: see the constants.
     pub commit_interval: Option<Duration>,
-    /// The time between snapshots.
+    /// The time between snapshots; longer where writing one takes more than a tenth of it.
     pub snapshot_interval: Duration,
     /// What begins anew.
     pub reset: Reset,

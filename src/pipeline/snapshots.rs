@@ -30,6 +30,9 @@ use crate::{Error, Kind, Result, store};
 
 /// The pause before another snapshot after one that failed; twice as long after each.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// The least pause between two snapshots, in multiples of the time that writing one takes: a state
+/// that is large for its disk is written less often than asked for.
+const WRITING_SHARE: u32 = 10;
 
 /// A customer's snapshots.
 pub struct Snapshots {
@@ -48,6 +51,8 @@ pub struct Snapshots {
     deleting: Option<JoinHandle<()>>,
     begun_at: Instant,
     interval: Duration,
+    /// How long writing the last one took.
+    took: Duration,
     /// Attempts that failed since the last one that did not.
     failures: u32,
     /// The newest committed epoch of this process, and the log's offset of its record or below.
@@ -57,7 +62,8 @@ pub struct Snapshots {
 struct Writing {
     epoch: u64,
     path: String,
-    task: JoinHandle<Result<()>>,
+    /// Ends with the time that it took.
+    task: JoinHandle<Result<Duration>>,
     log_offset: i64,
 }
 
@@ -87,6 +93,7 @@ impl Snapshots {
             deleting: None,
             begun_at: Instant::now(),
             interval: options.snapshot_interval,
+            took: Duration::ZERO,
             failures: 0,
             committed: (0, 0),
         })
@@ -150,7 +157,7 @@ impl Snapshots {
     /// Whether it is time for another one.
     pub fn is_due(&self) -> bool {
         let pause = match self.failures {
-            0 => self.interval,
+            0 => self.interval.max(self.took * WRITING_SHARE),
             failures => (RETRY_PAUSE * 2u32.pow(failures.min(10) - 1)).min(self.interval),
         };
         self.writing.is_none() && self.begun_at.elapsed() >= pause
@@ -163,10 +170,14 @@ impl Snapshots {
         let path = format!("{epoch:012}-{}", uuid::Uuid::new_v4().simple());
         let folder = Path::from(path.as_str());
         let task = tokio::spawn(async move {
+            let since = Instant::now();
             snapshot::write(&store, &folder, &state).await?;
+            let took = since.elapsed();
             let reached = history.wait_for(|written| written.epoch >= epoch).await;
             reached.map_err(|_| Error::new(Kind::Storage, "the history writer stopped"))?;
-            Ok(())
+            let ready = since.elapsed();
+            tracing::debug!(epoch, written = ?took, ?ready, "a snapshot is written");
+            Ok(took)
         });
         if let Some(replaced) = self.writing.take() {
             replaced.task.abort();
@@ -197,9 +208,9 @@ impl Snapshots {
         let done = writing.task.await;
         let done = done.map_err(|e| Error::internal("a snapshot's task failed").because(e));
         match done.flatten() {
-            Ok(()) => {
+            Ok(took) => {
                 let Writing { epoch, path, log_offset, .. } = writing;
-                self.failures = 0;
+                (self.failures, self.took) = (0, took);
                 let unnamed = self.ready.replace(SnapshotRef { epoch, path, log_offset });
                 self.leftovers.extend(unnamed.map(|unnamed| Path::from(unnamed.path)));
                 reach("snapshot.ready");

@@ -211,7 +211,7 @@ impl Task {
                 _ = self.finish.changed() => return self.finish_reading().await,
                 () = tokio::time::sleep(LOOK) => {}
             }
-            self.tables.commit_due().await?;
+            self.tables.commit_due(false).await?;
             self.waits_since.send_replace(self.tables.waits_since());
         }
     }
