@@ -43,9 +43,9 @@ impl Drop for Engine {
     }
 }
 
-/// The engine; on cores of its own if ENGINE_CORES names them, so that neither the producer nor the
+/// The program; on cores of its own if ENGINE_CORES names them, so that neither the producer nor the
 /// broker slows it down.
-fn command(brokers: &str, project: &Path) -> Command {
+pub fn millstream(project: &Path) -> Command {
     let engine = env!("CARGO_BIN_EXE_millstream");
     let mut command = match std::env::var("ENGINE_CORES") {
         Ok(cores) => {
@@ -55,10 +55,13 @@ fn command(brokers: &str, project: &Path) -> Command {
         }
         Err(_) => Command::new(engine),
     };
+    command.current_dir(project).stdin(Stdio::null());
     command
-        .args(["run", "--brokers", brokers, "--create-topics", "--log", "error"])
-        .current_dir(project)
-        .stdin(Stdio::null());
+}
+
+fn command(brokers: &str, project: &Path) -> Command {
+    let mut command = millstream(project);
+    command.args(["run", "--brokers", brokers, "--create-topics", "--log", "error"]);
     command
 }
 

@@ -93,10 +93,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Half of the top rate and a quarter of the time, or as much of both as the disk has room for.
+    /// Half of the top rate, and a tenth of the time more than it can take; or as much of both as the
+    /// disk has room for.
     pub fn new(wishes: &Wishes, measured: &Measured) -> Self {
         let rate = wishes.rate.unwrap_or(measured.top / 2);
-        let overload = wishes.seconds as f64 / 4.0;
+        let overload = wishes.seconds as f64 / 10.0;
         let whole = Self { rate, overload: Duration::from_secs_f64(overload), cut: None };
         let Some(disk) = measured.disk else { return whole };
         let bytes = disk.of_an_event(measured.filled);

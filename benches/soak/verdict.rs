@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use rdkafka::Offset;
@@ -10,6 +9,7 @@ use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 
+use crate::engine;
 use crate::job::{self, config};
 use crate::load::{self, BEGINNING_US, KEYS, WINDOW_US};
 
@@ -107,12 +107,7 @@ fn each(brokers: &str, topic: &str, mut look: impl FnMut(&serde_json::Value)) {
 
 /// What a command says, or all that it says when it fails.
 fn millstream(project: &Path, arguments: &[&str]) -> Result<String, String> {
-    let run = Command::new(env!("CARGO_BIN_EXE_millstream"))
-        .args(arguments)
-        .args(["--log", "warn"])
-        .current_dir(project)
-        .output()
-        .unwrap();
+    let run = engine::millstream(project).args(arguments).args(["--log", "warn"]).output().unwrap();
     let (out, error) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     if run.status.success() { Ok(out.into_owned()) } else { Err(format!("{out}{error}")) }
 }

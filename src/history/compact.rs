@@ -9,7 +9,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
+use datafusion::execution::SessionState;
+use deltalake::delta_datafusion::create_session_state_with_spill_config;
 use deltalake::operations::optimize::OptimizeType;
 use deltalake::operations::vacuum::VacuumMode;
 use deltalake::table::state::DeltaTableState;
@@ -30,8 +35,12 @@ const QUIET_US: Micros = 10 * MINUTE;
 const BUSY_FILES: usize = 90;
 /// A date up to this size is sorted as a whole; a larger one keeps the order of its files.
 const SORT_BYTES: u64 = 512 << 20;
-/// Dates that are rewritten in one commit.
+/// What sorting may hold in memory; the rest waits in temporary files.
+const SORT_MEMORY: usize = 256 << 20;
+/// Dates that are rewritten in one run of Delta's, and how often that commits what it has so far: a
+/// process that dies does not lose all of it.
 const DATES_AT_ONCE: usize = 8;
+const COMMIT_EVERY: Duration = Duration::from_secs(5);
 /// How long a file stays that nothing refers to: longer than any query or commit takes.
 const RETENTION_HOURS: i64 = 24;
 
@@ -167,7 +176,7 @@ impl Compactor {
         Ok(total)
     }
 
-    /// One commit that rewrites `dates`, sorted by the column `time` if `sort` says so (an order on
+    /// Rewrites `dates`, sorted by the column `time` if `sort` says so (an order on
     /// one column is what Z-order is for one column).
     async fn optimize(
         &self,
@@ -190,6 +199,8 @@ impl Compactor {
             .with_filters(&filters)
             .with_type(kind)
             .with_writer_properties(file::writer_properties(&schema, time))
+            .with_min_commit_interval(COMMIT_EVERY)
+            .with_session_state(session())
             // Ingestion runs beside this.
             .with_max_concurrent_tasks(1);
         reach("compaction.commit");
@@ -222,6 +233,13 @@ impl Compactor {
     }
 }
 
+/// A session of one thread, with little memory: ingestion runs beside it.
+fn session() -> Arc<SessionState> {
+    let mut state = create_session_state_with_spill_config(Some(SORT_MEMORY), None);
+    state.config_mut().options_mut().execution.target_partitions = 1;
+    Arc::new(state)
+}
+
 /// The dates of a table; files without a date are left as they are.
 fn dates(state: &DeltaTableState) -> BTreeMap<String, Date> {
     let mut dates: BTreeMap<String, Date> = BTreeMap::new();
@@ -239,29 +257,37 @@ fn dates(state: &DeltaTableState) -> BTreeMap<String, Date> {
     dates
 }
 
-/// Rewrites quiet dates beside the writers of their tables, one table at a time.
+/// Rewrites quiet dates beside the writers of their tables, one table at a time, on a thread of its
+/// own: it computes for long.
 #[derive(Debug, Default)]
 pub struct Housekeeping {
-    task: Option<tokio::task::JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Housekeeping {
     /// Begins with the table of `writer` if it has quiet dates and no other table is at work. To
     /// be called after a commit, when the writer knows its table best.
     pub fn tend(&mut self, writer: &Writer, now: Micros) {
-        let busy = self.task.as_ref().is_some_and(|task| !task.is_finished());
+        let busy = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
         if busy || !writer.wants_compaction(now) {
             return;
         }
         let (compactor, table) = (writer.compactor(), writer.spec().name.clone());
-        self.task = Some(tokio::spawn(async move {
-            match compactor.run(now).await {
+        let thread = std::thread::Builder::new().name("compaction".to_owned());
+        let started = thread.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let done = runtime.map_err(Error::from);
+            match done.and_then(|runtime| runtime.block_on(compactor.run(now))) {
                 Ok(done) => tracing::debug!(table, ?done, "small files were merged"),
                 // Another process is at it.
                 Err(error) if error.kind == Kind::Config => {}
                 Err(error) => tracing::warn!(table, %error, "small files could not be merged"),
             }
-        }));
+        });
+        match started {
+            Ok(thread) => self.thread = Some(thread),
+            Err(error) => tracing::warn!(%error, "small files are not merged: no thread"),
+        }
     }
 }
 
