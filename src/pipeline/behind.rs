@@ -69,3 +69,53 @@ async fn ask(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog;
+    use crate::pipeline::start::plan;
+
+    const SCHEMA: &str = "CREATE STREAM events (at TIMESTAMP NOT NULL, WATERMARK FOR at AS at)
+        WITH (topics = 'events');";
+
+    #[tokio::test]
+    async fn lag_is_told_once_the_ends_are_known_and_twice_a_second() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("schemas/c.sql", SCHEMA);
+        write("queries/c/all.sql", "SELECT at FROM events");
+        let catalog = catalog::load(folder.path(), &[]).unwrap();
+        let customer = &catalog.customers[0];
+        let planned = plan(&catalog.root, customer).await.unwrap();
+        let mut engine = Engine::new(customer.clone(), planned, false, 1).unwrap();
+        let partition = TopicPartition::new("events", 0);
+        engine.join("events", &partition, 10).unwrap();
+        let (sender, ends) = watch::channel(Ends::new());
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let customer = customer.name.clone();
+        let mut behind = Behind { metrics: metrics.clone(), customer, ends, told: None };
+        let lag = || -> Option<i64> {
+            let text = metrics.render().unwrap();
+            let line = text.lines().find(|l| l.starts_with("millstream_partition_lag_records{"))?;
+            line.rsplit(' ').next()?.parse().ok()
+        };
+
+        behind.tell(&engine);
+        assert_eq!(lag(), None, "nobody knows the end");
+        sender.send_replace(Ends::from([(partition.clone(), 110)]));
+        behind.tell(&engine);
+        assert_eq!(lag(), Some(100));
+        let positions = &mut engine.streams.get_mut("events").unwrap().positions;
+        positions.get_mut(&partition).unwrap().offset = 60;
+        behind.tell(&engine);
+        assert_eq!(lag(), Some(100), "it was told just now");
+        tokio::time::sleep(INTERVAL).await;
+        behind.tell(&engine);
+        assert_eq!(lag(), Some(50));
+    }
+}
