@@ -8,13 +8,17 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use datafusion::execution::SessionState;
-use deltalake::delta_datafusion::create_session_state_with_spill_config;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use deltalake::delta_datafusion::DeltaSessionContext;
 use deltalake::operations::optimize::OptimizeType;
 use deltalake::operations::vacuum::VacuumMode;
 use deltalake::table::state::DeltaTableState;
@@ -33,7 +37,8 @@ const SMALL_BYTES: u64 = 32 << 20;
 const QUIET_US: Micros = 10 * MINUTE;
 /// So many small files are merged although their date is not quiet: each is opened by a query.
 const BUSY_FILES: usize = 90;
-/// A date up to this size is sorted as a whole; a larger one keeps the order of its files.
+/// A quiet date up to this size is sorted as a whole. A larger one keeps the order of its files, and
+/// so does one that still grows: it would be sorted again and again.
 const SORT_BYTES: u64 = 512 << 20;
 /// What sorting may hold in memory; the rest waits in temporary files.
 const SORT_MEMORY: usize = 256 << 20;
@@ -68,6 +73,8 @@ pub struct Compacted {
 pub struct Compactor {
     path: PathBuf,
     lock: PathBuf,
+    /// Temporary files of a sort.
+    sorting: PathBuf,
 }
 
 /// What is known of a date from the table's log.
@@ -79,8 +86,12 @@ struct Date {
 }
 
 impl Date {
+    fn is_quiet(&self, now: Micros) -> bool {
+        now - self.newest_us >= QUIET_US
+    }
+
     fn wants(&self, now: Micros) -> bool {
-        self.small > 1 && (now - self.newest_us >= QUIET_US || self.small >= BUSY_FILES)
+        self.small > 1 && (self.is_quiet(now) || self.small >= BUSY_FILES)
     }
 }
 
@@ -95,6 +106,7 @@ impl Compactor {
         Self {
             path: table_path(root, customer, table),
             lock: root.join(customer).join(format!(".{table}.lock")),
+            sorting: root.join(customer).join(format!(".{table}.sorting")),
         }
     }
 
@@ -104,7 +116,7 @@ impl Compactor {
     /// # Errors
     /// [`Kind::Config`] while another process rewrites the table; [`Kind::Storage`].
     pub async fn run(&self, now: Micros) -> Result<Compacted> {
-        self.rewrite(|date| date.wants(now)).await
+        self.rewrite(|date| date.wants(now), |date| date.is_quiet(now)).await
     }
 
     /// Rewrites every date that has several small files.
@@ -112,7 +124,7 @@ impl Compactor {
     /// # Errors
     /// As [`Compactor::run`].
     pub async fn run_all(&self) -> Result<Compacted> {
-        self.rewrite(|date| date.small > 1).await
+        self.rewrite(|date| date.small > 1, |_| true).await
     }
 
     /// Deletes files that the table has not referred to for a day: replaced by a compaction, or
@@ -151,8 +163,13 @@ impl Compactor {
         })
     }
 
-    async fn rewrite(&self, chosen: impl Fn(&Date) -> bool) -> Result<Compacted> {
+    async fn rewrite(
+        &self,
+        chosen: impl Fn(&Date) -> bool,
+        sortable: impl Fn(&Date) -> bool,
+    ) -> Result<Compacted> {
         let _lock = self.lock()?;
+        let folder = Emptied::new(&self.sorting)?;
         reach("compaction.begin");
         let fail = |error| delta_error(&self.path, "reading", error);
         let mut table = DeltaTable::new(table::log_store(&self.path)?);
@@ -163,14 +180,16 @@ impl Compactor {
         let mut merged = Vec::new();
         for (text, date) in dates(state) {
             if chosen(&date) {
-                let kind = if date.bytes <= SORT_BYTES { &mut sorted } else { &mut merged };
-                kind.push(text);
+                let sort = sortable(&date) && date.bytes <= SORT_BYTES;
+                if sort { &mut sorted } else { &mut merged }.push(text);
             }
         }
+        let session = session(&folder)?;
         let mut total = Compacted::default();
         for (dates, sort) in [(sorted, true), (merged, false)] {
             for dates in dates.chunks(DATES_AT_ONCE) {
-                table = self.optimize(table, dates, &time, sort, &mut total).await?;
+                let session = session.clone();
+                table = self.optimize(table, session, dates, &time, sort, &mut total).await?;
             }
         }
         Ok(total)
@@ -181,6 +200,7 @@ impl Compactor {
     async fn optimize(
         &self,
         table: DeltaTable,
+        session: Arc<SessionState>,
         dates: &[String],
         time: &str,
         sort: bool,
@@ -200,7 +220,7 @@ impl Compactor {
             .with_type(kind)
             .with_writer_properties(file::writer_properties(&schema, time))
             .with_min_commit_interval(COMMIT_EVERY)
-            .with_session_state(session())
+            .with_session_state(session)
             // Ingestion runs beside this.
             .with_max_concurrent_tasks(1);
         reach("compaction.commit");
@@ -233,11 +253,37 @@ impl Compactor {
     }
 }
 
-/// A session of one thread, with little memory: ingestion runs beside it.
-fn session() -> Arc<SessionState> {
-    let mut state = create_session_state_with_spill_config(Some(SORT_MEMORY), None);
+/// A folder that is empty, whatever a process that was killed left there, and goes when it is
+/// dropped.
+struct Emptied<'a>(&'a Path);
+
+impl<'a> Emptied<'a> {
+    fn new(folder: &'a Path) -> Result<Self> {
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(Self(folder)),
+        }
+    }
+}
+
+impl Drop for Emptied<'_> {
+    fn drop(&mut self) {
+        // What stays is deleted next time.
+        let _ = std::fs::remove_dir_all(self.0);
+    }
+}
+
+/// A session of one thread, with little memory, for ingestion runs beside it; what it sorts waits in
+/// `folder`.
+fn session(folder: &Emptied<'_>) -> Result<Arc<SessionState>> {
+    let folders = DiskManagerMode::Directories(vec![folder.0.to_owned()]);
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(FairSpillPool::new(SORT_MEMORY)))
+        .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(folders))
+        .build_arc()?;
+    let mut state = DeltaSessionContext::with_runtime_env(runtime).state();
     state.config_mut().options_mut().execution.target_partitions = 1;
-    Arc::new(state)
+    Ok(Arc::new(state))
 }
 
 /// The dates of a table; files without a date are left as they are.

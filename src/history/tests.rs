@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::catalog::Catalog;
 use crate::serve::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
-use crate::time::{DAY, HOUR, Micros, SECOND, Window};
+use crate::time::{Clock, DAY, HOUR, Micros, SECOND, Window};
 
 const ZONE: &str = "Europe/Helsinki";
 /// 2019-10-26T00:00:00Z, a day before Helsinki's clocks went back.
@@ -222,6 +222,31 @@ async fn numbers_that_ascend_take_little_room() {
 }
 
 #[tokio::test]
+async fn a_date_that_still_grows_is_sorted_only_when_it_is_quiet() {
+    let (folder, catalog) = project();
+    let root = root(&folder);
+    let mut writer = writer(&root, spec(&[])).await;
+    let backwards = "SELECT count(*) FROM (
+        SELECT event_time < lag(event_time) OVER () AS back FROM positions) WHERE back";
+    // Files of no order in time.
+    for commit in 0..90 {
+        let row = events([(commit, START + commit * 37 % 90 * SECOND)]);
+        writer.append("1084", 0, &row, commit + 1).await.unwrap();
+        writer.commit(START).await.unwrap();
+    }
+    let merged = writer.compactor().run(START).await.unwrap();
+    assert_eq!((merged.dates, merged.files_removed, merged.files_added), (1, 90, 1));
+    assert!(number(&root, &catalog, backwards).await > 0, "it is not sorted yet");
+
+    writer.append("1084", 0, &events([(90, START)]), 91).await.unwrap();
+    writer.commit(START).await.unwrap();
+    // The merged file is of today.
+    let sorted = writer.compactor().run(Clock::system().now() + HOUR).await.unwrap();
+    assert_eq!((sorted.dates, sorted.files_removed, sorted.files_added), (1, 2, 1));
+    assert_eq!(number(&root, &catalog, backwards).await, 0);
+}
+
+#[tokio::test]
 async fn compaction_keeps_every_row_and_position() {
     let (folder, catalog) = project();
     let root = root(&folder);
@@ -248,7 +273,12 @@ async fn compaction_keeps_every_row_and_position() {
     let compactor = writer.compactor();
     assert_eq!(compactor.run(START).await.unwrap().dates, 0, "dates are not quiet yet");
     let files = files_read(&root, &catalog, "SELECT room FROM positions").await;
+    // Of a process that was killed while it sorted.
+    let sorting = root.join("customer_a/.positions.sorting");
+    std::fs::create_dir_all(sorting.join("datafusion-x")).unwrap();
+    std::fs::write(sorting.join("datafusion-x/1"), "rows").unwrap();
     let compacted = compactor.run(START + HOUR).await.unwrap();
+    assert!(!sorting.exists(), "temporary files are deleted");
     assert_eq!(compacted.dates, 3, "{compacted:?}");
     assert_eq!((compacted.files_removed as usize, compacted.files_added), (files, 3));
     assert!(files > 150, "{files}");
