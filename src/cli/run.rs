@@ -64,7 +64,7 @@ pub struct Args {
 }
 
 /// As many workers as there are cores.
-fn cores() -> usize {
+pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
@@ -175,14 +175,15 @@ pub async fn run_all(
         let name = customer.name.clone();
         let running =
             pipeline::run(catalog.clone(), customer.clone(), options.clone(), stop.clone());
-        let ended = on_a_thread(&name, running)?;
-        pipelines.spawn(async move { (name, ended.await) });
+        pipelines.spawn(async move {
+            let result = on_a_thread(&name, running).await;
+            (name, result)
+        });
     }
     let mut failed = Vec::new();
     while let Some(joined) = pipelines.join_next().await {
         let (customer, result) =
             joined.map_err(|e| Error::internal("a pipeline ended abruptly").because(e))?;
-        let result = result.map_err(|_| Error::internal("a pipeline ended abruptly")).flatten();
         let Err(error) = result else { continue };
         if catalog.customers.len() == 1 {
             return Err(error);
@@ -199,18 +200,19 @@ pub async fn run_all(
 }
 
 /// Runs a customer's pipeline on a thread of its own: it computes for long at a time, and neither its
-/// snapshots nor its history nor /metrics may wait for that. Without a word it has panicked.
-fn on_a_thread<T: Send + 'static>(
+/// snapshots nor its history nor /metrics may wait for that.
+async fn on_a_thread(
     customer: &str,
-    running: impl Future<Output = T> + Send + 'static,
-) -> Result<oneshot::Receiver<T>> {
+    running: impl Future<Output = Result<()>> + Send + 'static,
+) -> Result<()> {
     let (sender, ended) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new()
         .name(format!("pipeline-{customer}"))
         .spawn(move || sender.send(runtime.block_on(running)))
         .map_err(|e| Error::internal("a pipeline's thread cannot be started").because(e))?;
-    Ok(ended)
+    // Without a word it has panicked.
+    ended.await.map_err(|_| Error::internal("a pipeline ended abruptly")).flatten()
 }
 
 fn check_reset(catalog: &Catalog, reset: &[String]) -> Result<()> {

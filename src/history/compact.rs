@@ -169,7 +169,7 @@ impl Compactor {
         sortable: impl Fn(&Date) -> bool,
     ) -> Result<Compacted> {
         let _lock = self.lock()?;
-        let folder = Emptied::new(&self.sorting)?;
+        let _sorting = Emptied::new(&self.sorting)?;
         reach("compaction.begin");
         let fail = |error| delta_error(&self.path, "reading", error);
         let mut table = DeltaTable::new(table::log_store(&self.path)?);
@@ -184,23 +184,20 @@ impl Compactor {
                 if sort { &mut sorted } else { &mut merged }.push(text);
             }
         }
-        let session = session(&folder)?;
         let mut total = Compacted::default();
         for (dates, sort) in [(sorted, true), (merged, false)] {
             for dates in dates.chunks(DATES_AT_ONCE) {
-                let session = session.clone();
-                table = self.optimize(table, session, dates, &time, sort, &mut total).await?;
+                table = self.optimize(table, dates, &time, sort, &mut total).await?;
             }
         }
         Ok(total)
     }
 
-    /// Rewrites `dates`, sorted by the column `time` if `sort` says so (an order on
-    /// one column is what Z-order is for one column).
+    /// Rewrites `dates`, sorted by the column `time` if `sort` says so (an order on one column is what
+    /// Z-order is for one column).
     async fn optimize(
         &self,
         table: DeltaTable,
-        session: Arc<SessionState>,
         dates: &[String],
         time: &str,
         sort: bool,
@@ -220,7 +217,7 @@ impl Compactor {
             .with_type(kind)
             .with_writer_properties(file::writer_properties(&schema, time))
             .with_min_commit_interval(COMMIT_EVERY)
-            .with_session_state(session)
+            .with_session_state(session(&self.sorting)?)
             // Ingestion runs beside this.
             .with_max_concurrent_tasks(1);
         reach("compaction.commit");
@@ -275,8 +272,8 @@ impl Drop for Emptied<'_> {
 
 /// A session of one thread, with little memory, for ingestion runs beside it; what it sorts waits in
 /// `folder`.
-fn session(folder: &Emptied<'_>) -> Result<Arc<SessionState>> {
-    let folders = DiskManagerMode::Directories(vec![folder.0.to_owned()]);
+fn session(folder: &Path) -> Result<Arc<SessionState>> {
+    let folders = DiskManagerMode::Directories(vec![folder.to_owned()]);
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(FairSpillPool::new(SORT_MEMORY)))
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(folders))
