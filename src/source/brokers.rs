@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
@@ -49,10 +50,15 @@ fn libs(test: &str) -> Option<PathBuf> {
     Some(libs)
 }
 
-/// Ports on which nobody listens now. Another process may take one before the broker does.
+/// Ports on which nobody listens now, each given once. They lie below those that the system gives
+/// to outgoing connections, of which other tests make many before a broker listens or while it is
+/// down, and below those of `.ci/kafka`.
 fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(97);
+    let next = || 10_000 + (begin.wrapping_add(GIVEN.fetch_add(1, Relaxed)) % 10_000) as u16;
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(next).filter(is_free).take(count).collect()
 }
 
 fn java(libs: &Path) -> Command {
@@ -237,17 +243,18 @@ impl Broker {
     fn wait(&mut self) {
         let stderr = self.child.as_mut().unwrap().stderr.take().unwrap();
         let mut lines = BufReader::new(stderr).lines();
-        let mut said = String::new();
+        let mut said = Vec::new();
         for line in lines.by_ref() {
             let line = line.unwrap();
             if line.contains(UP) {
                 std::thread::spawn(move || lines.for_each(drop));
                 return;
             }
-            said.push_str(&line);
-            said.push('\n');
+            said.push(line);
         }
-        panic!("a broker did not start:\n{said}");
+        // Why it ended stands below the pages of what it did before.
+        let last = &said[said.len().saturating_sub(30)..];
+        panic!("a broker did not start; at last it said:\n{}", last.join("\n"));
     }
 }
 
