@@ -191,12 +191,13 @@ fn colours(terminal: bool, no_color: Option<&OsStr>) -> bool {
     terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
-/// Our own events at `level`, the libraries' only from warnings on.
+/// Our own events at `level`, the libraries' only from warnings on. deltalake warns of each commit
+/// that loses a race, which is an error that we get too and try again.
 fn log_filter(level: &str) -> String {
     let level = level.to_lowercase();
     match level.as_str() {
         "debug" | "trace" => level,
-        _ => format!("warn,millstream={level}"),
+        _ => format!("warn,deltalake_core::kernel::transaction=error,millstream={level}"),
     }
 }
 
