@@ -55,21 +55,14 @@ enum Command {
     Flush(oneshot::Sender<Result<()>>),
 }
 
-/// How far a history is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Written {
-    /// The newest epoch all of whose rows are committed.
-    pub epoch: u64,
-    /// When the oldest row that is not was handed over (wall clock); `None`: all are.
-    pub waits_since: Option<Micros>,
-}
-
 /// The task that writes events.
 pub struct EventHistory {
     commands: mpsc::UnboundedSender<Command>,
     room: Arc<Semaphore>,
-    /// How far it is.
-    pub written: watch::Receiver<Written>,
+    /// The newest epoch all of whose rows are committed.
+    pub written: watch::Receiver<u64>,
+    /// See [`Tables::waits`].
+    pub waits: watch::Receiver<Option<Micros>>,
     task: tokio::task::JoinHandle<Result<()>>,
 }
 
@@ -78,10 +71,11 @@ impl EventHistory {
     pub fn start(writers: HashMap<String, Writer>, epoch: u64, options: &Options) -> Self {
         let (commands, receiver) = mpsc::unbounded_channel();
         let room = Arc::new(Semaphore::new(QUEUE_KB as usize));
-        let (sender, written) = watch::channel(Written { epoch, waits_since: None });
+        let (sender, written) = watch::channel(epoch);
         let tables = Tables::new(writers, options);
+        let waits = tables.waits();
         let task = tokio::spawn(write_events(tables, receiver, sender));
-        Self { commands, room, written, task }
+        Self { commands, room, written, waits, task }
     }
 
     /// Hands over the rows of a committed epoch; waits when the disk is slow.
@@ -147,7 +141,7 @@ pub struct Tables<K> {
     clock: Clock,
     metrics: Arc<Metrics>,
     housekeeping: Housekeeping,
-    waits_since: Option<Micros>,
+    waits_since: watch::Sender<Option<Micros>>,
 }
 
 impl<K: std::hash::Hash + Eq> Tables<K> {
@@ -158,13 +152,18 @@ impl<K: std::hash::Hash + Eq> Tables<K> {
             clock: options.clock.clone(),
             metrics: options.metrics.clone(),
             housekeeping: Housekeeping::default(),
-            waits_since: None,
+            waits_since: watch::Sender::new(None),
         }
     }
 
-    /// When the oldest waiting row was handed over.
-    pub fn waits_since(&self) -> Option<Micros> {
-        self.waits_since
+    /// When the oldest row that is not committed was handed over (wall clock); `None`: all are.
+    /// Known at once: a commit takes as long as the disk refuses it.
+    pub fn waits(&self) -> watch::Receiver<Option<Micros>> {
+        self.waits_since.subscribe()
+    }
+
+    fn has_pending(&self) -> bool {
+        self.writers.values().any(Writer::has_pending)
     }
 
     /// Tells every table the id of a topic.
@@ -207,14 +206,14 @@ impl<K: std::hash::Hash + Eq> Tables<K> {
             commit_at_last(writer, now).await?;
             counted(&self.metrics, writer);
         }
-        self.waits_since.get_or_insert(now);
+        self.waits_since.send_if_modified(|since| since.replace(since.unwrap_or(now)).is_none());
         Ok(Some(writer))
     }
 
     /// The oldest row that waits is known only as long as none does.
     fn look(&mut self) {
-        if !self.writers.values().any(Writer::has_pending) {
-            self.waits_since = None;
+        if !self.has_pending() {
+            self.waits_since.send_if_modified(|since| since.take().is_some());
         }
     }
 }
@@ -242,9 +241,9 @@ async fn commit_at_last(writer: &mut Writer, now: Micros) -> Result<()> {
 async fn write_events(
     mut tables: Tables<String>,
     mut commands: mpsc::UnboundedReceiver<Command>,
-    written: watch::Sender<Written>,
+    written: watch::Sender<u64>,
 ) -> Result<()> {
-    let mut newest = written.borrow().epoch;
+    let mut newest = *written.borrow();
     let mut hurried: Option<u64> = None;
     loop {
         let command = tokio::time::timeout(LOOK, commands.recv()).await;
@@ -272,11 +271,8 @@ async fn write_events(
                 tables.commit_due(hurry).await
             }
         };
-        let waits_since = tables.waits_since();
-        if waits_since.is_none() && outcome.is_ok() {
-            written.send_replace(Written { epoch: newest, waits_since });
-        } else {
-            written.send_modify(|written| written.waits_since = waits_since);
+        if outcome.is_ok() && !tables.has_pending() {
+            written.send_replace(newest);
         }
         match flushed {
             // Nobody waits any more when this fails.
@@ -336,6 +332,7 @@ mod tests {
     use crate::cli::run::following;
     use crate::serve::StatusBoard;
     use crate::source::KafkaConfig;
+    use crate::store::faulty::{self, Fault};
 
     /// The rows of an epoch: one, at the offset before the epoch's number.
     fn row(epoch: u64) -> Vec<HistoryRows> {
@@ -354,33 +351,53 @@ mod tests {
         vec![HistoryRows { stream, topic, partition: 0, rows, next_offset, bytes: 8 }]
     }
 
-    #[tokio::test]
-    async fn a_snapshot_does_not_wait_until_a_commit_is_due() {
-        let folder = tempfile::tempdir().unwrap();
+    /// The history of one stream below `folder`, on a clock that stands still: after the first
+    /// commit none is ever due.
+    async fn start(folder: &Path) -> EventHistory {
         let metrics = Arc::new(Metrics::new().unwrap());
         let kafka = KafkaConfig::new("127.0.0.1:1");
-        let mut options = following(kafka, folder.path(), metrics, StatusBoard::new(None));
-        // It stands still: after the first commit none is ever due.
+        let mut options = following(kafka, folder, metrics, StatusBoard::new(None));
         options.clock = Clock::manual(0);
         let instant = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
         let schema = Arc::new(Schema::new(vec![Field::new("at", instant, false)]));
         let streams = [("events".to_owned(), schema, "at".to_owned())].into_iter();
-        let writers = open_events(folder.path(), "a", streams, "UTC", "cluster").await.unwrap();
-        let mut history = EventHistory::start(writers, 0, &options);
+        let writers = open_events(folder, "a", streams, "UTC", "cluster").await.unwrap();
+        EventHistory::start(writers, 0, &options)
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_told_while_the_disk_refuses_the_first_commit() {
+        let folder = tempfile::tempdir().unwrap();
+        let faults = faulty::below(folder.path());
+        let mut history = start(folder.path()).await;
+        faults.set(Some(Fault::ErrorBefore));
+        history.epoch(1, row(1)).await.unwrap();
+        let mut waits = history.waits.clone();
+        let soon = waits.wait_for(|since| since.is_some());
+        tokio::time::timeout(20 * LOOK, soon).await.expect("a row waits").unwrap();
+        faults.set(None);
+        waits.wait_for(|since| since.is_none()).await.unwrap();
+        history.written.wait_for(|epoch| *epoch == 1).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_does_not_wait_until_a_commit_is_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut history = start(folder.path()).await;
         let mut written = history.written.clone();
         history.epoch(1, row(1)).await.unwrap();
-        written.wait_for(|written| written.epoch == 1).await.unwrap();
+        written.wait_for(|epoch| *epoch == 1).await.unwrap();
 
         // Asked for before the rows are there, as a snapshot is taken before its epoch is committed.
         history.hurry(3);
         history.epoch(2, row(2)).await.unwrap();
-        let soon = written.wait_for(|written| written.epoch == 2);
+        let soon = written.wait_for(|epoch| *epoch == 2);
         assert!(tokio::time::timeout(2 * LOOK, soon).await.is_err(), "epoch 2 was not asked for");
         history.epoch(3, row(3)).await.unwrap();
-        let soon = written.wait_for(|written| written.epoch == 3);
+        let soon = written.wait_for(|epoch| *epoch == 3);
         tokio::time::timeout(20 * LOOK, soon).await.expect("epoch 3 was asked for").unwrap();
         history.epoch(4, row(4)).await.unwrap();
-        let soon = written.wait_for(|written| written.epoch == 4);
+        let soon = written.wait_for(|epoch| *epoch == 4);
         assert!(tokio::time::timeout(2 * LOOK, soon).await.is_err(), "epoch 4 was not asked for");
     }
 }

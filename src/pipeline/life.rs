@@ -120,7 +120,7 @@ async fn run_pipeline(
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     };
     let mut tail = begun.tail.take();
-    let waits_since = tail.as_ref().map(|tail| tail.waits_since.clone());
+    let waits_since = tail.as_ref().map(|tail| tail.waits.clone());
     life.began_after = Some(begun.epoch);
     let process = life.process.clone();
     let mut pipeline = Pipeline::new(begun, process, options.clone(), stop.clone(), waits_since);

@@ -140,7 +140,7 @@ impl Pipeline {
         let lookout = Lookout { kafka, known: known_receiver, asking, first };
         tokio::spawn(lookout.run(sender));
         let waits =
-            status::Waits { events: begun.history.written.clone(), results: results_wait_since };
+            status::Waits { events: begun.history.waits.clone(), results: results_wait_since };
         let status = status::Reporter::new(&begun.engine, &options, waits);
         Self {
             recorded,

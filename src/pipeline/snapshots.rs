@@ -21,7 +21,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::Options;
-use super::history::Written;
 use super::start::blocking;
 use crate::failpoint::reach;
 use crate::log::{Progress, Recovered, Snapshot, SnapshotRef, log_topic, snapshot};
@@ -165,7 +164,7 @@ impl Snapshots {
 
     /// Writes the state at the end of `epoch` in the background. It is ready when history has
     /// that epoch too: what a snapshot is past can be read again from nowhere else.
-    pub fn write(&mut self, epoch: u64, state: Snapshot, mut history: watch::Receiver<Written>) {
+    pub fn write(&mut self, epoch: u64, state: Snapshot, mut history: watch::Receiver<u64>) {
         let store = self.store.clone();
         let path = format!("{epoch:012}-{}", uuid::Uuid::new_v4().simple());
         let folder = Path::from(path.as_str());
@@ -173,7 +172,7 @@ impl Snapshots {
             let since = Instant::now();
             snapshot::write(&store, &folder, &state).await?;
             let took = since.elapsed();
-            let reached = history.wait_for(|written| written.epoch >= epoch).await;
+            let reached = history.wait_for(|written| *written >= epoch).await;
             reached.map_err(|_| Error::new(Kind::Storage, "the history writer stopped"))?;
             let ready = since.elapsed();
             tracing::debug!(epoch, written = ?took, ?ready, "a snapshot is written");

@@ -8,7 +8,6 @@ use chrono_tz::Tz;
 use tokio::sync::watch;
 
 use super::engine::{Engine, Output};
-use super::history::Written;
 use super::stream::StreamStage;
 use super::{Options, seconds, spoken};
 use crate::log::OutRecord;
@@ -33,7 +32,7 @@ const RARE_SNAPSHOTS: Duration = Duration::from_secs(600);
 /// Where to see how long history has been waiting.
 pub struct Waits {
     /// With events.
-    pub events: watch::Receiver<Written>,
+    pub events: watch::Receiver<Option<Micros>>,
     /// With results, late rows and dead letters.
     pub results: Option<watch::Receiver<Option<Micros>>>,
 }
@@ -157,7 +156,7 @@ impl Reporter {
             newest: query.newest.clone(),
         });
         let waits = [
-            self.waits.events.borrow().waits_since,
+            *self.waits.events.borrow(),
             self.waits.results.as_ref().and_then(|results| *results.borrow()),
         ];
         let status = Status {

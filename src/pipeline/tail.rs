@@ -36,8 +36,8 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct Tail {
     task: JoinHandle<Result<()>>,
     finish: watch::Sender<bool>,
-    /// When the oldest record that history has not committed was read (wall clock).
-    pub waits_since: watch::Receiver<Option<Micros>>,
+    /// See [`Tables::waits`].
+    pub waits: watch::Receiver<Option<Micros>>,
 }
 
 /// Why a tail ended before it was told to; never, where there is none.
@@ -76,7 +76,6 @@ struct Task {
     positions: HashMap<TopicPartition, i64>,
     kafka: KafkaConfig,
     finish: watch::Receiver<bool>,
-    waits_since: watch::Sender<Option<Micros>>,
 }
 
 impl Tail {
@@ -114,17 +113,11 @@ impl Tail {
         let assigned: Vec<_> = positions.iter().map(|(p, &at)| (p.clone(), at)).collect();
         reader.assign(&assigned)?;
         let (finish, finishing) = watch::channel(false);
-        let (waits, waits_since) = watch::channel(None);
-        let task = Task {
-            shapes,
-            tables: Tables::new(writers, options),
-            reader,
-            positions,
-            kafka: options.kafka.clone(),
-            finish: finishing,
-            waits_since: waits,
-        };
-        Ok(Self { task: tokio::spawn(task.run()), finish, waits_since })
+        let tables = Tables::new(writers, options);
+        let waits = tables.waits();
+        let kafka = options.kafka.clone();
+        let task = Task { shapes, tables, reader, positions, kafka, finish: finishing };
+        Ok(Self { task: tokio::spawn(task.run()), finish, waits })
     }
 
     /// Reads to the end that the topics have now, commits, and stops.
@@ -212,7 +205,6 @@ impl Task {
                 () = tokio::time::sleep(LOOK) => {}
             }
             self.tables.commit_due(false).await?;
-            self.waits_since.send_replace(self.tables.waits_since());
         }
     }
 
