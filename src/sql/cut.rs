@@ -137,8 +137,12 @@ impl Cutter {
             ));
         }
         let front_number = self.fronts;
-        let kept =
-            keep_groupings(aggregate, |grouping| self.keep_partials(grouping, front_number))?;
+        let differing: Vec<usize> = (window_columns(aggregate).iter().enumerate())
+            .filter_map(|(place, column)| column.is_none().then_some(place))
+            .collect();
+        let kept = keep_groupings(aggregate, &differing, |grouping| {
+            self.keep_partials(grouping, front_number)
+        })?;
         if let Some(plan) = kept {
             self.fronts += 1;
             return Ok(plan);
@@ -200,13 +204,7 @@ impl Cutter {
     }
 
     fn keep_partials(&mut self, grouping: Aggregate, front_number: usize) -> DfResult<LogicalPlan> {
-        let columns: Vec<Option<WindowColumn>> = (group_origins(&grouping).into_iter())
-            .zip(&grouping.group_expr)
-            .map(|(origin, expr)| match (origin, column_of(expr, grouping.input.schema())) {
-                (Some(Origin::Window(column)), Some(_)) => Some(column),
-                _ => None,
-            })
-            .collect();
+        let columns = window_columns(&grouping);
         // Without any key an aggregate has a result even for no rows, so one must stay.
         let must_stay = columns.iter().all(Option::is_some).then_some(0);
         let (mut groups, mut stamped, mut window_keys) = (Vec::new(), Vec::new(), Vec::new());
@@ -235,6 +233,17 @@ impl Cutter {
         self.slots.push(kept);
         slot.plan()
     }
+}
+
+/// Of each key of an aggregate, which column of the window it is: such is the same in all its rows.
+fn window_columns(aggregate: &Aggregate) -> Vec<Option<WindowColumn>> {
+    (group_origins(aggregate).into_iter())
+        .zip(&aggregate.group_expr)
+        .map(|(origin, expr)| match (origin, column_of(expr, aggregate.input.schema())) {
+            (Some(Origin::Window(column)), Some(_)) => Some(column),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Whether `plan` needs no more than the present batch of its streamed inputs.

@@ -70,8 +70,10 @@ enum Keeping {
 
 /// Keeps `aggregate` by groupings if all of its functions allow it: `keep` is called for each
 /// grouping and answers with the plan of its finished results. None: keep rows instead.
+/// `differing`: the places of the keys that are not the same in a whole window.
 pub(crate) fn keep_groupings(
     aggregate: &Aggregate,
+    differing: &[usize],
     mut keep: impl FnMut(Aggregate) -> DfResult<LogicalPlan>,
 ) -> DfResult<Option<LogicalPlan>> {
     if matches!(aggregate.group_expr.as_slice(), [Expr::GroupingSet(_)]) {
@@ -104,7 +106,7 @@ pub(crate) fn keep_groupings(
         let kept = with_aggregates(aggregate, aggregate.group_expr.clone(), exprs)?;
         return keep(kept).map(Some);
     }
-    join_groupings(aggregate, plain, distinct, &mut keep).map(Some)
+    join_groupings(aggregate, differing, plain, distinct, &mut keep).map(Some)
 }
 
 /// A grouping by the keys and one distinct argument.
@@ -210,11 +212,15 @@ fn with_aggregates(like: &Aggregate, groups: Vec<Expr>, exprs: Vec<Expr>) -> DfR
 
 fn join_groupings(
     aggregate: &Aggregate,
+    differing: &[usize],
     plain: Vec<(usize, Expr)>,
     distinct: Vec<Grouping>,
     keep: &mut impl FnMut(Aggregate) -> DfResult<LogicalPlan>,
 ) -> DfResult<LogicalPlan> {
     let keys = aggregate.group_expr.len();
+    let all: Vec<usize> = (0..keys).collect();
+    // What is joined to something else brings no keys that are the same everywhere.
+    let joining = if differing.is_empty() { &all } else { differing };
     let mut results: Vec<Option<Column>> = vec![None; aggregate.aggr_expr.len()];
     let mut joined: Option<LogicalPlan> = None;
     if !plain.is_empty() {
@@ -231,10 +237,11 @@ fn join_groupings(
         for (place, _) in &grouping.calls {
             results[*place] = Some(result_of(*place));
         }
-        let plan = distinct_results(aggregate, grouping, keep, result_of)?;
+        let by = if joined.is_some() { joining } else { &all };
+        let plan = distinct_results(aggregate, grouping, by, keep, result_of)?;
         joined = Some(match joined {
             None => plan,
-            Some(base) => join_on_keys(base, plan, keys, number)?,
+            Some(base) => join_on_keys(base, plan, by, number)?,
         });
     }
     let Some(joined) = joined else {
@@ -253,21 +260,22 @@ fn join_groupings(
     Ok(LogicalPlan::Projection(projection))
 }
 
-/// The results of one distinct grouping: the keys, then `result_of(place)` of each call.
+/// The results of one distinct grouping: the keys at the places `by`, then `result_of(place)` of
+/// each call.
 fn distinct_results(
     aggregate: &Aggregate,
     grouping: Grouping,
+    by: &[usize],
     keep: &mut impl FnMut(Aggregate) -> DfResult<LogicalPlan>,
     result_of: impl Fn(usize) -> Column,
 ) -> DfResult<LogicalPlan> {
-    let keys = aggregate.group_expr.len();
     let mut groups = aggregate.group_expr.clone();
     groups.push(grouping.argument.alias(ARGUMENT));
     // Rows that the filter leaves out are grouped too: their keys must not get lost.
     groups.extend(grouping.filter.map(|filter| Expr::IsTrue(Box::new(filter)).alias(FILTER)));
     let kept = keep(with_aggregates(aggregate, groups, Vec::new())?)?;
-    let columns = (0..keys)
-        .map(|key| Expr::Column(Column::from(kept.schema().qualified_field(key))))
+    let columns = (by.iter())
+        .map(|key| Expr::Column(Column::from(kept.schema().qualified_field(*key))))
         .collect();
     let calls = (grouping.calls.into_iter())
         .map(|(place, call)| Expr::AggregateFunction(call).alias(result_of(place).name))
@@ -275,19 +283,20 @@ fn distinct_results(
     Aggregate::try_new(Arc::new(kept), columns, calls).map(LogicalPlan::Aggregate)
 }
 
+/// `other` begins with the keys at the places `by` of `base`.
 fn join_on_keys(
     base: LogicalPlan,
     other: LogicalPlan,
-    keys: usize,
+    by: &[usize],
     number: usize,
 ) -> DfResult<LogicalPlan> {
     let mut exprs: Vec<Expr> = Vec::new();
     let (mut left, mut right) = (Vec::new(), Vec::new());
     for index in 0..other.schema().fields().len() {
         let column = Expr::Column(Column::from(other.schema().qualified_field(index)));
-        if index < keys {
+        if let Some(key) = by.get(index) {
             let name = format!("__key_{number}_{index}");
-            left.push(Column::from(base.schema().qualified_field(index)));
+            left.push(Column::from(base.schema().qualified_field(*key)));
             right.push(Column::new_unqualified(&name));
             exprs.push(column.alias(name));
         } else {
@@ -296,7 +305,7 @@ fn join_on_keys(
     }
     let other = LogicalPlan::Projection(Projection::try_new(exprs, Arc::new(other))?);
     let builder = LogicalPlanBuilder::from(base);
-    if keys == 0 {
+    if by.is_empty() {
         return builder.cross_join(other)?.build();
     }
     let on = (left, right);

@@ -1,15 +1,21 @@
 //! Groupings without aggregates, which are what DISTINCT keeps: sets of keys.
 //!
-//! DataFusion's own hash table of groups tells which rows are new. It is kept from batch to batch,
-//! where an `AggregateExec` would build one anew for every batch and every merge. It is no state:
-//! what is kept are the rows, in the layout of partials, and the table can be made from them again.
+//! DataFusion's own hash tables of groups tell which rows are new. They are kept from batch to
+//! batch, where an `AggregateExec` would build one anew for every batch and every merge. They are
+//! no state: what is kept are the rows, in the layout of partials, and the tables can be made from
+//! them again.
+//!
+//! A key of several columns is looked up as a pair, of its last column and of the others: persons
+//! and rooms are few where their pairs are many. Each half is looked up in a small table of its
+//! own, and a bit says whether the pair was seen. Where the halves are so many, and meet so
+//! seldom, that bits would take more than a table of whole keys does, such a table takes over.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use arrow::array::{RecordBatch, UInt32Array};
-use arrow::compute::take_record_batch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
+use arrow::compute::{concat_batches, take_arrays, take_record_batch};
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::error::Result as DfResult;
 use datafusion::logical_expr::EmitTo;
 use datafusion::physical_plan::aggregates::group_values::{GroupValues, new_group_values};
@@ -18,16 +24,19 @@ use datafusion::physical_plan::aggregates::order::GroupOrdering;
 /// A table of at most so many groups is kept for the next use.
 pub(crate) const SMALL: usize = 100_000;
 
+/// So many bytes of bits for each pair are worth their while.
+const PAIR_BYTES: usize = 32;
+
 /// The keys that were seen.
 pub(crate) struct Groups {
     schema: SchemaRef,
     /// Never locked: it is `Sync` this way.
-    seen: Mutex<Box<dyn GroupValues>>,
-    /// Of each row of the present batch.
-    ids: Vec<usize>,
-    /// Of each group, the last batch that had it.
-    last: Vec<u32>,
-    batches: u32,
+    seen: Mutex<Seen>,
+}
+
+enum Seen {
+    Pairs(Pairs),
+    Whole(Whole),
 }
 
 /// What of a batch is worth keeping.
@@ -41,22 +50,25 @@ pub(crate) struct Split {
 impl Groups {
     /// None seen yet; all columns of `schema` are the key.
     pub(crate) fn new(schema: SchemaRef) -> DfResult<Self> {
-        let seen = new_group_values(SchemaRef::clone(&schema), &GroupOrdering::None)?;
-        let seen = Mutex::new(seen);
-        Ok(Self { schema, seen, ids: Vec::new(), last: Vec::new(), batches: 0 })
+        let seen = match Pairs::fit(&schema) {
+            true => Seen::Pairs(Pairs::new(&schema)?),
+            false => Seen::Whole(Whole::new(&schema)?),
+        };
+        Ok(Self { schema, seen: Mutex::new(seen) })
     }
 
-    /// Forgets all keys, but keeps the room for them.
-    pub(crate) fn clear(&mut self) {
-        let room = self.last.len();
-        self.seen().clear_shrink(room);
-        self.last.clear();
-        self.batches = 0;
+    /// Forgets all keys.
+    pub(crate) fn clear(&mut self) -> DfResult<()> {
+        match self.seen.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            Seen::Pairs(pairs) => pairs.clear(),
+            Seen::Whole(whole) => whole.clear(),
+        }
     }
 
     /// Takes the keys of `batch`, and tells which are new.
     pub(crate) fn split(&mut self, batch: &RecordBatch) -> DfResult<Split> {
-        let (distinct, fresh) = self.sort(batch)?;
+        let mut distinct = Vec::new();
+        let fresh = self.look(batch, Some(&mut distinct))?;
         let fresh = (fresh.len() < distinct.len()).then(|| rows(batch, fresh)).transpose()?;
         let distinct = rows(batch, distinct)?;
         Ok(Split { fresh: fresh.unwrap_or_else(|| distinct.clone()), distinct })
@@ -64,46 +76,41 @@ impl Groups {
 
     /// Takes the keys of `batch`; the first rows of those that are new.
     pub(crate) fn fresh(&mut self, batch: &RecordBatch) -> DfResult<RecordBatch> {
-        let (_, fresh) = self.sort(batch)?;
-        rows(batch, fresh)
-    }
-
-    /// The first row of each key, and of each new key.
-    fn sort(&mut self, batch: &RecordBatch) -> DfResult<(Vec<u32>, Vec<u32>)> {
-        let known = self.last.len();
-        self.take(batch)?;
-        self.batches += 1;
-        let (mut distinct, mut fresh) = (Vec::new(), Vec::new());
-        for (row, id) in (0..).zip(&self.ids) {
-            if self.last[*id] != self.batches {
-                self.last[*id] = self.batches;
-                distinct.push(row);
-                if *id >= known {
-                    fresh.push(row);
-                }
-            }
-        }
-        Ok((distinct, fresh))
+        rows(batch, self.look(batch, None)?)
     }
 
     /// Takes the keys of `batch`.
     pub(crate) fn take(&mut self, batch: &RecordBatch) -> DfResult<()> {
+        self.look(batch, None).map(drop)
+    }
+
+    /// The first row of each new key; `distinct` gets the first row of each key.
+    fn look(
+        &mut self,
+        batch: &RecordBatch,
+        mut distinct: Option<&mut Vec<u32>>,
+    ) -> DfResult<Vec<u32>> {
         let seen = self.seen.get_mut().unwrap_or_else(PoisonError::into_inner);
-        seen.intern(batch.columns(), &mut self.ids)?;
-        self.last.resize(seen.len(), 0);
-        Ok(())
+        let pairs = match seen {
+            Seen::Whole(whole) => return whole.look(batch, distinct),
+            Seen::Pairs(pairs) => pairs,
+        };
+        if let Some(fresh) = pairs.look(batch, distinct.as_deref_mut())? {
+            return Ok(fresh);
+        }
+        let mut whole = Whole::new(&self.schema)?;
+        whole.look(&pairs.keys(&self.schema)?, None)?;
+        let fresh = whole.look(batch, distinct)?;
+        *seen = Seen::Whole(whole);
+        Ok(fresh)
     }
+}
 
-    fn seen(&mut self) -> &mut dyn GroupValues {
-        self.seen.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut()
-    }
-
-    /// Each key once, in the order in which they were first seen; forgets them.
-    pub(crate) fn emit(&mut self) -> DfResult<RecordBatch> {
-        let columns = self.seen().emit(EmitTo::All)?;
-        self.clear();
-        Ok(RecordBatch::try_new(SchemaRef::clone(&self.schema), columns)?)
-    }
+/// The distinct rows of `batches`, in the order in which they come first; `groups` has seen none.
+pub(crate) fn distinct(groups: &mut Groups, batches: &[RecordBatch]) -> DfResult<RecordBatch> {
+    let fresh = batches.iter().map(|batch| groups.fresh(batch)).collect::<DfResult<Vec<_>>>()?;
+    groups.clear()?;
+    Ok(concat_batches(&groups.schema, &fresh)?)
 }
 
 fn rows(batch: &RecordBatch, rows: Vec<u32>) -> DfResult<RecordBatch> {
@@ -113,25 +120,201 @@ fn rows(batch: &RecordBatch, rows: Vec<u32>) -> DfResult<RecordBatch> {
     Ok(take_record_batch(batch, &UInt32Array::from(rows))?)
 }
 
-/// The distinct rows of `batches`, in the order in which they come first.
-pub(crate) fn distinct(groups: &mut Groups, batches: &[RecordBatch]) -> DfResult<RecordBatch> {
-    for batch in batches {
-        groups.take(batch)?;
+/// Keys in one table.
+struct Whole {
+    table: Box<dyn GroupValues>,
+    /// Of each row of the present batch.
+    ids: Vec<usize>,
+    /// Of each group, the last batch that had it.
+    last: Vec<u32>,
+    batches: u32,
+}
+
+impl Whole {
+    fn new(schema: &SchemaRef) -> DfResult<Self> {
+        Ok(Self { table: table(schema)?, ids: Vec::new(), last: Vec::new(), batches: 0 })
     }
-    groups.emit()
+
+    fn clear(&mut self) -> DfResult<()> {
+        self.last.clear();
+        self.batches = 0;
+        emptied(&mut self.table).map(drop)
+    }
+
+    fn look(
+        &mut self,
+        batch: &RecordBatch,
+        mut distinct: Option<&mut Vec<u32>>,
+    ) -> DfResult<Vec<u32>> {
+        let known = self.last.len();
+        self.table.intern(batch.columns(), &mut self.ids)?;
+        self.last.resize(self.table.len(), 0);
+        self.batches += 1;
+        let mut fresh = Vec::new();
+        for (row, id) in (0..).zip(&self.ids) {
+            if self.last[*id] != self.batches {
+                self.last[*id] = self.batches;
+                if let Some(distinct) = &mut distinct {
+                    distinct.push(row);
+                }
+                if *id >= known {
+                    fresh.push(row);
+                }
+            }
+        }
+        Ok(fresh)
+    }
+}
+
+/// Keys in halves: a bit for each left half with each right half, by their numbers.
+struct Pairs {
+    left: Half,
+    right: Half,
+    /// `words` for each left half.
+    bits: Vec<u64>,
+    /// As `bits`, of the present batch; zeros in between.
+    here: Vec<u64>,
+    words: usize,
+    /// How many pairs were seen.
+    seen: usize,
+}
+
+/// A table of one half, and what the rows of the present batch are in it.
+struct Half {
+    table: Box<dyn GroupValues>,
+    ids: Vec<usize>,
+}
+
+impl Half {
+    fn new(schema: &SchemaRef, columns: &[usize]) -> DfResult<Self> {
+        let table = table(&SchemaRef::new(schema.project(columns)?))?;
+        Ok(Self { table, ids: Vec::new() })
+    }
+}
+
+impl Pairs {
+    /// Whether keys of `schema` can be halved. One column's table and that of several do not have
+    /// to agree on what equal numbers of floating point are.
+    fn fit(schema: &SchemaRef) -> bool {
+        let plain = |data_type: &DataType| !data_type.is_nested() && !data_type.is_floating();
+        schema.fields().len() > 1 && schema.fields().iter().all(|field| plain(field.data_type()))
+    }
+
+    fn new(schema: &SchemaRef) -> DfResult<Self> {
+        let last = schema.fields().len() - 1;
+        let left = Half::new(schema, &(0..last).collect::<Vec<_>>())?;
+        let right = Half::new(schema, &[last])?;
+        Ok(Self { left, right, bits: Vec::new(), here: Vec::new(), words: 1, seen: 0 })
+    }
+
+    fn clear(&mut self) -> DfResult<()> {
+        self.bits.clear();
+        self.here.clear();
+        self.words = 1;
+        self.seen = 0;
+        emptied(&mut self.left.table)?;
+        emptied(&mut self.right.table).map(drop)
+    }
+
+    /// As [`Groups::look`]; `None`, and nothing seen, where bits are not worth their while.
+    fn look(
+        &mut self,
+        batch: &RecordBatch,
+        distinct: Option<&mut Vec<u32>>,
+    ) -> DfResult<Option<Vec<u32>>> {
+        let (left, right) = batch.columns().split_at(batch.num_columns() - 1);
+        self.left.table.intern(left, &mut self.left.ids)?;
+        self.right.table.intern(right, &mut self.right.ids)?;
+        let most = (self.seen + batch.num_rows()).saturating_mul(PAIR_BYTES);
+        let words = self.right.table.len().div_ceil(64).next_power_of_two();
+        let room = self.left.table.len().saturating_mul(words);
+        if room.saturating_mul(size_of::<u64>()) > most {
+            return Ok(None);
+        }
+        self.widen(words);
+        self.bits.resize(room, 0);
+        let mut fresh = Vec::new();
+        let ids = self.left.ids.iter().zip(&self.right.ids);
+        let bits = ids.map(|(left, right)| (left * words + right / 64, 1_u64 << (right % 64)));
+        for (row, (word, bit)) in (0..).zip(bits.clone()) {
+            if self.bits[word] & bit == 0 {
+                self.bits[word] |= bit;
+                fresh.push(row);
+            }
+        }
+        self.seen += fresh.len();
+        if let Some(distinct) = distinct {
+            self.here.resize(room, 0);
+            for (row, (word, bit)) in (0..).zip(bits.clone()) {
+                if self.here[word] & bit == 0 {
+                    self.here[word] |= bit;
+                    distinct.push(row);
+                }
+            }
+            bits.for_each(|(word, _)| self.here[word] = 0);
+        }
+        Ok(Some(fresh))
+    }
+
+    /// Makes room for more right halves.
+    fn widen(&mut self, words: usize) {
+        if words > self.words {
+            let mut wider = vec![0; self.bits.len() / self.words * words];
+            for (old, new) in self.bits.chunks(self.words).zip(wider.chunks_mut(words)) {
+                new[..old.len()].copy_from_slice(old);
+            }
+            self.bits = wider;
+            self.words = words;
+        }
+    }
+
+    /// All keys that were seen; its tables are empty then.
+    fn keys(&mut self, schema: &SchemaRef) -> DfResult<RecordBatch> {
+        let (mut left, mut right) = (Vec::with_capacity(self.seen), Vec::with_capacity(self.seen));
+        for (number, row) in (0_u32..).zip(self.bits.chunks(self.words)) {
+            for (word, first) in row.iter().zip((0_u32..).step_by(64)) {
+                let set = (0..64).filter(|bit| word >> bit & 1 == 1);
+                right.extend(set.map(|bit| first + bit));
+                left.resize(right.len(), number);
+            }
+        }
+        let halves = [(&mut self.left, left), (&mut self.right, right)];
+        let mut columns = Vec::with_capacity(schema.fields().len());
+        for (half, ids) in halves {
+            let values = emptied(&mut half.table)?;
+            columns.extend(take_arrays(&values, &UInt32Array::from(ids), None)?);
+        }
+        Ok(RecordBatch::try_new(SchemaRef::clone(schema), columns)?)
+    }
+}
+
+/// The groups of a table, which has none then but keeps the room for them. (Alone, `emit` leaves the
+/// hashes of several columns behind, and `clear_shrink` the null and the number of one column's.)
+fn emptied(table: &mut Box<dyn GroupValues>) -> DfResult<Vec<ArrayRef>> {
+    let groups = table.len();
+    let columns = table.emit(EmitTo::All)?;
+    table.clear_shrink(groups);
+    Ok(columns)
+}
+
+fn table(schema: &SchemaRef) -> DfResult<Box<dyn GroupValues>> {
+    new_group_values(SchemaRef::clone(schema), &GroupOrdering::None)
 }
 
 impl fmt::Debug for Groups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Groups").field("seen", &self.last.len()).finish_non_exhaustive()
+        f.debug_struct("Groups").field("schema", &self.schema).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::sync::Arc;
 
     use arrow::array::{Int64Array, StringArray};
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
 
     use super::*;
 
@@ -157,11 +340,63 @@ mod tests {
         assert_eq!(split.distinct, batch(&[(Some(2), "b"), (Some(1), "b"), (None, "a")]));
         assert_eq!(split.fresh, batch(&[(Some(2), "b")]));
         assert_eq!(groups.fresh(&first).unwrap().num_rows(), 0);
-        groups.clear();
+        groups.clear().unwrap();
         assert_eq!(groups.fresh(&second).unwrap(), split.distinct);
-        let all = distinct(&mut groups, &[first.clone(), first]).unwrap();
-        assert_eq!(all.num_rows(), 4, "what was taken before stays until it is emitted");
+        groups.clear().unwrap();
+        let all = distinct(&mut groups, &[first.clone(), second, first]).unwrap();
+        assert_eq!(all.num_rows(), 4);
         let none = distinct(&mut groups, &[]).unwrap();
         assert_eq!(none.num_rows(), 0);
+    }
+
+    #[test]
+    fn what_is_cleared_is_forgotten() {
+        let rows = batch(&[(Some(1), "a"), (None, "b"), (Some(2), "a")]);
+        for (columns, keys) in [(&[0][..], 3), (&[1], 2), (&[0, 1], 3)] {
+            let rows = rows.project(columns).unwrap();
+            let mut groups = Groups::new(rows.schema()).unwrap();
+            for _ in 0..3 {
+                assert_eq!(groups.fresh(&rows).unwrap().num_rows(), keys);
+                assert_eq!(groups.fresh(&rows.slice(1, 2)).unwrap().num_rows(), 0);
+                groups.clear().unwrap();
+            }
+        }
+    }
+
+    /// Few of one half, few of the other, and so many of both that whole keys are looked up.
+    #[test]
+    fn halves_and_whole_keys_tell_what_a_plain_set_tells() {
+        let mut random = StdRng::seed_from_u64(11);
+        for (numbers, texts, whole) in [(9, 700, false), (4_000, 3, false), (3_000, 3_000, true)] {
+            let texts: Vec<_> = (0..texts).map(|text| format!("text {text}")).collect();
+            let mut groups = Groups::new(batch(&[]).schema()).unwrap();
+            let mut seen = HashSet::new();
+            for round in 0..60 {
+                if round == 40 {
+                    groups.clear().unwrap();
+                    seen.clear();
+                }
+                let size = random.random_range(0..300);
+                let mut draw = || {
+                    let number = random.random_range(-1..numbers);
+                    let text = random.random_range(0..texts.len());
+                    ((number >= 0).then_some(number), texts[text].as_str())
+                };
+                let rows: Vec<_> = (0..size).map(|_| draw()).collect();
+                let mut here = HashSet::new();
+                let distinct: Vec<_> =
+                    rows.iter().copied().filter(|row| here.insert(*row)).collect();
+                let fresh: Vec<_> =
+                    distinct.iter().copied().filter(|row| seen.insert(*row)).collect();
+                let (rows, fresh) = (batch(&rows), batch(&fresh));
+                if round % 2 == 0 {
+                    let split = groups.split(&rows).unwrap();
+                    assert_eq!((split.distinct, split.fresh), (batch(&distinct), fresh));
+                } else {
+                    assert_eq!(groups.fresh(&rows).unwrap(), fresh);
+                }
+            }
+            assert_eq!(matches!(groups.seen.get_mut().unwrap(), Seen::Whole(_)), whole);
+        }
     }
 }

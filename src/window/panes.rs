@@ -79,10 +79,10 @@ pub(crate) struct Panes {
 }
 
 impl Stacks {
-    fn empty_back(&mut self) {
+    fn empty_back(&mut self) -> Result<()> {
         self.back.clear();
-        self.seen.iter_mut().flatten().for_each(Groups::clear);
         self.back_from = None;
+        Ok(self.seen.iter_mut().flatten().try_for_each(Groups::clear)?)
     }
 }
 
@@ -220,7 +220,7 @@ impl Panes {
             }
         }
         self.stacks.front_until = self.stacks.until;
-        self.stacks.empty_back();
+        self.stacks.empty_back()?;
         self.rebuild_front(plan).await
     }
 
@@ -269,7 +269,7 @@ impl Panes {
         self.panes.retain(|_, pane| pane.last_end > over);
         if self.panes.is_empty() {
             self.stacks.front.clear();
-            self.stacks.empty_back();
+            self.stacks.empty_back()?;
         }
         for pane in self.panes.values_mut().filter(|pane| pane.late.len() > MOST_LATE) {
             let (taken, left) = std::mem::take(&mut pane.late)
