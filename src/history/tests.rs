@@ -11,6 +11,7 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit};
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::physical_plan::displayable;
 use futures::TryStreamExt;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use tempfile::TempDir;
 
 use super::*;
@@ -285,6 +286,18 @@ async fn compaction_keeps_every_row_and_position() {
     let after = (table(&root, &catalog, all).await, table(&root, &catalog, newest).await);
     assert_eq!(after, before);
     assert_eq!(number(&root, &catalog, EXACTLY_ONCE).await, 0);
+    for date in std::fs::read_dir(root.join("customer_a/positions")).unwrap() {
+        for file in std::fs::read_dir(date.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            if path.file_name().unwrap().to_string_lossy().starts_with("part-") {
+                let file = std::fs::File::open(&path).unwrap();
+                let schema = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+                let room = schema.schema().field_with_name("room");
+                let written = room.map(Field::data_type);
+                assert!(written.is_ok_and(|t| *t == DataType::Utf8), "{}", path.display());
+            }
+        }
+    }
     let order =
         "SELECT count(*) FROM (SELECT event_time < lag(event_time) OVER () AS back FROM positions
         WHERE event_time < TIMESTAMP '2019-10-27T00:00:00Z') WHERE back";

@@ -157,7 +157,7 @@ impl<K: std::hash::Hash + Eq> Tables<K> {
     }
 
     /// When the oldest row that is not committed was handed over (wall clock); `None`: all are.
-    /// Known at once: a commit takes as long as the disk refuses it.
+    /// Told before a commit is tried, which does not return while the disk refuses.
     pub fn waits(&self) -> watch::Receiver<Option<Micros>> {
         self.waits_since.subscribe()
     }
@@ -210,7 +210,7 @@ impl<K: std::hash::Hash + Eq> Tables<K> {
         Ok(Some(writer))
     }
 
-    /// The oldest row that waits is known only as long as none does.
+    /// Which of several rows is the oldest is not known: it is forgotten when none waits.
     fn look(&mut self) {
         if !self.has_pending() {
             self.waits_since.send_if_modified(|since| since.take().is_some());

@@ -7,8 +7,8 @@
 //!
 //! A key of several columns is looked up as a pair, of its last column and of the others: persons
 //! and rooms are few where their pairs are many. Each half is looked up in a small table of its
-//! own, and a bit says whether the pair was seen. Where the halves are so many, and meet so
-//! seldom, that bits would take more than a table of whole keys does, such a table takes over.
+//! own, and a bit says whether the pair was seen. Where halves are so many, and have met so seldom,
+//! that bits take more than a table of whole keys would, such a table takes over for good.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -24,8 +24,10 @@ use datafusion::physical_plan::aggregates::order::GroupOrdering;
 /// A table of at most so many groups is kept for the next use.
 pub(crate) const SMALL: usize = 100_000;
 
-/// So many bytes of bits for each pair are worth their while.
+/// Bits may take so many bytes for each pair, before keys are looked up as a whole.
 const PAIR_BYTES: usize = 32;
+/// Or so many in all: halves that are to meet often are known sooner than their pairs.
+const FEW_BYTES: usize = 256 << 10;
 
 /// The keys that were seen.
 pub(crate) struct Groups {
@@ -225,7 +227,8 @@ impl Pairs {
         let (left, right) = batch.columns().split_at(batch.num_columns() - 1);
         self.left.table.intern(left, &mut self.left.ids)?;
         self.right.table.intern(right, &mut self.right.ids)?;
-        let most = (self.seen + batch.num_rows()).saturating_mul(PAIR_BYTES);
+        let pairs = self.seen + batch.num_rows();
+        let most = pairs.saturating_mul(PAIR_BYTES).max(FEW_BYTES);
         let words = self.right.table.len().div_ceil(64).next_power_of_two();
         let room = self.left.table.len().saturating_mul(words);
         if room.saturating_mul(size_of::<u64>()) > most {
@@ -288,10 +291,15 @@ impl Pairs {
     }
 }
 
-/// The groups of a table, which has none then but keeps the room for them. (Alone, `emit` leaves the
-/// hashes of several columns behind, and `clear_shrink` the null and the number of one column's.)
+/// Empties a table, and gives its groups. It takes both calls: after `emit` alone the hash table of
+/// several columns is still full, after `clear_shrink` alone a single column's null is still known,
+/// and texts are numbered on.
 fn emptied(table: &mut Box<dyn GroupValues>) -> DfResult<Vec<ArrayRef>> {
     let groups = table.len();
+    // Some tables cannot be emitted before they have been used.
+    if groups == 0 {
+        return Ok(Vec::new());
+    }
     let columns = table.emit(EmitTo::All)?;
     table.clear_shrink(groups);
     Ok(columns)
@@ -313,6 +321,7 @@ mod tests {
     use std::sync::Arc;
 
     use arrow::array::{Int64Array, StringArray};
+    use arrow::compute::cast;
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
 
@@ -352,9 +361,17 @@ mod tests {
     #[test]
     fn what_is_cleared_is_forgotten() {
         let rows = batch(&[(Some(1), "a"), (None, "b"), (Some(2), "a")]);
-        for (columns, keys) in [(&[0][..], 3), (&[1], 2), (&[0, 1], 3)] {
+        let few = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        let mut columns = rows.columns().to_vec();
+        columns.push(cast(rows.column(1), &few).unwrap());
+        let named = ["n", "t", "d"].into_iter().zip(columns);
+        let rows = RecordBatch::try_from_iter(named).unwrap();
+        for (columns, keys) in
+            [(&[0][..], 3), (&[1], 2), (&[2], 2), (&[0, 1], 3), (&[2, 0], 3), (&[0, 1, 2], 3)]
+        {
             let rows = rows.project(columns).unwrap();
             let mut groups = Groups::new(rows.schema()).unwrap();
+            groups.clear().unwrap();
             for _ in 0..3 {
                 assert_eq!(groups.fresh(&rows).unwrap().num_rows(), keys);
                 assert_eq!(groups.fresh(&rows.slice(1, 2)).unwrap().num_rows(), 0);
