@@ -206,14 +206,14 @@ impl<K: std::hash::Hash + Eq> Tables<K> {
             commit_at_last(writer, now).await?;
             counted(&self.metrics, writer);
         }
-        self.waits_since.send_if_modified(|since| since.replace(since.unwrap_or(now)).is_none());
+        self.waits_since.send_modify(|since| *since = since.or(Some(now)));
         Ok(Some(writer))
     }
 
     /// Which of several rows is the oldest is not known: it is forgotten when none waits.
     fn look(&mut self) {
         if !self.has_pending() {
-            self.waits_since.send_if_modified(|since| since.take().is_some());
+            self.waits_since.send_replace(None);
         }
     }
 }

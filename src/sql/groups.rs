@@ -236,25 +236,14 @@ impl Pairs {
         }
         self.widen(words);
         self.bits.resize(room, 0);
-        let mut fresh = Vec::new();
         let ids = self.left.ids.iter().zip(&self.right.ids);
-        let bits = ids.map(|(left, right)| (left * words + right / 64, 1_u64 << (right % 64)));
-        for (row, (word, bit)) in (0..).zip(bits.clone()) {
-            if self.bits[word] & bit == 0 {
-                self.bits[word] |= bit;
-                fresh.push(row);
-            }
-        }
+        let places = ids.map(|(left, right)| (left * words + right / 64, 1_u64 << (right % 64)));
+        let fresh = mark(&mut self.bits, places.clone());
         self.seen += fresh.len();
         if let Some(distinct) = distinct {
             self.here.resize(room, 0);
-            for (row, (word, bit)) in (0..).zip(bits.clone()) {
-                if self.here[word] & bit == 0 {
-                    self.here[word] |= bit;
-                    distinct.push(row);
-                }
-            }
-            bits.for_each(|(word, _)| self.here[word] = 0);
+            *distinct = mark(&mut self.here, places.clone());
+            places.for_each(|(word, _)| self.here[word] = 0);
         }
         Ok(Some(fresh))
     }
@@ -289,6 +278,18 @@ impl Pairs {
         }
         Ok(RecordBatch::try_new(SchemaRef::clone(schema), columns)?)
     }
+}
+
+/// Sets the bits at `places`, a word and a bit in it for each row; the rows whose bit was not set.
+fn mark(bits: &mut [u64], places: impl Iterator<Item = (usize, u64)>) -> Vec<u32> {
+    let mut rows = Vec::new();
+    for (row, (word, bit)) in (0..).zip(places) {
+        if bits[word] & bit == 0 {
+            bits[word] |= bit;
+            rows.push(row);
+        }
+    }
+    rows
 }
 
 /// Empties a table, and gives its groups. It takes both calls: after `emit` alone the hash table of
