@@ -13,8 +13,14 @@ use crate::error::Result;
 use crate::sql::QueryPlan;
 use crate::time::{BEGINNING, Micros, Window};
 
-/// More batches than this of one partition, bucket and slot are merged before the epoch ends.
-const MOST_BATCHES: usize = 64;
+/// More rows than this of one partition, bucket and slot are merged before the epoch ends, lest few
+/// keys take much memory,
+const MOST_ROWS: usize = 1 << 17;
+/// and once more when they are so many times what was left: many keys are cheaper to merge once,
+/// with those of other partitions.
+const MORE_ROWS: usize = 16;
+/// As many batches as this are merged too.
+const MOST_BATCHES: usize = 1 << 10;
 
 /// Where rows are kept: a window, a pane, or a view's only bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,9 +99,11 @@ impl Buffer {
             if batch.num_rows() > 0 {
                 slots[slot].push(batch);
             }
-            if slots[slot].len() > MOST_BATCHES {
-                let batches = std::mem::take(&mut slots[slot]);
-                slots[slot].push(plan.reduce(slot, batches).await?);
+            let batches = &mut slots[slot];
+            let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+            let merged = batches.first().map_or(0, RecordBatch::num_rows);
+            if rows > MOST_ROWS.max(merged * MORE_ROWS) || batches.len() > MOST_BATCHES {
+                *batches = vec![plan.reduce(slot, std::mem::take(batches)).await?];
             }
         }
         Ok(true)
