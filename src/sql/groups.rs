@@ -11,15 +11,14 @@
 //! that bits take more than a table of whole keys would, such a table takes over for good.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
+use arrow::array::{RecordBatch, UInt32Array, UInt64Array};
 use arrow::compute::{concat_batches, take_arrays, take_record_batch};
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::error::Result as DfResult;
-use datafusion::logical_expr::EmitTo;
-use datafusion::physical_plan::aggregates::group_values::{GroupValues, new_group_values};
-use datafusion::physical_plan::aggregates::order::GroupOrdering;
+
+use crate::sql::numbered::Numbered;
 
 /// A table of at most so many groups is kept for the next use.
 pub(crate) const SMALL: usize = 100_000;
@@ -38,23 +37,15 @@ pub(crate) struct Groups {
 
 enum Seen {
     Pairs(Pairs),
-    Whole(Whole),
-}
-
-/// What of a batch is worth keeping.
-pub(crate) struct Split {
-    /// The first row of each of its keys.
-    pub(crate) distinct: RecordBatch,
-    /// Those whose key no batch before had.
-    pub(crate) fresh: RecordBatch,
+    Whole(Numbered),
 }
 
 impl Groups {
     /// None seen yet; all columns of `schema` are the key.
     pub(crate) fn new(schema: SchemaRef) -> DfResult<Self> {
-        let seen = match Pairs::fit(&schema) {
-            true => Seen::Pairs(Pairs::new(&schema)?),
-            false => Seen::Whole(Whole::new(&schema)?),
+        let seen = match Halves::of(&schema)? {
+            Some(halves) => Seen::Pairs(Pairs::new(halves)),
+            None => Seen::Whole(Numbered::new(&schema)?),
         };
         Ok(Self { schema, seen: Mutex::new(seen) })
     }
@@ -63,46 +54,33 @@ impl Groups {
     pub(crate) fn clear(&mut self) -> DfResult<()> {
         match self.seen.get_mut().unwrap_or_else(PoisonError::into_inner) {
             Seen::Pairs(pairs) => pairs.clear(),
-            Seen::Whole(whole) => whole.clear(),
+            Seen::Whole(whole) => whole.empty().map(drop),
         }
-    }
-
-    /// Takes the keys of `batch`, and tells which are new.
-    pub(crate) fn split(&mut self, batch: &RecordBatch) -> DfResult<Split> {
-        let mut distinct = Vec::new();
-        let fresh = self.look(batch, Some(&mut distinct))?;
-        let fresh = (fresh.len() < distinct.len()).then(|| rows(batch, fresh)).transpose()?;
-        let distinct = rows(batch, distinct)?;
-        Ok(Split { fresh: fresh.unwrap_or_else(|| distinct.clone()), distinct })
     }
 
     /// Takes the keys of `batch`; the first rows of those that are new.
     pub(crate) fn fresh(&mut self, batch: &RecordBatch) -> DfResult<RecordBatch> {
-        rows(batch, self.look(batch, None)?)
+        rows(batch, self.look(batch)?)
     }
 
     /// Takes the keys of `batch`.
     pub(crate) fn take(&mut self, batch: &RecordBatch) -> DfResult<()> {
-        self.look(batch, None).map(drop)
+        self.look(batch).map(drop)
     }
 
-    /// The first row of each new key; `distinct` gets the first row of each key.
-    fn look(
-        &mut self,
-        batch: &RecordBatch,
-        mut distinct: Option<&mut Vec<u32>>,
-    ) -> DfResult<Vec<u32>> {
+    /// The first row of each new key.
+    fn look(&mut self, batch: &RecordBatch) -> DfResult<Vec<u32>> {
         let seen = self.seen.get_mut().unwrap_or_else(PoisonError::into_inner);
         let pairs = match seen {
-            Seen::Whole(whole) => return whole.look(batch, distinct),
+            Seen::Whole(whole) => return whole.fresh(batch.columns()),
             Seen::Pairs(pairs) => pairs,
         };
-        if let Some(fresh) = pairs.look(batch, distinct.as_deref_mut())? {
+        if let Some(fresh) = pairs.look(batch)? {
             return Ok(fresh);
         }
-        let mut whole = Whole::new(&self.schema)?;
-        whole.look(&pairs.keys(&self.schema)?, None)?;
-        let fresh = whole.look(batch, distinct)?;
+        let mut whole = Numbered::new(&self.schema)?;
+        whole.look(pairs.keys(&self.schema)?.columns())?;
+        let fresh = whole.fresh(batch.columns())?;
         *seen = Seen::Whole(whole);
         Ok(fresh)
     }
@@ -115,199 +93,123 @@ pub(crate) fn distinct(groups: &mut Groups, batches: &[RecordBatch]) -> DfResult
     Ok(concat_batches(&groups.schema, &fresh)?)
 }
 
-fn rows(batch: &RecordBatch, rows: Vec<u32>) -> DfResult<RecordBatch> {
+/// These rows of `batch`, ascending.
+pub(super) fn rows(batch: &RecordBatch, rows: Vec<u32>) -> DfResult<RecordBatch> {
     if rows.len() == batch.num_rows() {
         return Ok(batch.clone());
     }
     Ok(take_record_batch(batch, &UInt32Array::from(rows))?)
 }
 
-/// Keys in one table.
-struct Whole {
-    table: Box<dyn GroupValues>,
-    /// Of each row of the present batch.
-    ids: Vec<usize>,
-    /// Of each group, the last batch that had it.
-    last: Vec<u32>,
-    batches: u32,
+/// Keys in halves.
+pub(super) struct Halves {
+    pub(super) left: Numbered,
+    /// The last column.
+    pub(super) right: Numbered,
 }
 
-impl Whole {
-    fn new(schema: &SchemaRef) -> DfResult<Self> {
-        Ok(Self { table: table(schema)?, ids: Vec::new(), last: Vec::new(), batches: 0 })
-    }
-
-    fn clear(&mut self) -> DfResult<()> {
-        self.last.clear();
-        self.batches = 0;
-        emptied(&mut self.table).map(drop)
-    }
-
-    fn look(
-        &mut self,
-        batch: &RecordBatch,
-        mut distinct: Option<&mut Vec<u32>>,
-    ) -> DfResult<Vec<u32>> {
-        let known = self.last.len();
-        self.table.intern(batch.columns(), &mut self.ids)?;
-        self.last.resize(self.table.len(), 0);
-        self.batches += 1;
-        let mut fresh = Vec::new();
-        for (row, id) in (0..).zip(&self.ids) {
-            if self.last[*id] != self.batches {
-                self.last[*id] = self.batches;
-                if let Some(distinct) = &mut distinct {
-                    distinct.push(row);
-                }
-                if *id >= known {
-                    fresh.push(row);
-                }
-            }
+impl Halves {
+    /// None where keys of `schema` cannot be halved. One column's table and that of several do not
+    /// have to agree on what equal numbers of floating point are.
+    pub(super) fn of(schema: &SchemaRef) -> DfResult<Option<Self>> {
+        let plain = |data_type: &DataType| !data_type.is_nested() && !data_type.is_floating();
+        let last = schema.fields().len().saturating_sub(1);
+        if last == 0 || !schema.fields().iter().all(|field| plain(field.data_type())) {
+            return Ok(None);
         }
-        Ok(fresh)
+        let left = Numbered::new(&schema.project(&(0..last).collect::<Vec<_>>())?)?;
+        Ok(Some(Self { left, right: Numbered::new(&schema.project(&[last])?)? }))
+    }
+
+    /// Forgets them.
+    pub(super) fn clear(&mut self) -> DfResult<()> {
+        self.left.empty()?;
+        self.right.empty().map(drop)
+    }
+
+    /// The keys of these pairs of numbers; the halves are forgotten.
+    pub(super) fn keys(
+        &mut self,
+        schema: &SchemaRef,
+        pairs: impl Iterator<Item = (usize, usize)>,
+    ) -> DfResult<RecordBatch> {
+        let (left, right): (Vec<u64>, Vec<u64>) =
+            pairs.map(|(left, right)| (left as u64, right as u64)).unzip();
+        let mut columns = take_arrays(&self.left.empty()?, &UInt64Array::from(left), None)?;
+        columns.extend(take_arrays(&self.right.empty()?, &UInt64Array::from(right), None)?);
+        Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
     }
 }
 
 /// Keys in halves: a bit for each left half with each right half, by their numbers.
 struct Pairs {
-    left: Half,
-    right: Half,
+    halves: Halves,
     /// `words` for each left half.
     bits: Vec<u64>,
-    /// As `bits`, of the present batch; zeros in between.
-    here: Vec<u64>,
     words: usize,
     /// How many pairs were seen.
     seen: usize,
 }
 
-/// A table of one half, and what the rows of the present batch are in it.
-struct Half {
-    table: Box<dyn GroupValues>,
-    ids: Vec<usize>,
-}
-
-impl Half {
-    fn new(schema: &SchemaRef, columns: &[usize]) -> DfResult<Self> {
-        let table = table(&SchemaRef::new(schema.project(columns)?))?;
-        Ok(Self { table, ids: Vec::new() })
-    }
-}
-
 impl Pairs {
-    /// Whether keys of `schema` can be halved. One column's table and that of several do not have
-    /// to agree on what equal numbers of floating point are.
-    fn fit(schema: &SchemaRef) -> bool {
-        let plain = |data_type: &DataType| !data_type.is_nested() && !data_type.is_floating();
-        schema.fields().len() > 1 && schema.fields().iter().all(|field| plain(field.data_type()))
-    }
-
-    fn new(schema: &SchemaRef) -> DfResult<Self> {
-        let last = schema.fields().len() - 1;
-        let left = Half::new(schema, &(0..last).collect::<Vec<_>>())?;
-        let right = Half::new(schema, &[last])?;
-        Ok(Self { left, right, bits: Vec::new(), here: Vec::new(), words: 1, seen: 0 })
+    fn new(halves: Halves) -> Self {
+        Self { halves, bits: Vec::new(), words: 1, seen: 0 }
     }
 
     fn clear(&mut self) -> DfResult<()> {
         self.bits.clear();
-        self.here.clear();
         self.words = 1;
         self.seen = 0;
-        emptied(&mut self.left.table)?;
-        emptied(&mut self.right.table).map(drop)
+        self.halves.clear()
     }
 
     /// As [`Groups::look`]; `None`, and nothing seen, where bits are not worth their while.
-    fn look(
-        &mut self,
-        batch: &RecordBatch,
-        distinct: Option<&mut Vec<u32>>,
-    ) -> DfResult<Option<Vec<u32>>> {
-        let (left, right) = batch.columns().split_at(batch.num_columns() - 1);
-        self.left.table.intern(left, &mut self.left.ids)?;
-        self.right.table.intern(right, &mut self.right.ids)?;
-        let pairs = self.seen + batch.num_rows();
-        let most = pairs.saturating_mul(PAIR_BYTES).max(FEW_BYTES);
-        let words = self.right.table.len().div_ceil(64).next_power_of_two();
-        let room = self.left.table.len().saturating_mul(words);
+    fn look(&mut self, batch: &RecordBatch) -> DfResult<Option<Vec<u32>>> {
+        let Halves { left, right } = &mut self.halves;
+        let (lefts, rights) = batch.columns().split_at(batch.num_columns() - 1);
+        left.look(lefts)?;
+        right.look(rights)?;
+        let most = (self.seen + batch.num_rows()).saturating_mul(PAIR_BYTES).max(FEW_BYTES);
+        let words = right.len().div_ceil(64).next_power_of_two();
+        let room = left.len().saturating_mul(words);
         if room.saturating_mul(size_of::<u64>()) > most {
             return Ok(None);
         }
-        self.widen(words);
-        self.bits.resize(room, 0);
-        let ids = self.left.ids.iter().zip(&self.right.ids);
-        let places = ids.map(|(left, right)| (left * words + right / 64, 1_u64 << (right % 64)));
-        let fresh = mark(&mut self.bits, places.clone());
-        self.seen += fresh.len();
-        if let Some(distinct) = distinct {
-            self.here.resize(room, 0);
-            *distinct = mark(&mut self.here, places.clone());
-            places.for_each(|(word, _)| self.here[word] = 0);
+        if words > self.words {
+            widen(&mut self.bits, self.words, words);
+            self.words = words;
         }
+        self.bits.resize(room, 0);
+        let mut fresh = Vec::new();
+        for (row, (left, right)) in (0..).zip(left.numbers.iter().zip(&right.numbers)) {
+            let (word, bit) = (&mut self.bits[left * words + right / 64], 1 << (right % 64));
+            if *word & bit == 0 {
+                *word |= bit;
+                fresh.push(row);
+            }
+        }
+        self.seen += fresh.len();
         Ok(Some(fresh))
     }
 
-    /// Makes room for more right halves.
-    fn widen(&mut self, words: usize) {
-        if words > self.words {
-            let mut wider = vec![0; self.bits.len() / self.words * words];
-            for (old, new) in self.bits.chunks(self.words).zip(wider.chunks_mut(words)) {
-                new[..old.len()].copy_from_slice(old);
-            }
-            self.bits = wider;
-            self.words = words;
-        }
-    }
-
-    /// All keys that were seen; its tables are empty then.
+    /// All keys that were seen; it is empty then.
     fn keys(&mut self, schema: &SchemaRef) -> DfResult<RecordBatch> {
-        let (mut left, mut right) = (Vec::with_capacity(self.seen), Vec::with_capacity(self.seen));
-        for (number, row) in (0_u32..).zip(self.bits.chunks(self.words)) {
-            for (word, first) in row.iter().zip((0_u32..).step_by(64)) {
-                let set = (0..64).filter(|bit| word >> bit & 1 == 1);
-                right.extend(set.map(|bit| first + bit));
-                left.resize(right.len(), number);
-            }
-        }
-        let halves = [(&mut self.left, left), (&mut self.right, right)];
-        let mut columns = Vec::with_capacity(schema.fields().len());
-        for (half, ids) in halves {
-            let values = emptied(&mut half.table)?;
-            columns.extend(take_arrays(&values, &UInt32Array::from(ids), None)?);
-        }
-        Ok(RecordBatch::try_new(SchemaRef::clone(schema), columns)?)
+        let words = self.words;
+        let pairs = self.bits.iter().enumerate().flat_map(|(at, word)| {
+            let set = (0..64).filter(move |bit| word >> bit & 1 == 1);
+            set.map(move |bit| (at / words, at % words * 64 + bit))
+        });
+        self.halves.keys(schema, pairs)
     }
 }
 
-/// Sets the bits at `places`, a word and a bit in it for each row; the rows whose bit was not set.
-fn mark(bits: &mut [u64], places: impl Iterator<Item = (usize, u64)>) -> Vec<u32> {
-    let mut rows = Vec::new();
-    for (row, (word, bit)) in (0..).zip(places) {
-        if bits[word] & bit == 0 {
-            bits[word] |= bit;
-            rows.push(row);
-        }
+/// Makes room for `to` values in each row of a table that has `from`.
+pub(super) fn widen<T: Copy + Default>(table: &mut Vec<T>, from: usize, to: usize) {
+    let mut wider = vec![T::default(); table.len() / from * to];
+    for (old, new) in table.chunks(from).zip(wider.chunks_mut(to)) {
+        new[..from].copy_from_slice(old);
     }
-    rows
-}
-
-/// Empties a table, and gives its groups. It takes both calls: after `emit` alone the hash table of
-/// several columns is still full, after `clear_shrink` alone a single column's null is still known,
-/// and texts are numbered on.
-fn emptied(table: &mut Box<dyn GroupValues>) -> DfResult<Vec<ArrayRef>> {
-    let groups = table.len();
-    // Some tables cannot be emitted before they have been used.
-    if groups == 0 {
-        return Ok(Vec::new());
-    }
-    let columns = table.emit(EmitTo::All)?;
-    table.clear_shrink(groups);
-    Ok(columns)
-}
-
-fn table(schema: &SchemaRef) -> DfResult<Box<dyn GroupValues>> {
-    new_group_values(SchemaRef::clone(schema), &GroupOrdering::None)
+    *table = wider;
 }
 
 impl fmt::Debug for Groups {
@@ -343,15 +245,13 @@ mod tests {
         let first = batch(&[(Some(1), "a"), (None, "a"), (Some(1), "a"), (Some(1), "b")]);
         let second = batch(&[(Some(2), "b"), (Some(1), "b"), (None, "a"), (Some(2), "b")]);
         let mut groups = Groups::new(first.schema()).unwrap();
-        let split = groups.split(&first).unwrap();
-        assert_eq!(split.distinct, batch(&[(Some(1), "a"), (None, "a"), (Some(1), "b")]));
-        assert_eq!(split.fresh, split.distinct);
-        let split = groups.split(&second).unwrap();
-        assert_eq!(split.distinct, batch(&[(Some(2), "b"), (Some(1), "b"), (None, "a")]));
-        assert_eq!(split.fresh, batch(&[(Some(2), "b")]));
+        let fresh = groups.fresh(&first).unwrap();
+        assert_eq!(fresh, batch(&[(Some(1), "a"), (None, "a"), (Some(1), "b")]));
+        assert_eq!(groups.fresh(&second).unwrap(), batch(&[(Some(2), "b")]));
         assert_eq!(groups.fresh(&first).unwrap().num_rows(), 0);
         groups.clear().unwrap();
-        assert_eq!(groups.fresh(&second).unwrap(), split.distinct);
+        let fresh = groups.fresh(&second).unwrap();
+        assert_eq!(fresh, batch(&[(Some(2), "b"), (Some(1), "b"), (None, "a")]));
         groups.clear().unwrap();
         let all = distinct(&mut groups, &[first.clone(), second, first]).unwrap();
         assert_eq!(all.num_rows(), 4);
@@ -401,18 +301,8 @@ mod tests {
                     ((number >= 0).then_some(number), texts[text].as_str())
                 };
                 let rows: Vec<_> = (0..size).map(|_| draw()).collect();
-                let mut here = HashSet::new();
-                let distinct: Vec<_> =
-                    rows.iter().copied().filter(|row| here.insert(*row)).collect();
-                let fresh: Vec<_> =
-                    distinct.iter().copied().filter(|row| seen.insert(*row)).collect();
-                let (rows, fresh) = (batch(&rows), batch(&fresh));
-                if round % 2 == 0 {
-                    let split = groups.split(&rows).unwrap();
-                    assert_eq!((split.distinct, split.fresh), (batch(&distinct), fresh));
-                } else {
-                    assert_eq!(groups.fresh(&rows).unwrap(), fresh);
-                }
+                let fresh: Vec<_> = rows.iter().copied().filter(|row| seen.insert(*row)).collect();
+                assert_eq!(groups.fresh(&batch(&rows)).unwrap(), batch(&fresh));
             }
             assert_eq!(matches!(groups.seen.get_mut().unwrap(), Seen::Whole(_)), whole);
         }

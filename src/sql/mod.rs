@@ -9,6 +9,7 @@
 //! plain record batches; the same text gives the same plan; errors name file, line and column.
 
 mod any_order;
+mod counted;
 mod cut;
 mod distinct;
 pub(crate) mod errors;
@@ -16,9 +17,11 @@ mod explain;
 mod functions;
 mod groups;
 mod in_order;
+mod numbered;
 mod physical;
 mod plan;
 mod query;
+mod running;
 mod scope;
 pub(crate) mod shown;
 mod slots;
@@ -39,8 +42,9 @@ use crate::error::Error;
 use crate::sql::scope::{Leaf, Relation, RelationKind, Relations as Leaves, Session};
 
 pub use functions::EpochNow;
-pub(crate) use groups::{Groups, Split};
-pub use plan::{Input, PlanKind, QueryPlan};
+pub(crate) use groups::Groups;
+pub use plan::{Content, Input, PlanKind, QueryPlan};
+pub(crate) use running::{RunningSet, Split};
 pub use slots::Relations;
 pub use stream::StreamPlan;
 

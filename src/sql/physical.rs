@@ -14,11 +14,14 @@ use datafusion::common::{internal_datafusion_err, internal_err};
 use datafusion::error::Result as DfResult;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{LogicalPlan, UserDefinedLogicalNode};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::combine_partial_final_agg::CombinePartialFinalAggregate;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
+use crate::sql::counted::counted;
 use crate::sql::cut::{Cut, Kept, Partials, Slot, SlotFilling};
 use crate::sql::groups::Groups;
 use crate::sql::in_order::in_order;
@@ -55,6 +58,20 @@ pub(crate) struct SlotPlan {
     pub(crate) schema: SchemaRef,
     /// Columns of what is kept that hold the window.
     pub(crate) window_keys: Vec<(usize, WindowColumn)>,
+    /// Whether the closing plan takes counts by group instead of a set's keys.
+    pub(crate) is_counted: bool,
+}
+
+impl SlotPlan {
+    /// Whether it keeps keys and no aggregates: of such, each key counts once.
+    pub(crate) fn is_set(&self) -> bool {
+        matches!(self.reduce, Reduce::Set(_))
+    }
+
+    /// Whether it is a set whose keys do not tell the window.
+    fn is_plain_set(&self) -> bool {
+        self.is_set() && self.window_keys.is_empty()
+    }
 }
 
 /// How the batches of a slot become one.
@@ -88,8 +105,13 @@ pub(crate) async fn plan(session: &Session, cut: &Cut) -> DfResult<Executable> {
         }
         fronts.push(Front { plan: front, slots: numbers });
     }
-    let (slots, finished): (Vec<_>, Vec<_>) = slots.into_iter().flatten().unzip();
+    let (mut slots, finished): (Vec<_>, Vec<_>) = slots.into_iter().flatten().unzip();
     let closing = physical(session, &cut.closing, &finished).await?;
+    // DataFusion plans a grouping in two phases, but here nobody comes between them.
+    let one_phase = CombinePartialFinalAggregate::new();
+    let closing = one_phase.optimize(closing, session.state.config_options())?;
+    let (closing, counted) = counted(closing, |slot| slots[slot].is_plain_set())?;
+    counted.into_iter().for_each(|slot| slots[slot].is_counted = true);
     let mut executable = Executable { fronts, slots, closing, input_columns: Vec::new() };
     executable.narrow_inputs()?;
     Ok(executable)
@@ -106,7 +128,14 @@ async fn plan_slot(
         let schema = Arc::new(kept.schema.as_arrow().clone());
         let leaf = Arc::new(SlotExec::new(Source::Kept(number), Arc::clone(&schema)));
         let window_keys = Vec::new();
-        return Ok((SlotPlan { partial: None, reduce: Reduce::Rows, schema, window_keys }, leaf));
+        let plan = SlotPlan {
+            partial: None,
+            reduce: Reduce::Rows,
+            schema,
+            window_keys,
+            is_counted: false,
+        };
+        return Ok((plan, leaf));
     };
     let partial = partial_aggregate(session, partials, front_is_shared).await?;
     let Some(aggregate) = partial.downcast_ref::<AggregateExec>() else {
@@ -145,6 +174,7 @@ async fn plan_slot(
         schema: state,
         window_keys: partials.window_keys.clone(),
         partial: Some(partial),
+        is_counted: false,
     };
     Ok((plan, finished))
 }

@@ -23,6 +23,7 @@ use crate::error::{Error, Kind, Result};
 use crate::sql::errors::{at_quoted, describe};
 use crate::sql::groups::{self, Groups};
 use crate::sql::physical::{Executable, Reduce, SlotPlan};
+use crate::sql::running::RunningSet;
 use crate::sql::slots::{self, Filling, Relations};
 use crate::time::Window;
 use crate::window::assign::WindowSpec;
@@ -115,7 +116,7 @@ impl QueryPlan {
 
     /// Results of a stateless query.
     pub async fn stateless(&self, rows: RecordBatch, relations: &Relations) -> Result<RecordBatch> {
-        let filling = Filling { rows: &[rows], kept: &[], window: None, relations };
+        let filling = Filling { rows: &[rows], kept: &[], counts: &[], window: None, relations };
         let closing = &self.executable.closing;
         let result = slots::run(closing, &filling, &self.context).await;
         result.and_then(|batch| slots::reshape(&batch, &self.output)).map_err(|e| self.failed(&e))
@@ -132,7 +133,8 @@ impl QueryPlan {
         let mut kept: Vec<Option<RecordBatch>> = vec![None; self.slots()];
         let rows = [rows];
         for front in &self.executable.fronts {
-            let filling = Filling { rows: &rows, kept: &[], window: bucket, relations };
+            let filling =
+                Filling { rows: &rows, kept: &[], counts: &[], window: bucket, relations };
             let output = match &front.plan {
                 Some(plan) => Some([self.run(plan, &filling).await?]),
                 None => None,
@@ -178,12 +180,22 @@ impl QueryPlan {
 
     /// Whether a slot keeps keys and no aggregates: of such, each key counts once.
     pub fn is_set(&self, slot: usize) -> bool {
-        matches!(self.slot(slot), Ok(SlotPlan { reduce: Reduce::Set(_), .. }))
+        self.slot(slot).is_ok_and(SlotPlan::is_set)
+    }
+
+    /// Whether [`QueryPlan::close`] takes counts by group instead of a set's keys.
+    pub fn is_counted(&self, slot: usize) -> bool {
+        self.slot(slot).is_ok_and(|slot| slot.is_counted)
     }
 
     /// Tells new keys of a set from old ones; none seen yet.
     pub(crate) fn groups(&self, slot: usize) -> Result<Groups> {
         Ok(Groups::new(Arc::clone(&self.slot(slot)?.schema))?)
+    }
+
+    /// As [`QueryPlan::groups`], over panes.
+    pub(crate) fn running_set(&self, slot: usize) -> Result<RunningSet> {
+        Ok(RunningSet::new(Arc::clone(&self.slot(slot)?.schema))?)
     }
 
     /// All rows in one batch, as they come.
@@ -220,7 +232,8 @@ impl QueryPlan {
         let mut kept = vec![Vec::new(); self.slots()];
         kept[slot] = batches;
         let relations = Relations::default();
-        let filling = Filling { rows: &[], kept: &kept, window: None, relations: &relations };
+        let filling =
+            Filling { rows: &[], kept: &kept, counts: &[], window: None, relations: &relations };
         let batch = self.run(reduce, &filling).await?;
         Ok(slots::reshape(&batch, schema)?)
     }
@@ -248,11 +261,12 @@ impl QueryPlan {
     /// must be there once, see [`QueryPlan::distinct`].
     pub async fn close(
         &self,
-        kept: Vec<Vec<RecordBatch>>,
+        content: impl Into<Content>,
         window: Option<Window>,
         relations: &Relations,
     ) -> Result<RecordBatch> {
-        let filling = Filling { rows: &[], kept: &kept, window, relations };
+        let Content { kept, counts } = &content.into();
+        let filling = Filling { rows: &[], kept, counts, window, relations };
         let result = slots::run(&self.executable.closing, &filling, &self.closing_context).await;
         let result = result.and_then(|batch| slots::reshape(&batch, &self.output));
         let result = result.map_err(|error| self.failed(&error))?;
@@ -315,6 +329,22 @@ impl QueryPlan {
         Err(Error::new(Kind::Data, format!("query '{}' has two rows with the same key", self.name))
             .detail(format!("the reference table '{tables}' has several rows for one value"))
             .hint("keep one row per value in the table"))
+    }
+}
+
+/// What was kept of a window or a view, by slot.
+#[derive(Debug, Default)]
+pub struct Content {
+    /// Rows and partial rows.
+    pub kept: Vec<Vec<RecordBatch>>,
+    /// Of slots that [`QueryPlan::is_counted`] says so of, instead: the columns of each group, and
+    /// how many keys it has. May be shorter.
+    pub counts: Vec<Option<RecordBatch>>,
+}
+
+impl From<Vec<Vec<RecordBatch>>> for Content {
+    fn from(kept: Vec<Vec<RecordBatch>>) -> Self {
+        Self { kept, counts: Vec::new() }
     }
 }
 

@@ -29,6 +29,7 @@ use datafusion::physical_plan::{
 };
 use futures::StreamExt;
 
+use crate::sql::counted::CountedExec;
 use crate::time::Window;
 
 /// Present content of reference tables and views, by name.
@@ -104,6 +105,8 @@ pub(crate) struct Filling<'a> {
     pub(crate) rows: &'a [RecordBatch],
     /// Per slot what is kept.
     pub(crate) kept: &'a [Vec<RecordBatch>],
+    /// Per slot, what [`CountedExec`] is filled with instead; may be shorter.
+    pub(crate) counts: &'a [Option<RecordBatch>],
     /// The window of the run.
     pub(crate) window: Option<Window>,
     /// Reference tables and views.
@@ -122,6 +125,15 @@ impl SlotExec {
     /// An empty slot.
     pub(crate) fn new(source: Source, schema: SchemaRef) -> Self {
         Self { source, batches: Vec::new(), properties: leaf_properties(schema) }
+    }
+
+    /// A slot that is filled.
+    pub(crate) fn full(
+        source: Source,
+        batch: RecordBatch,
+        properties: Arc<PlanProperties>,
+    ) -> Self {
+        Self { source, batches: vec![batch], properties }
     }
 
     /// What it is filled with.
@@ -199,7 +211,11 @@ pub(crate) fn reshape(batch: &RecordBatch, schema: &SchemaRef) -> DfResult<Recor
     rebatch(schema, batch.columns().to_vec(), batch.num_rows())
 }
 
-fn rebatch(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> DfResult<RecordBatch> {
+pub(crate) fn rebatch(
+    schema: &SchemaRef,
+    columns: Vec<ArrayRef>,
+    rows: usize,
+) -> DfResult<RecordBatch> {
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
 }
@@ -285,6 +301,16 @@ impl StampExec {
     ) -> Self {
         Self { input, columns, window: None, properties: leaf_properties(schema) }
     }
+
+    /// What the columns are added to.
+    pub(crate) fn input(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.input
+    }
+
+    /// Where the columns go in the output, in ascending order.
+    pub(crate) fn columns(&self) -> &[(usize, WindowColumn)] {
+        &self.columns
+    }
 }
 
 impl DisplayAs for StampExec {
@@ -365,6 +391,9 @@ pub(crate) fn fill(
 ) -> DfResult<Arc<dyn ExecutionPlan>> {
     if let Some(slot) = plan.downcast_ref::<SlotExec>() {
         return Ok(Arc::new(slot.filled(filling)?));
+    }
+    if let Some(counted) = plan.downcast_ref::<CountedExec>() {
+        return counted.filled(filling);
     }
     let children = plan.children();
     if children.is_empty() {

@@ -615,6 +615,55 @@ async fn hops_use_panes_unless_an_expression_looks_at_the_window() {
     );
 }
 
+/// Plans that ask a set for no more than the number of its keys by group say the same, in the same
+/// order, of these numbers and of the keys.
+#[tokio::test]
+async fn counts_by_group_close_a_window_as_its_keys_do() {
+    let window = Window { start: 0, end: HOUR };
+    for (select, keys, counted) in [
+        (
+            "window_start, room, count(*) AS n, count(DISTINCT person) AS p",
+            "room",
+            &[false, true][..],
+        ),
+        ("room, count(DISTINCT person) AS p, window_end", "room, window_end", &[true]),
+        (
+            "person, room, sum(speed) AS s, count(DISTINCT steps) AS d, count(DISTINCT steps + 1) AS e",
+            "room, person",
+            &[false, true, true],
+        ),
+        ("room, count(DISTINCT person) AS p, count(DISTINCT steps) AS s", "room", &[true, true]),
+        ("room, count(DISTINCT person) AS p, sum(DISTINCT person) AS s", "room", &[false]),
+        ("room, count(DISTINCT person) FILTER (WHERE ok) AS p", "room", &[false]),
+        ("sum(DISTINCT steps) AS s, count(*) AS n, room", "room", &[false, false]),
+        ("window_start, count(*) AS n, count(DISTINCT person) AS p", "window_end", &[false, false]),
+        ("count(DISTINCT window_end) AS p", "window_end", &[false]),
+    ] {
+        let plan = plan_one(&format!(
+            "SELECT {select} FROM HOP(TABLE positions, DESCRIPTOR(event_time), INTERVAL '30' MINUTE, \
+             INTERVAL '1' HOUR) GROUP BY window_start, {keys}"
+        ));
+        assert!(plan.panes);
+        let is_counted = (0..plan.slots()).map(|slot| plan.is_counted(slot)).collect::<Vec<_>>();
+        assert_eq!(is_counted, counted, "{select}");
+        let kept = keep(&plan, &events(400, 6), Some(window), &mut StdRng::seed_from_u64(2)).await;
+        let mut content = Content::from(kept.clone());
+        for slot in (0..plan.slots()).filter(|slot| plan.is_counted(*slot)) {
+            let mut set = plan.running_set(slot).unwrap();
+            for batch in std::mem::take(&mut content.kept[slot]) {
+                set.add_to_back(&batch).unwrap();
+            }
+            content.counts.resize(plan.slots(), None);
+            content.counts[slot] = set.counts(0, None).unwrap();
+            assert!(content.counts[slot].is_some());
+        }
+        let of_keys = plan.close(kept, Some(window), &relations()).await.unwrap();
+        let of_counts = plan.close(content, Some(window), &relations()).await.unwrap();
+        assert!(of_keys.num_rows() > 0);
+        assert_eq!(of_counts, of_keys, "{select}");
+    }
+}
+
 #[tokio::test]
 async fn queries_read_the_results_of_other_queries() {
     let hourly = format!(

@@ -169,7 +169,7 @@ impl Operator {
                     return Ok(Vec::new());
                 }
                 let kept = (0..plan.slots()).map(|slot| self.view.tiers.batches(slot).cloned());
-                let kept = kept.map(Iterator::collect).collect();
+                let kept: Vec<_> = kept.map(Iterator::collect).collect();
                 let result = settle(plan.close(kept, None, relations).await)?;
                 let said = say(&plan, &mut self.view, result, false, true)?;
                 Ok(said.map(|result| Emission { window: None, result }).into_iter().collect())
@@ -237,14 +237,15 @@ impl Operator {
         let window = window_of(key);
         let Some(state) = self.windows.get_mut(&key) else { return Ok(None) };
         let plan = self.plan.as_ref();
-        let kept = match &mut self.panes {
-            Some(panes) if self.keyed => panes.gather(plan, window).await?,
+        let content = match &mut self.panes {
+            Some(panes) if self.keyed => panes.gather(plan, window).await?.into(),
             Some(panes) => panes.close(plan, window).await?,
             None => {
-                (0..plan.slots()).map(|slot| state.tiers.batches(slot).cloned().collect()).collect()
+                let kept = (0..plan.slots()).map(|slot| state.tiers.batches(slot).cloned());
+                kept.map(Iterator::collect).collect::<Vec<_>>().into()
             }
         };
-        let result = settle(plan.close(kept, Some(window), relations).await)?;
+        let result = settle(plan.close(content, Some(window), relations).await)?;
         let is_final = window.end <= self.watermark;
         let said = say(plan, state, result, is_final, self.keyed)?;
         Ok(said.map(|result| Emission { window: Some(window), result }))

@@ -12,7 +12,8 @@
 //!
 //! Of a slot that is a set, a pane adds only the keys that the back lacks, and nothing is grouped
 //! again; the front is one batch of what each pane adds to those after it, and its suffix merges are
-//! slices of that.
+//! slices of that. Where only the number of keys by group is asked for, it comes from the last pane
+//! of each key, and nothing is merged.
 //!
 //! Invariants:
 //! - windows close in the order of their ends; one that starts before the last that was merged, or
@@ -29,7 +30,7 @@ use arrow::array::RecordBatch;
 use super::keep::Bucket;
 use super::tiers::{Kept, Tiers};
 use crate::error::Result;
-use crate::sql::{Groups, QueryPlan};
+use crate::sql::{Content, QueryPlan, RunningSet};
 use crate::time::{BEGINNING, Micros, Window};
 
 /// The window that all panes' batches name, so that they merge; a close puts the real one in.
@@ -65,8 +66,9 @@ pub(crate) struct Stacks {
     pub back_from: Option<Micros>,
     /// One batch per slot.
     pub back: Kept,
-    /// Of the slots that are sets, the keys in the back, as far as they were needed.
-    pub seen: Vec<Option<Groups>>,
+    /// Of the slots that are sets, the panes of the front and the back again; made when they are
+    /// first needed.
+    pub sets: Vec<Option<RunningSet>>,
     /// (start of the pane, merge of it and all later ones of the front); the earliest is last.
     pub front: Vec<(Micros, Kept)>,
 }
@@ -82,7 +84,14 @@ impl Stacks {
     fn empty_back(&mut self) -> Result<()> {
         self.back.clear();
         self.back_from = None;
-        Ok(self.seen.iter_mut().flatten().try_for_each(Groups::clear)?)
+        Ok(self.sets.iter_mut().flatten().try_for_each(RunningSet::clear)?)
+    }
+
+    fn make_sets(&mut self, plan: &QueryPlan) -> Result<()> {
+        for slot in self.sets.len()..plan.slots() {
+            self.sets.push(plan.is_set(slot).then(|| plan.running_set(slot)).transpose()?);
+        }
+        Ok(())
     }
 }
 
@@ -94,7 +103,7 @@ impl Panes {
             front_until: BEGINNING,
             back_from: None,
             back: Kept::new(),
-            seen: Vec::new(),
+            sets: Vec::new(),
             front: Vec::new(),
         };
         Self { panes: BTreeMap::new(), stacks }
@@ -135,28 +144,24 @@ impl Panes {
                 batches.extend(pane.tiers.batches(slot).cloned());
             }
         }
-        self.gather_late(window, &mut found);
+        for (slot, batches) in found.iter_mut().enumerate() {
+            batches.extend(self.late(window, slot));
+        }
         rewindow(plan, plan.distinct(found).await?, window)
     }
 
-    fn gather_late(&self, window: Window, found: &mut [Vec<RecordBatch>]) {
-        for pane in self.panes.range(window.start..window.end).map(|(_, pane)| pane) {
-            for (_, kept) in pane.late.iter().filter(|(refused, _)| *refused < window.end) {
-                for (batches, late) in found.iter_mut().zip(kept) {
-                    batches.extend(late.clone());
-                }
-            }
-        }
+    /// The late additions that `window` takes, of one slot.
+    fn late(&self, window: Window, slot: usize) -> impl Iterator<Item = RecordBatch> {
+        let panes = self.panes.range(window.start..window.end);
+        let late = panes.flat_map(|(_, pane)| &pane.late);
+        let taken = late.filter(move |(refused, _)| *refused < window.end);
+        taken.filter_map(move |(_, kept)| kept.get(slot).cloned().flatten())
     }
 
-    /// What `window`, which closes, holds, per slot. To be called in the order of ends.
-    pub async fn close(
-        &mut self,
-        plan: &QueryPlan,
-        window: Window,
-    ) -> Result<Vec<Vec<RecordBatch>>> {
+    /// What `window`, which closes, holds. To be called in the order of ends.
+    pub async fn close(&mut self, plan: &QueryPlan, window: Window) -> Result<Content> {
         if window.start < self.stacks.served || window.end < self.stacks.until {
-            return self.gather(plan, window).await;
+            return Ok(self.gather(plan, window).await?.into());
         }
         self.stacks.served = window.start;
         while self.stacks.front.last().is_some_and(|(start, _)| *start < window.start) {
@@ -167,17 +172,34 @@ impl Panes {
             self.turn(plan, window).await?;
         }
         self.stack(plan, window).await?;
-        let mut found = vec![Vec::new(); plan.slots()];
-        let front = self.stacks.front.last().map(|(_, kept)| kept);
-        for kept in front.into_iter().chain([&self.stacks.back]) {
-            for (batches, merged) in found.iter_mut().zip(kept) {
-                batches.extend(merged.clone());
-            }
+        let (mut found, mut counts) = (Vec::new(), Vec::new());
+        for slot in 0..plan.slots() {
+            let late: Vec<_> = self.late(window, slot).collect();
+            let counted = self.count(plan, slot, &late)?;
+            let Stacks { front, back, .. } = &self.stacks;
+            let merges = front.last().map(|(_, kept)| kept).into_iter().chain([back]);
+            let merges = merges.filter_map(|kept| kept.get(slot).cloned().flatten());
+            found.push(if counted.is_some() { Vec::new() } else { merges.chain(late).collect() });
+            counts.push(counted);
         }
-        self.gather_late(window, &mut found);
         let sources = found.iter().map(Vec::len).max();
         let found = if sources > Some(1) { plan.distinct(found).await? } else { found };
-        rewindow(plan, found, window)
+        Ok(Content { kept: rewindow(plan, found, window)?, counts })
+    }
+
+    /// How many keys each group has in the running merges and in `late`, if that is all that is
+    /// asked for.
+    fn count(
+        &mut self,
+        plan: &QueryPlan,
+        slot: usize,
+        late: &[RecordBatch],
+    ) -> Result<Option<RecordBatch>> {
+        let front = self.stacks.front.len();
+        let set = self.stacks.sets.get_mut(slot).and_then(Option::as_mut);
+        let Some(set) = set.filter(|_| plan.is_counted(slot)) else { return Ok(None) };
+        let late = (!late.is_empty()).then(|| plan.join(slot, late.to_vec())).transpose()?;
+        Ok(set.counts(front, late.as_ref())?)
     }
 
     /// Feeds the back with the panes of `window` that are not stacked yet.
@@ -185,16 +207,15 @@ impl Panes {
         let stacks = &mut self.stacks;
         let from = stacks.until.max(window.start);
         stacks.back.resize(plan.slots(), None);
-        stacks.seen.resize_with(plan.slots(), || None);
+        stacks.make_sets(plan)?;
         for (start, pane) in self.panes.range_mut(from..window.end.max(from)) {
             for (slot, back) in stacks.back.iter_mut().enumerate() {
-                if !plan.is_set(slot) {
+                let Some(set) = &mut stacks.sets[slot] else {
                     let kept = pane.tiers.flatten_slot(plan, slot).await?;
                     *back = merge(plan, slot, back.take(), kept).await?;
                     continue;
-                }
-                let seen = known(plan, slot, &mut stacks.seen[slot], back)?;
-                let fresh = pane.tiers.flatten_set(plan, slot, seen)?;
+                };
+                let fresh = pane.tiers.flatten_set(plan, slot, set)?;
                 if let Some(fresh) = fresh.filter(|fresh| fresh.num_rows() > 0) {
                     *back =
                         Some(plan.join(slot, back.take().into_iter().chain([fresh]).collect())?);
@@ -224,32 +245,28 @@ impl Panes {
         self.rebuild_front(plan).await
     }
 
-    /// The suffix merges over the panes from the last window's start to the front's end.
+    /// The suffix merges over the panes from the last window's start to the front's end, and sets
+    /// of the panes; there are none yet.
     pub async fn rebuild_front(&mut self, plan: &QueryPlan) -> Result<()> {
         let Stacks { served, front_until, .. } = self.stacks;
         self.stacks.front.clear();
-        let mut seen = Vec::new();
-        for slot in 0..plan.slots() {
-            seen.push(plan.is_set(slot).then(|| plan.groups(slot)).transpose()?);
-        }
+        self.stacks.make_sets(plan)?;
         // Of sets, what each pane adds to those after it, and how much that is up to each pane.
         let mut added = vec![Vec::new(); plan.slots()];
         let mut rows = vec![0; plan.slots()];
         let mut front: Vec<(Micros, Kept, Vec<usize>)> = Vec::new();
         let mut suffix: Kept = vec![None; plan.slots()];
         for (start, pane) in self.panes.range_mut(served..front_until.max(served)).rev() {
-            for (slot, seen) in seen.iter_mut().enumerate() {
-                let Some(kept) = pane.tiers.flatten_slot(plan, slot).await? else { continue };
-                match seen {
-                    Some(seen) => {
-                        let fresh = seen.fresh(&kept)?;
-                        rows[slot] += fresh.num_rows();
-                        added[slot].push(fresh);
-                    }
-                    None => {
-                        suffix[slot] = merge(plan, slot, Some(kept), suffix[slot].take()).await?;
-                    }
-                }
+            for (slot, set) in self.stacks.sets.iter_mut().enumerate() {
+                let kept = pane.tiers.flatten_slot(plan, slot).await?;
+                let Some(set) = set else {
+                    suffix[slot] = merge(plan, slot, kept, suffix[slot].take()).await?;
+                    continue;
+                };
+                let kept = kept.map_or_else(|| plan.join(slot, Vec::new()), Ok)?;
+                let fresh = set.add_to_front(&kept)?;
+                rows[slot] += fresh.num_rows();
+                added[slot].push(fresh);
             }
             front.push((*start, suffix.clone(), rows.clone()));
         }
@@ -260,6 +277,11 @@ impl Panes {
             }
         }
         self.stacks.front = front.into_iter().map(|(start, kept, _)| (start, kept)).collect();
+        for (set, back) in self.stacks.sets.iter_mut().zip(&self.stacks.back) {
+            if let (Some(set), Some(back)) = (set, back) {
+                set.add_to_back(back)?;
+            }
+        }
         Ok(())
     }
 
@@ -312,23 +334,6 @@ async fn merge(
     match (first, second) {
         (Some(first), Some(second)) => Ok(Some(plan.reduce(slot, vec![first, second]).await?)),
         (first, second) => Ok(first.or(second)),
-    }
-}
-
-/// The keys of the set `batch`.
-fn known<'a>(
-    plan: &QueryPlan,
-    slot: usize,
-    seen: &'a mut Option<Groups>,
-    batch: &Option<RecordBatch>,
-) -> Result<&'a mut Groups> {
-    match seen {
-        Some(seen) => Ok(seen),
-        none => {
-            let mut groups = plan.groups(slot)?;
-            batch.iter().try_for_each(|batch| groups.take(batch))?;
-            Ok(none.insert(groups))
-        }
     }
 }
 

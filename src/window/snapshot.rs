@@ -234,8 +234,8 @@ impl Loader {
         }
         let PanesManifest { served, until, front_until, back_from, back, .. } = saved;
         let back = self.kept(back)?;
-        let (seen, front) = (Vec::new(), Vec::new());
-        panes.stacks = Stacks { served, until, front_until, back_from, back, seen, front };
+        let (sets, front) = (Vec::new(), Vec::new());
+        panes.stacks = Stacks { served, until, front_until, back_from, back, sets, front };
         Ok(panes)
     }
 }

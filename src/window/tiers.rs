@@ -11,7 +11,7 @@
 use arrow::array::RecordBatch;
 
 use crate::error::Result;
-use crate::sql::{Groups, QueryPlan, Split};
+use crate::sql::{Groups, QueryPlan, RunningSet, Split};
 
 /// So many batches of one level make one of the next: each row is merged once per level.
 const FAN_IN: usize = 8;
@@ -118,19 +118,20 @@ impl Tiers {
         Ok(stack.last().map(|tier| tier.batch.clone()))
     }
 
-    /// A set that was piled up becomes its distinct keys; gives those that `seen` lacks.
+    /// A set that was piled up becomes its distinct keys, and joins the back of `seen`; those that
+    /// this lacked.
     pub fn flatten_set(
         &mut self,
         plan: &QueryPlan,
         slot: usize,
-        seen: &mut Groups,
+        seen: &mut RunningSet,
     ) -> Result<Option<RecordBatch>> {
         let Some(stack) = self.slots.get_mut(slot).filter(|stack| !stack.is_empty()) else {
             return Ok(None);
         };
         let level = stack.first().map_or(0, |tier| tier.level) + 1;
         let batches = stack.drain(..).map(|tier| tier.batch).collect();
-        let Split { distinct, fresh } = seen.split(&plan.join(slot, batches)?)?;
+        let Split { distinct, fresh } = seen.add_to_back(&plan.join(slot, batches)?)?;
         stack.push(Tier { level, batch: distinct });
         Ok(Some(fresh))
     }
