@@ -13,9 +13,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{RecordBatch, UInt32Array, UInt64Array};
+use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, UInt32Array, UInt64Array};
 use arrow::compute::{concat_batches, take_arrays, take_record_batch};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use datafusion::error::Result as DfResult;
 
 use crate::sql::numbered::Numbered;
@@ -66,6 +66,16 @@ impl Groups {
     /// Takes the keys of `batch`.
     pub(crate) fn take(&mut self, batch: &RecordBatch) -> DfResult<()> {
         self.look(batch).map(drop)
+    }
+
+    /// How many keys with a last column that is not null each group of the other columns has: these
+    /// columns and the count, in the order in which the groups came. Forgets all keys. `None` where
+    /// there are none, or they are looked up as a whole.
+    pub(crate) fn take_counts(&mut self) -> DfResult<Option<RecordBatch>> {
+        match self.seen.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            Seen::Pairs(pairs) if pairs.seen > 0 => pairs.take_counts(&self.schema).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// The first row of each new key.
@@ -192,6 +202,21 @@ impl Pairs {
         Ok(Some(fresh))
     }
 
+    fn take_counts(&mut self, schema: &SchemaRef) -> DfResult<RecordBatch> {
+        let groups = self.halves.left.empty()?;
+        let rights = self.halves.right.empty()?;
+        let nulls = rights.first().and_then(|right| right.logical_nulls());
+        let null = nulls.and_then(|nulls| (0..nulls.len()).find(|at| nulls.is_null(*at)));
+        let count = |row: &[u64]| {
+            let keys = row.iter().map(|word| word.count_ones()).sum::<u32>();
+            let has_null = null.is_some_and(|null| row[null / 64] >> (null % 64) & 1 == 1);
+            i64::from(keys) - i64::from(has_null)
+        };
+        let counts = self.bits.chunks(self.words).map(count).collect();
+        self.clear()?;
+        counted(&schema.fields()[..groups.len()], groups, counts)
+    }
+
     /// All keys that were seen; it is empty then.
     fn keys(&mut self, schema: &SchemaRef) -> DfResult<RecordBatch> {
         let words = self.words;
@@ -201,6 +226,18 @@ impl Pairs {
         });
         self.halves.keys(schema, pairs)
     }
+}
+
+/// The columns of groups, and how many keys each group has.
+pub(super) fn counted(
+    fields: &[FieldRef],
+    mut groups: Vec<ArrayRef>,
+    counts: Int64Array,
+) -> DfResult<RecordBatch> {
+    groups.push(Arc::new(counts));
+    let count = Arc::new(Field::new("count", DataType::Int64, false));
+    let fields: Fields = fields.iter().cloned().chain([count]).collect();
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), groups)?)
 }
 
 /// Makes room for `to` values in each row of a table that has `from`.
@@ -221,10 +258,10 @@ impl fmt::Debug for Groups {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-    use std::sync::Arc;
 
-    use arrow::array::{Int64Array, StringArray};
+    use arrow::array::{AsArray, StringArray};
     use arrow::compute::cast;
+    use arrow::datatypes::Int64Type;
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
 
@@ -279,6 +316,32 @@ mod tests {
                 groups.clear().unwrap();
             }
         }
+    }
+
+    #[test]
+    fn groups_have_counts_without_their_null() {
+        let rows =
+            batch(&[(Some(7), "a"), (None, "b"), (None, "a"), (Some(7), "b"), (Some(7), "a")]);
+        let (texts, numbers) = (rows.column(1), rows.column(0));
+        let by_text = [("t", Arc::clone(texts), true), ("n", Arc::clone(numbers), true)];
+        let by_text = RecordBatch::try_from_iter_with_nullable(by_text).unwrap();
+        let counts = |rows: &RecordBatch| {
+            let mut groups = Groups::new(rows.schema()).unwrap();
+            assert!(groups.take_counts().unwrap().is_none());
+            groups.take(rows).unwrap();
+            let counts = groups.take_counts().unwrap().unwrap();
+            assert!(groups.take_counts().unwrap().is_none());
+            assert_eq!(groups.fresh(rows).unwrap().num_rows(), 4);
+            (Arc::clone(counts.column(0)), counts.column(1).as_primitive::<Int64Type>().clone())
+        };
+        let numbers = Arc::new(Int64Array::from(vec![Some(7), None])) as ArrayRef;
+        assert_eq!(counts(&rows), (numbers, Int64Array::from(vec![2, 2])));
+        let texts = Arc::new(StringArray::from(vec!["a", "b"])) as ArrayRef;
+        assert_eq!(counts(&by_text), (texts, Int64Array::from(vec![1, 1])));
+        let whole = batch(&[(Some(1), "a")]).project(&[0]).unwrap();
+        let mut groups = Groups::new(whole.schema()).unwrap();
+        groups.take(&whole).unwrap();
+        assert!(groups.take_counts().unwrap().is_none());
     }
 
     /// Few of one half, few of the other, and so many of both that whole keys are looked up.

@@ -16,10 +16,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array, Int64Array, RecordBatch, UInt64Array};
 use arrow::compute::{concat_batches, take_arrays};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::error::Result as DfResult;
 
-use crate::sql::groups::{Halves, rows, widen};
+use crate::sql::groups::{Halves, counted, rows, widen};
 use crate::sql::numbered::Numbered;
 
 /// The newest pane of the front; older ones count down from it, those of the back up.
@@ -282,11 +282,8 @@ impl Pairs {
         };
         let counts = Int64Array::from_iter_values(groups.iter().map(count));
         let groups = UInt64Array::from_iter_values(groups.iter().map(|group| *group as u64));
-        let mut columns = take_arrays(self.groups.columns(), &groups, None)?;
-        columns.push(Arc::new(counts));
-        let mut fields = self.groups.schema().fields().to_vec();
-        fields.push(Arc::new(Field::new("count", DataType::Int64, false)));
-        Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
+        let columns = take_arrays(self.groups.columns(), &groups, None)?;
+        counted(self.groups.schema().fields(), columns, counts)
     }
 }
 
@@ -328,7 +325,7 @@ mod tests {
     }
 
     /// What [`RunningSet::counts`] is to say of these keys.
-    fn counted(keys: &[Key]) -> Vec<(Option<String>, i64)> {
+    fn counts_of(keys: &[Key]) -> Vec<(Option<String>, i64)> {
         let keys = once(keys.iter().cloned());
         let groups = once(keys.iter().map(|key| key.0.clone()));
         let count = |group: &Option<String>| {
@@ -383,7 +380,7 @@ mod tests {
                     for late in [Vec::new(), draw(20)] {
                         let counts = set.counts(left, Some(&batch(&late))).unwrap().unwrap();
                         let held = front[..left].iter().flatten().chain(&back).chain(&late);
-                        assert_eq!(said(&counts), counted(&held.cloned().collect::<Vec<_>>()));
+                        assert_eq!(said(&counts), counts_of(&held.cloned().collect::<Vec<_>>()));
                     }
                 }
             }
@@ -398,7 +395,7 @@ mod tests {
         let mut set = RunningSet::new(batch(&[]).schema()).unwrap();
         let (some, most) = (batch(&keys[..100]), batch(&keys[..1_000]));
         assert_eq!(set.add_to_front(&some).unwrap(), some);
-        assert_eq!(said(&set.counts(1, None).unwrap().unwrap()), counted(&keys[..100]));
+        assert_eq!(said(&set.counts(1, None).unwrap().unwrap()), counts_of(&keys[..100]));
         let split = set.add_to_back(&most).unwrap();
         assert_eq!((split.distinct, split.fresh), (most.clone(), most));
         assert!(set.counts(1, None).unwrap().is_none());

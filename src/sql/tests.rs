@@ -649,13 +649,17 @@ async fn counts_by_group_close_a_window_as_its_keys_do() {
         let kept = keep(&plan, &events(400, 6), Some(window), &mut StdRng::seed_from_u64(2)).await;
         let mut content = Content::from(kept.clone());
         for slot in (0..plan.slots()).filter(|slot| plan.is_counted(*slot)) {
-            let mut set = plan.running_set(slot).unwrap();
+            let mut in_panes = plan.running_set(slot).unwrap();
+            let mut in_window = plan.groups(slot).unwrap();
             for batch in std::mem::take(&mut content.kept[slot]) {
-                set.add_to_back(&batch).unwrap();
+                in_panes.add_to_back(&batch).unwrap();
+                in_window.take(&batch).unwrap();
             }
+            let counts = in_panes.counts(0, None).unwrap();
+            assert!(counts.is_some());
+            assert_eq!(in_window.take_counts().unwrap(), counts);
             content.counts.resize(plan.slots(), None);
-            content.counts[slot] = set.counts(0, None).unwrap();
-            assert!(content.counts[slot].is_some());
+            content.counts[slot] = counts;
         }
         let of_keys = plan.close(kept, Some(window), &relations()).await.unwrap();
         let of_counts = plan.close(content, Some(window), &relations()).await.unwrap();

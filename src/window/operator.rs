@@ -28,7 +28,7 @@ use super::tiers::{Kept, Tiers};
 use super::views::difference;
 use crate::catalog::Emit;
 use crate::error::Result;
-use crate::sql::{PlanKind, QueryPlan, Relations};
+use crate::sql::{Content, PlanKind, QueryPlan, Relations};
 use crate::time::{BEGINNING, Micros, Window};
 
 /// What a window, or a view, says at the end of an epoch.
@@ -241,8 +241,16 @@ impl Operator {
             Some(panes) if self.keyed => panes.gather(plan, window).await?.into(),
             Some(panes) => panes.close(plan, window).await?,
             None => {
-                let kept = (0..plan.slots()).map(|slot| state.tiers.batches(slot).cloned());
-                kept.map(Iterator::collect).collect::<Vec<_>>().into()
+                let mut content = Content::default();
+                for slot in 0..plan.slots() {
+                    let may_count = !self.keyed && plan.is_counted(slot);
+                    let counts = may_count.then(|| state.tiers.take_counts(slot)).transpose()?;
+                    let counts = counts.flatten();
+                    let kept = state.tiers.batches(slot).filter(|_| counts.is_none()).cloned();
+                    content.kept.push(kept.collect());
+                    content.counts.push(counts);
+                }
+                content
             }
         };
         let result = settle(plan.close(content, Some(window), relations).await)?;

@@ -149,6 +149,13 @@ impl Tiers {
         Ok(seen.fresh(batch)?)
     }
 
+    /// How many keys of a set each group has, of a window that has closed for good: the table that
+    /// tells new keys from old ones goes. `None` where that does not know.
+    pub fn take_counts(&mut self, slot: usize) -> Result<Option<RecordBatch>> {
+        let seen = self.seen.get_mut(slot).and_then(Option::take);
+        Ok(seen.map(|mut seen| seen.take_counts()).transpose()?.flatten())
+    }
+
     /// The batches of one slot, the oldest first.
     pub fn batches(&self, slot: usize) -> impl Iterator<Item = &RecordBatch> {
         self.slots.get(slot).into_iter().flatten().map(|tier| &tier.batch)
