@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use day::{Deal, EVENT_BYTES, KEYS, PARTITIONS, QUERY, SCHEMA, Windows};
-use job::{cpu_seconds, create};
+use job::{cpu_seconds, create, shown, spread};
 
 /// A run that takes longer has hung.
 const LIMIT: Duration = Duration::from_secs(1_800);
@@ -284,15 +284,15 @@ fn table(lines: &[Line], events: u64, rounds: u64) -> String {
         "| engine | settings | wall | CPU | peak memory | events per CPU second | CPU / Millstream's | rows |
 |---|---|---|---|---|---|---|---|\n",
     );
-    let base = spread(&lines[0].runs, |run| run.cpu)[1];
+    let base = spread(lines[0].runs.iter().map(|run| run.cpu))[1];
     for Line { what, settings, runs, rows } in lines {
-        let cpu = spread(runs, |run| run.cpu);
+        let cpu = spread(runs.iter().map(|run| run.cpu));
         writeln!(
             table,
             "| {what} | {settings} | {} s | {} s | {:.0} MiB | {:.0} k | {:.1} | {rows} |",
-            shown(spread(runs, |run| run.wall)),
-            shown(cpu),
-            spread(runs, |run| run.peak_bytes)[2] / 1_048_576.0,
+            shown(spread(runs.iter().map(|run| run.wall)), 1),
+            shown(cpu, 1),
+            spread(runs.iter().map(|run| run.peak_bytes))[2] / 1_048_576.0,
             events as f64 / cpu[1] / 1e3,
             cpu[1] / base,
         )
@@ -317,19 +317,4 @@ fn table(lines: &[Line], events: u64, rounds: u64) -> String {
     )
     .unwrap();
     table
-}
-
-/// The least, the median and the most of a figure.
-fn spread(runs: &[Run], figure: fn(&Run) -> f64) -> [f64; 3] {
-    let mut figures: Vec<f64> = runs.iter().map(figure).collect();
-    figures.sort_by(f64::total_cmp);
-    [figures[0], figures[figures.len() / 2], figures[figures.len() - 1]]
-}
-
-fn shown([least, median, most]: [f64; 3]) -> String {
-    if least == most {
-        format!("{median:.1}")
-    } else {
-        format!("{median:.1} ({least:.1} to {most:.1})")
-    }
 }

@@ -1,8 +1,8 @@
 //! What a query's shape costs: the CPU of the whole job beside that of the hourly window.
 //!
 //! One day of ten million events; history off; `millstream run --drain`, from start to exit, one
-//! shape after the other. `benches/run shapes` starts a Kafka for it and writes the table of
-//! docs/performance.md.
+//! shape after the other, five times. `benches/run shapes` starts a Kafka for it and writes the
+//! table of docs/performance.md.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
 
 #[path = "../support/day.rs"]
@@ -15,8 +15,9 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use day::{Deal, KEYS, PARTITIONS, QUERY, SCHEMA};
-use job::{cpu_seconds, create};
+use job::{cpu_seconds, create, shown, spread};
 
+const ROUNDS: usize = 5;
 const MANY_KEYS: u64 = 1_000_000;
 
 /// A shape: in words, whether the events have a million keys, its queries.
@@ -65,19 +66,29 @@ fn main() {
         day::produce(&brokers, &topic, events, keys, Deal::InTurn, "none");
         topic
     });
-    let mut table = String::from("| shape | wall | CPU | CPU / the first |\n|---|---|---|---|\n");
-    let mut first = None;
-    for (number, (what, many, queries)) in SHAPES.iter().enumerate() {
-        let schema = SCHEMA.replace("{topic}", &topics[usize::from(*many)]);
-        let folder = job::project(&format!("shapes_{tag}_{number}"), &schema, queries);
-        let (since, cpu) = (Instant::now(), cpu_seconds().1);
-        let status = day::millstream(&brokers, "off").current_dir(folder.path()).status().unwrap();
-        assert!(status.success(), "{what}: {status}");
-        let (wall, cpu) = (since.elapsed().as_secs_f64(), cpu_seconds().1 - cpu);
-        let ratio = cpu / *first.get_or_insert(cpu);
-        let line = format!("| {what} | {wall:.1} s | {cpu:.1} s | {ratio:.2} |");
-        println!("{line}");
-        writeln!(table, "{line}").unwrap();
+    // (wall, CPU, CPU / the first of the round), by shape.
+    let mut runs = vec![Vec::new(); SHAPES.len()];
+    for round in 0..ROUNDS {
+        let mut first = None;
+        for (number, (what, many, queries)) in SHAPES.iter().enumerate() {
+            let schema = SCHEMA.replace("{topic}", &topics[usize::from(*many)]);
+            let folder = job::project(&format!("shapes_{tag}_{round}_{number}"), &schema, queries);
+            let (since, cpu) = (Instant::now(), cpu_seconds().1);
+            let mut millstream = day::millstream(&brokers, "off");
+            let status = millstream.current_dir(folder.path()).status().unwrap();
+            assert!(status.success(), "{what}: {status}");
+            let (wall, cpu) = (since.elapsed().as_secs_f64(), cpu_seconds().1 - cpu);
+            let ratio = cpu / *first.get_or_insert(cpu);
+            println!("| {what} | {wall:.1} s | {cpu:.1} s | {ratio:.2} |");
+            runs[number].push([wall, cpu, ratio]);
+        }
     }
+    let mut table = String::from("| shape | wall | CPU | CPU / the first |\n|---|---|---|---|\n");
+    for ((what, ..), runs) in SHAPES.iter().zip(&runs) {
+        let of = |figure: usize| spread(runs.iter().map(|run: &[f64; 3]| run[figure]));
+        let (wall, cpu, ratio) = (shown(of(0), 1), shown(of(1), 1), shown(of(2), 2));
+        writeln!(table, "| {what} | {wall} s | {cpu} s | {ratio} |").unwrap();
+    }
+    writeln!(table, "\nMedian (least to most) of {ROUNDS} rounds.").unwrap();
     job::write_table("shapes", &table);
 }

@@ -121,6 +121,24 @@ pub fn commit_share(process: u32) -> f64 {
     commits.map(|(_, [own, _])| own).sum::<f64>() / all * 100.0
 }
 
+/// The least, the median and the most of a figure.
+#[allow(dead_code, reason = "not every benchmark has rounds")]
+pub fn spread(figures: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut figures: Vec<f64> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    [figures[0], figures[figures.len() / 2], figures[figures.len() - 1]]
+}
+
+/// The median, and from the least to the most where these differ.
+#[allow(dead_code, reason = "not every benchmark has rounds")]
+pub fn shown([least, median, most]: [f64; 3], digits: usize) -> String {
+    if least == most {
+        format!("{median:.digits$}")
+    } else {
+        format!("{median:.digits$} ({least:.digits$} to {most:.digits$})")
+    }
+}
+
 /// Puts a table between its marks in the file that WRITE_TO names.
 pub fn write_table(mark: &str, table: &str) {
     let Some(path) = std::env::var_os("WRITE_TO") else { return };

@@ -17,8 +17,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use day::{Deal, EVENT_BYTES, KEYS, PARTITIONS, QUERY, SCHEMA};
-use job::{cpu_seconds, create};
+use job::{cpu_seconds, create, shown, spread};
 
+const ROUNDS: usize = 5;
 /// How the topics are compressed.
 const CODECS: [&str; 3] = ["none", "lz4", "zstd"];
 
@@ -44,7 +45,7 @@ fn main() {
     });
 
     let mut figures = Vec::new();
-    for round in 0..2 {
+    for round in 0..ROUNDS {
         let begun = figures.len();
         figures.push(consume(&brokers, &topics[0], events));
         for (topic, what, history) in [
@@ -121,18 +122,21 @@ fn report(figures: &[Figure], events: u64) {
             continue;
         }
         seen.push(what);
-        let best = figures.iter().filter(|f| f.what == *what).min_by_key(|f| f.wall).unwrap();
+        let runs = || figures.iter().filter(|figure| figure.what == *what);
+        let wall = spread(runs().map(|run| run.wall.as_secs_f64()));
+        let cpu = spread(runs().map(|run| run.cpu));
         let million = |seconds: f64| events as f64 / seconds / 1e6;
-        let wall = best.wall.as_secs_f64();
         writeln!(
             table,
-            "| {what} | {wall:.1} s | {:.1} s | {:.2} M | {:.2} M |",
-            best.cpu,
-            million(wall),
-            million(best.cpu)
+            "| {what} | {} s | {} s | {:.2} M | {:.2} M |",
+            shown(wall, 1),
+            shown(cpu, 1),
+            million(wall[1]),
+            million(cpu[1])
         )
         .unwrap();
     }
+    writeln!(table, "\nMedian (least to most) of {ROUNDS} rounds.").unwrap();
     println!("\n{table}");
     job::write_table("whole_job", &table);
 }
