@@ -61,7 +61,8 @@ fn main() {
         }
         println!("anew {:?}, again {:?}", anew.last().unwrap(), again.last().unwrap());
         if round < WARM_UP {
-            [&mut anew, &mut again].map(Vec::clear);
+            anew.clear();
+            again.clear();
         }
     }
     let mut table = String::from("| start | least | median | most |\n|---|---|---|---|\n");
