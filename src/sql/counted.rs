@@ -1,41 +1,38 @@
-//! Counts that need not be made when a window closes, because a set over panes knows them.
+//! Counts that need not be made when a window closes, because its set of keys knows them.
 //!
 //! `count(DISTINCT x)` closes with a grouping of the set's keys (see [`super::distinct`]). Where a
-//! closing plan has nothing else to do with a set, [`CountedExec`] stands for that grouping: it is
-//! filled with the counts of [`super::running`], or where there are none, with the grouping itself.
+//! closing plan has nothing else to do with a set, a slot stands for that grouping: it is filled
+//! with the counts of [`super::running`] or [`super::groups`], or where there are none, with the
+//! grouping itself.
 
-use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::ArrayRef;
-use arrow::datatypes::FieldRef;
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::datatypes::{FieldRef, SchemaRef};
 use datafusion::common::internal_err;
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::error::Result as DfResult;
-use datafusion::execution::TaskContext;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
-use datafusion::physical_plan::{
-    ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
-    ReplaceChildrenOptions, SendableRecordBatchStream,
-};
 
-use crate::sql::slots::{Filling, SlotExec, Source, StampExec, WindowColumn, fill, rebatch};
+use crate::sql::slots::{Filling, SlotExec, Source, StampExec, WindowColumn, rebatch};
 
-/// `plan` with [`CountedExec`] wherever keys of a set are counted by group; and the slots of these
-/// sets.
+/// `plan` with [`Counted`] slots wherever keys of a set are counted by group; and the numbers of
+/// these sets.
 pub(crate) fn counted(
     plan: Arc<dyn ExecutionPlan>,
     is_set: impl Fn(usize) -> bool,
 ) -> DfResult<(Arc<dyn ExecutionPlan>, Vec<usize>)> {
     let mut slots = Vec::new();
     let plan = plan.transform_up(|node| {
-        let counted = node.downcast_ref::<AggregateExec>().and_then(CountedExec::of);
+        let counted = node.downcast_ref::<AggregateExec>().and_then(Counted::of);
         Ok(match counted.filter(|counted| is_set(counted.slot)) {
             Some(counted) => {
                 slots.push(counted.slot);
-                Transformed::yes(Arc::new(counted) as Arc<dyn ExecutionPlan>)
+                let slot = SlotExec::new(Source::Counted(Arc::new(counted)), node.schema());
+                Transformed::yes(Arc::new(slot) as Arc<dyn ExecutionPlan>)
             }
             None => Transformed::no(node),
         })
@@ -45,13 +42,13 @@ pub(crate) fn counted(
 
 /// A count of a set's keys by group.
 #[derive(Debug)]
-pub(crate) struct CountedExec {
+pub(crate) struct Counted {
     /// Of the set.
-    slot: usize,
+    pub(crate) slot: usize,
     /// What the columns are; after them comes the count.
     columns: Vec<GroupColumn>,
     /// Does the same from the keys.
-    grouping: Arc<dyn ExecutionPlan>,
+    pub(crate) grouping: Arc<dyn ExecutionPlan>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +58,7 @@ enum GroupColumn {
     Window(WindowColumn),
 }
 
-impl CountedExec {
+impl Counted {
     /// In the place of `grouping`, if that groups a slot's keys by all columns but the last, and
     /// counts the last.
     fn of(grouping: &AggregateExec) -> Option<Self> {
@@ -103,13 +100,17 @@ impl CountedExec {
         })
     }
 
-    /// With the counts that `filling` has, or the grouping with its keys.
-    pub(crate) fn filled(&self, filling: &Filling<'_>) -> DfResult<Arc<dyn ExecutionPlan>> {
-        let Some(counts) = filling.counts.get(self.slot).and_then(Option::as_ref) else {
-            return fill(&self.grouping, filling);
+    /// The counts that `filling` has of the set.
+    pub(crate) fn counts<'a>(&self, filling: &Filling<'a>) -> Option<&'a RecordBatch> {
+        filling.counts.get(self.slot).and_then(Option::as_ref)
+    }
+
+    /// These counts, with the columns of the window, as the grouping's result.
+    pub(crate) fn rows(&self, filling: &Filling<'_>, schema: &SchemaRef) -> DfResult<RecordBatch> {
+        let (Some(counts), Some(window)) = (self.counts(filling), filling.window) else {
+            return internal_err!("no counts, or of no window, were handed over for {}", self.slot);
         };
-        let Some(window) = filling.window else { return internal_err!("counts of no window") };
-        let (schema, rows) = (self.schema(), counts.num_rows());
+        let rows = counts.num_rows();
         let of = |(column, field): (&GroupColumn, &FieldRef)| -> ArrayRef {
             match column {
                 GroupColumn::Key(key) => Arc::clone(counts.column(*key)),
@@ -118,61 +119,6 @@ impl CountedExec {
         };
         let mut columns: Vec<_> = self.columns.iter().zip(schema.fields()).map(of).collect();
         columns.extend(counts.columns().last().cloned());
-        let batch = rebatch(&schema, columns, rows)?;
-        Ok(Arc::new(SlotExec::full(Source::Kept(self.slot), batch, Arc::clone(self.properties()))))
-    }
-}
-
-impl DisplayAs for CountedExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CountedExec: kept {}", self.slot)
-    }
-}
-
-impl ExecutionPlan for CountedExec {
-    fn name(&self) -> &'static str {
-        "CountedExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        self.grouping.properties()
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.grouping]
-    }
-
-    fn apply_expressions(
-        &self,
-        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> DfResult<TreeNodeRecursion>,
-    ) -> DfResult<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn replace_children(
-        self: Arc<Self>,
-        mut children: Vec<Arc<dyn ExecutionPlan>>,
-        _: ReplaceChildrenOptions,
-    ) -> DfResult<Arc<dyn ExecutionPlan>> {
-        match (children.pop(), children.is_empty()) {
-            (Some(grouping), true) => {
-                Ok(Arc::new(Self { slot: self.slot, columns: self.columns.clone(), grouping }))
-            }
-            _ => internal_err!("CountedExec has one input"),
-        }
-    }
-
-    fn with_new_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-    ) -> DfResult<Arc<dyn ExecutionPlan>> {
-        self.replace_children(
-            children,
-            ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute),
-        )
-    }
-
-    fn execute(&self, _: usize, _: Arc<TaskContext>) -> DfResult<SendableRecordBatchStream> {
-        internal_err!("CountedExec is filled before it runs")
+        rebatch(schema, columns, rows)
     }
 }

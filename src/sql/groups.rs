@@ -111,6 +111,12 @@ pub(super) fn rows(batch: &RecordBatch, rows: Vec<u32>) -> DfResult<RecordBatch>
     Ok(take_record_batch(batch, &UInt32Array::from(rows))?)
 }
 
+/// The first row that is null.
+pub(super) fn first_null(column: &ArrayRef) -> Option<usize> {
+    let nulls = column.logical_nulls()?;
+    (0..nulls.len()).find(|row| nulls.is_null(*row))
+}
+
 /// Keys in halves.
 pub(super) struct Halves {
     pub(super) left: Numbered,
@@ -204,9 +210,7 @@ impl Pairs {
 
     fn take_counts(&mut self, schema: &SchemaRef) -> DfResult<RecordBatch> {
         let groups = self.halves.left.empty()?;
-        let rights = self.halves.right.empty()?;
-        let nulls = rights.first().and_then(|right| right.logical_nulls());
-        let null = nulls.and_then(|nulls| (0..nulls.len()).find(|at| nulls.is_null(*at)));
+        let null = self.halves.right.empty()?.first().and_then(first_null);
         let count = |row: &[u64]| {
             let keys = row.iter().map(|word| word.count_ones()).sum::<u32>();
             let has_null = null.is_some_and(|null| row[null / 64] >> (null % 64) & 1 == 1);

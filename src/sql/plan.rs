@@ -183,7 +183,7 @@ impl QueryPlan {
         self.slot(slot).is_ok_and(SlotPlan::is_set)
     }
 
-    /// Whether [`QueryPlan::close`] takes counts by group instead of a set's keys.
+    /// Whether [`QueryPlan::close`] may have counts by group instead of a set's keys.
     pub fn is_counted(&self, slot: usize) -> bool {
         self.slot(slot).is_ok_and(|slot| slot.is_counted)
     }

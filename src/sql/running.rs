@@ -14,12 +14,12 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{Array, Int64Array, RecordBatch, UInt64Array};
+use arrow::array::{Int64Array, RecordBatch, UInt64Array};
 use arrow::compute::{concat_batches, take_arrays};
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::error::Result as DfResult;
 
-use crate::sql::groups::{Halves, counted, rows, widen};
+use crate::sql::groups::{Halves, counted, first_null, rows, widen};
 use crate::sql::numbered::Numbered;
 
 /// The newest pane of the front; older ones count down from it, those of the back up.
@@ -211,7 +211,7 @@ impl RunningSet {
         let Places::Whole(whole) = places else { return Ok(Vec::new()) };
         whole.look(batch.columns())?;
         self.last.resize(whole.len(), NONE);
-        Ok(whole.numbers.clone())
+        Ok(std::mem::take(&mut whole.numbers))
     }
 
     fn pairs(&mut self) -> Option<&Pairs> {
@@ -259,9 +259,8 @@ impl Pairs {
             let groups = rows(&RecordBatch::try_new(schema, lefts.to_vec())?, groups)?;
             self.groups = concat_batches(&groups.schema(), [&self.groups, &groups])?;
         }
-        if let Some(nulls) = rights.iter().find_map(|column| column.logical_nulls()) {
-            let row = (0..nulls.len()).find(|row| nulls.is_null(*row));
-            self.null = self.null.or(row.map(|row| right.numbers[row]));
+        if self.null.is_none() {
+            self.null = rights.iter().find_map(first_null).map(|row| right.numbers[row]);
         }
         if width > self.width {
             widen(last, self.width, width);

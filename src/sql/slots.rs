@@ -29,7 +29,7 @@ use datafusion::physical_plan::{
 };
 use futures::StreamExt;
 
-use crate::sql::counted::CountedExec;
+use crate::sql::counted::Counted;
 use crate::time::Window;
 
 /// Present content of reference tables and views, by name.
@@ -39,7 +39,7 @@ pub type Relations = HashMap<String, Arc<Vec<RecordBatch>>>;
 const WINDOW_TIME_US: i64 = 1_000;
 
 /// What a slot is filled with.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 pub(crate) enum Source {
     /// The rows handed to the plan, and constants of the window.
     Rows(Vec<LeafColumn>),
@@ -47,6 +47,8 @@ pub(crate) enum Source {
     Front,
     /// What is kept in the slot of this number.
     Kept(usize),
+    /// Counts of the keys that are kept.
+    Counted(Arc<Counted>),
     /// A reference table or view: its name and the columns that are read.
     Relation(String, Vec<usize>),
 }
@@ -105,7 +107,7 @@ pub(crate) struct Filling<'a> {
     pub(crate) rows: &'a [RecordBatch],
     /// Per slot what is kept.
     pub(crate) kept: &'a [Vec<RecordBatch>],
-    /// Per slot, what [`CountedExec`] is filled with instead; may be shorter.
+    /// Per slot, what [`Source::Counted`] is filled with instead; may be shorter.
     pub(crate) counts: &'a [Option<RecordBatch>],
     /// The window of the run.
     pub(crate) window: Option<Window>,
@@ -127,15 +129,6 @@ impl SlotExec {
         Self { source, batches: Vec::new(), properties: leaf_properties(schema) }
     }
 
-    /// A slot that is filled.
-    pub(crate) fn full(
-        source: Source,
-        batch: RecordBatch,
-        properties: Arc<PlanProperties>,
-    ) -> Self {
-        Self { source, batches: vec![batch], properties }
-    }
-
     /// What it is filled with.
     pub(crate) fn source(&self) -> &Source {
         &self.source
@@ -152,6 +145,7 @@ impl SlotExec {
                 Some(batches) => with_schema(batches, schema)?,
                 None => return internal_err!("nothing was handed over for slot {slot}"),
             },
+            Source::Counted(counted) => vec![counted.rows(filling, schema)?],
             Source::Relation(name, columns) => match filling.relations.get(name) {
                 Some(batches) => (batches.iter())
                     .map(|batch| reshape(&batch.project(columns)?, schema))
@@ -166,7 +160,7 @@ impl SlotExec {
     fn expected_rows(&self) -> usize {
         match self.source {
             Source::Relation(..) => 1_000,
-            Source::Rows(_) | Source::Front | Source::Kept(_) => 1_000_000,
+            Source::Rows(_) | Source::Front | Source::Kept(_) | Source::Counted(_) => 1_000_000,
         }
     }
 }
@@ -226,6 +220,7 @@ impl DisplayAs for SlotExec {
             Source::Rows(_) => write!(f, "Slot: rows"),
             Source::Front => write!(f, "Slot: the front's output"),
             Source::Kept(slot) => write!(f, "Slot: kept {slot}"),
+            Source::Counted(counted) => write!(f, "Slot: counts of kept {}", counted.slot),
             Source::Relation(name, _) => write!(f, "Slot: {name}"),
         }
     }
@@ -390,10 +385,12 @@ pub(crate) fn fill(
     filling: &Filling<'_>,
 ) -> DfResult<Arc<dyn ExecutionPlan>> {
     if let Some(slot) = plan.downcast_ref::<SlotExec>() {
-        return Ok(Arc::new(slot.filled(filling)?));
-    }
-    if let Some(counted) = plan.downcast_ref::<CountedExec>() {
-        return counted.filled(filling);
+        return match slot.source() {
+            Source::Counted(counted) if counted.counts(filling).is_none() => {
+                fill(&counted.grouping, filling)
+            }
+            _ => Ok(Arc::new(slot.filled(filling)?)),
+        };
     }
     let children = plan.children();
     if children.is_empty() {

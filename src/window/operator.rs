@@ -243,9 +243,10 @@ impl Operator {
             None => {
                 let mut content = Content::default();
                 for slot in 0..plan.slots() {
-                    let may_count = !self.keyed && plan.is_counted(slot);
-                    let counts = may_count.then(|| state.tiers.take_counts(slot)).transpose()?;
-                    let counts = counts.flatten();
+                    let counts = match !self.keyed && plan.is_counted(slot) {
+                        true => state.tiers.take_counts(slot)?,
+                        false => None,
+                    };
                     let kept = state.tiers.batches(slot).filter(|_| counts.is_none()).cloned();
                     content.kept.push(kept.collect());
                     content.counts.push(counts);
