@@ -21,7 +21,7 @@ use arrow::record_batch::RecordBatch;
 use cpu_time::CpuTime;
 use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use millstream::catalog;
-use millstream::sql::{QueryPlan, Relations, plan_customer};
+use millstream::planner::{QueryPlan, Relations, plan_customer};
 use millstream::time::{BEGINNING, HOUR, MINUTE, Micros, SECOND};
 use millstream::window::{Operator, Rows};
 use tokio::runtime::Runtime;

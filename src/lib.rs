@@ -13,22 +13,26 @@
 
 pub mod error;
 pub mod failpoint;
-mod hex;
-mod store;
+mod storage;
 pub mod time;
 
-pub mod catalog;
-pub mod sql;
+pub mod types;
 
+pub mod telemetry;
+
+pub mod catalog;
+pub mod commit;
 pub mod decode;
-pub mod log;
+pub mod history;
+pub mod pipeline;
+pub mod planner;
 pub mod sink;
 pub mod source;
+pub mod state;
 pub mod watermark;
 pub mod window;
 
-pub mod history;
-pub mod pipeline;
+pub mod backfill;
 pub mod sensors;
 pub mod serve;
 

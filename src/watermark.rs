@@ -23,8 +23,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::source::TopicPartition;
 use crate::time::{BEGINNING, END, Micros};
+use crate::types::TopicPartition;
 
 /// What a stream's declaration says about time, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl Partition {
 /// What the next rows of one partition are judged by. Whoever has it needs nothing else of the
 /// stream until the epoch's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Floor {
+pub struct LateBound {
     /// The partition's own W.
     pub own: Micros,
     /// The smallest W of the others at the epoch's start.
@@ -152,7 +152,7 @@ pub struct Floor {
     delay_us: i64,
 }
 
-impl Floor {
+impl LateBound {
     /// Takes the event times of the next rows, in offset order; gives the watermark just before
     /// each.
     pub fn pass(&mut self, events: &[Micros]) -> Vec<Micros> {
@@ -247,13 +247,13 @@ impl Watermarks {
     }
 
     /// What the next rows of a partition are judged by.
-    pub fn floor(&self, partition: &TopicPartition) -> Floor {
+    pub fn floor(&self, partition: &TopicPartition) -> LateBound {
         let others = match &self.slowest {
             (Some(slowest), _, second) if slowest == partition => *second,
             (_, first, _) => *first,
         };
         let own = self.partitions.get(partition).map_or(BEGINNING, |p| p.mark.watermark);
-        Floor { own, others, delay_us: self.settings.delay_us }
+        LateBound { own, others, delay_us: self.settings.delay_us }
     }
 
     /// Rows of a partition came, if `any`, that brought its W to `watermark`.
@@ -268,7 +268,7 @@ impl Watermarks {
     }
 
     /// Takes the event times of a partition's next rows at once: [`Watermarks::heard`], then
-    /// [`Floor::pass`] and [`Watermarks::advance`].
+    /// [`LateBound::pass`] and [`Watermarks::advance`].
     #[cfg(test)]
     pub fn observe(
         &mut self,

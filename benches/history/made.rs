@@ -37,7 +37,7 @@ pub async fn history(project: &Path, data: &Path, events: u64) -> Vec<PathBuf> {
     if !path.join("_delta_log").is_dir() {
         let catalog = catalog::load(project, &[]).unwrap();
         let stream = catalog.customers[0].stream(TOPIC).unwrap();
-        let schema = pipeline::event_schema(&stream.schema());
+        let schema = millstream::types::event_schema(&stream.schema());
         let time = Some(stream.watermark.column.as_str());
         let spec = TableSpec::new(CUSTOMER, TOPIC, &schema, time, None, "UTC");
         let mut writer = Writer::open(&root, spec, "cluster").await.unwrap();

@@ -6,7 +6,7 @@ use arrow::datatypes::{DECIMAL128_MAX_PRECISION, DataType, TimeUnit};
 use chrono_tz::Tz;
 use datafusion::sql::sqlparser::ast::{self, ExactNumberInfo, TimezoneInfo};
 
-use super::suggestion;
+use crate::catalog::suggestion;
 
 const KNOWN: [&str; 13] = [
     "BIGINT",

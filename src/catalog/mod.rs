@@ -7,25 +7,25 @@
 //! is told with file, line, column and a hint, all errors at once. Whether the expressions make
 //! sense is for the planner.
 
+pub(crate) mod ast_visitor;
 mod data_type;
+mod dependency_graph;
 pub mod duration;
-mod graph;
-mod layout;
-mod load;
-pub(crate) mod misread;
-mod name;
-mod options;
-mod overlap;
+mod identifier;
+mod loader;
+pub(crate) mod parse_diagnostics;
+mod project_files;
 mod query;
-mod reference;
 mod settings;
+mod sql_text;
 mod statement;
 mod stream;
 pub(crate) mod suggestion;
 mod table;
-mod text;
+mod table_references;
+mod topic_overlap;
 mod topics;
-pub(crate) mod walk;
+mod with_options;
 
 #[cfg(test)]
 mod tests;
@@ -38,8 +38,8 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::Span;
 
-pub(crate) use layout::without_mark;
-pub use load::{load, survey};
+pub use loader::{load, survey};
+pub(crate) use project_files::without_mark;
 pub use query::{Emit, Query, QueryKind, QueryStart};
 pub use settings::Settings;
 pub use stream::{
@@ -51,8 +51,8 @@ pub use table::{Table, TableFormat};
 pub use topics::Topics;
 
 use crate::error::{Error, Result};
+use sql_text::{Segment, SqlText};
 use statement::Statement;
-use text::{Segment, SqlText};
 
 /// All customers of a project.
 #[derive(Debug, Clone)]
@@ -133,7 +133,7 @@ pub(crate) fn check_single(file: &Path, text: &str) -> Result<()> {
 pub(crate) fn parser_error(file: &Path, text: &str, error: ParserError) -> Error {
     let text = SqlText::new(file, text);
     match text.tokens() {
-        Ok(tokens) => misread::parser_error(&text, &tokens, error, None),
+        Ok(tokens) => parse_diagnostics::parser_error(&text, &tokens, error, None),
         Err(error) => error,
     }
 }

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use datafusion::sql::sqlparser::ast;
 
-use super::duration;
-use super::name;
-use super::options::{Options, as_sql};
-use super::reference::references;
-use super::statement::{QueryForm, QueryStatement, Word};
-use super::text::SqlText;
-use super::topics::topic_objection;
+use crate::catalog::duration;
+use crate::catalog::identifier;
+use crate::catalog::sql_text::SqlText;
+use crate::catalog::statement::{QueryForm, QueryStatement, Word};
+use crate::catalog::table_references::references;
+use crate::catalog::topics::topic_objection;
+use crate::catalog::with_options::{WithOptions, as_sql};
 use crate::error::{Error, Place};
 
 const STREAM_OPTIONS: [&str; 4] = ["topic", "emit", "allowed_lateness", "start"];
@@ -94,7 +94,7 @@ impl Query {
             QueryForm::Stream => (QueryKind::Stream, "a stream", &STREAM_OPTIONS),
             QueryForm::View => (QueryKind::View, "a materialized view", &VIEW_OPTIONS),
         };
-        let options = Options::new(text, &statement.options, owner, known, errors);
+        let options = WithOptions::new(text, &statement.options, owner, known, errors);
         let topic = topic(&options, text, errors)
             .unwrap_or_else(|| format!("millstream.{customer}.{}", name.value));
         let mut inputs: Vec<String> = Vec::new();
@@ -126,23 +126,23 @@ impl Query {
 /// The name as created, or the file's.
 fn named(statement: &QueryStatement, text: &SqlText, errors: &mut Vec<Error>) -> Option<Word> {
     if let Some(name) = &statement.name {
-        name::relation(name, text, errors);
+        identifier::relation(name, text, errors);
         return Some(name.clone());
     }
     let stem = text.file.file_stem()?.to_string_lossy().into_owned();
     let name = Word { value: stem, span: statement.span };
-    match name::objection(&name.value) {
+    match identifier::objection(&name.value) {
         Some(rule) => {
             let message = format!("the file's name '{}' cannot be a query's", name.value);
             let hint = format!("{rule}: rename the file, or write CREATE STREAM name AS SELECT");
             errors.push(text.error(name.span, message).hint(hint));
         }
-        None => name::relation(&name, text, errors),
+        None => identifier::relation(&name, text, errors),
     }
     Some(name)
 }
 
-fn topic(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Option<String> {
+fn topic(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Option<String> {
     let value = options.get("topic")?;
     if let Some(problem) = topic_objection(&value.value) {
         errors.push(text.error(value.span, problem));
@@ -151,7 +151,7 @@ fn topic(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Opti
 }
 
 /// 'earliest' or 'latest'.
-fn start(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> QueryStart {
+fn start(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> QueryStart {
     let Some(value) = options.get("start") else { return QueryStart::Latest };
     match value.value.to_lowercase().as_str() {
         "earliest" => QueryStart::Earliest,
@@ -167,7 +167,7 @@ fn start(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Quer
 }
 
 /// 'final' or 'every 60 seconds'.
-fn emit(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Emit {
+fn emit(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Emit {
     let Some(value) = options.get("emit") else { return Emit::Final };
     let words = value.value.trim().to_lowercase();
     if words == "final" {

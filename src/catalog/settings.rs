@@ -2,11 +2,11 @@
 
 use chrono_tz::{TZ_VARIANTS, Tz};
 
-use super::duration::{self, parse_bytes};
-use super::options::as_sql;
-use super::statement::{SetStatement, Word};
-use super::suggestion;
-use super::text::SqlText;
+use crate::catalog::duration::{self, parse_bytes};
+use crate::catalog::sql_text::SqlText;
+use crate::catalog::statement::{SetStatement, Word};
+use crate::catalog::suggestion;
+use crate::catalog::with_options::as_sql;
 use crate::error::Error;
 
 const PREFIX: &str = "millstream.";

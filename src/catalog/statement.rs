@@ -9,8 +9,8 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Span, Token, TokenWithSpan};
 
-use super::misread::{meant, misread, parser_error};
-use super::text::{DIALECT, Segment, SqlText, is, keyword};
+use crate::catalog::parse_diagnostics::{meant, misread, parser_error};
+use crate::catalog::sql_text::{DIALECT, Segment, SqlText, is, keyword};
 use crate::error::{Error, Result};
 
 /// A statement of ours.

@@ -9,15 +9,15 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime, TimeDelta, TimeZone};
 use chrono_tz::Tz;
 use datafusion::sql::sqlparser::ast::{self, BinaryOperator, Spanned};
 
-use super::data_type::{arrow_type, timestamp};
-use super::duration;
-use super::options::Options;
-use super::statement::{
+use crate::catalog::data_type::{arrow_type, timestamp};
+use crate::catalog::duration;
+use crate::catalog::sql_text::SqlText;
+use crate::catalog::statement::{
     ColumnClause, SourceClause, StreamStatement, WatermarkClause, Word, folded,
 };
-use super::text::SqlText;
-use super::topics::{self, Topics};
-use super::{name, suggestion};
+use crate::catalog::topics::{self, Topics};
+use crate::catalog::with_options::WithOptions;
+use crate::catalog::{identifier, suggestion};
 use crate::error::{Error, Place};
 use crate::time::{MINUTE, Micros, SECOND};
 
@@ -176,8 +176,8 @@ impl Stream {
         errors: &mut Vec<Error>,
     ) -> Option<(Self, Place)> {
         let before = errors.len();
-        name::relation(&statement.name, text, errors);
-        let options = Options::new(text, &statement.options, "a stream", &OPTIONS, errors);
+        identifier::relation(&statement.name, text, errors);
+        let options = WithOptions::new(text, &statement.options, "a stream", &OPTIONS, errors);
         let columns = columns(statement.columns, text, zone, errors);
         let watermark = watermark(&statement.name, &statement.watermarks, &columns, text, errors);
         let topics = topics::declared(&statement.name, text, &options, errors);
@@ -405,7 +405,7 @@ fn interval_us(interval: &ast::Interval) -> Result<i64, String> {
     duration::parse(&text).map_err(|error| error.message)
 }
 
-fn format(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Format {
+fn format(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Format {
     if let Some(value) = options.get("format").filter(|v| !v.value.eq_ignore_ascii_case("json")) {
         let message = format!("unknown format '{}'", value.value);
         errors.push(text.error(value.span, message).hint("the only format is 'json'"));
@@ -413,7 +413,7 @@ fn format(options: &Options<'_>, text: &SqlText, errors: &mut Vec<Error>) -> For
     Format::Json
 }
 
-fn start(options: &Options<'_>, text: &SqlText, zone: Tz, errors: &mut Vec<Error>) -> Start {
+fn start(options: &WithOptions<'_>, text: &SqlText, zone: Tz, errors: &mut Vec<Error>) -> Start {
     let Some(value) = options.get("start") else { return Start::Earliest };
     match value.value.to_lowercase().as_str() {
         "earliest" => Start::Earliest,

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use chrono_tz::Tz;
 
-use super::data_type::arrow_type;
-use super::options::Options;
-use super::statement::{ColumnClause, SourceClause, TableStatement};
-use super::text::SqlText;
-use super::{name, suggestion};
+use crate::catalog::data_type::arrow_type;
+use crate::catalog::sql_text::SqlText;
+use crate::catalog::statement::{ColumnClause, SourceClause, TableStatement};
+use crate::catalog::with_options::WithOptions;
+use crate::catalog::{identifier, suggestion};
 use crate::error::{Error, Place};
 
 /// What a CSV file can be said to be; history and the pipeline read it alike.
@@ -54,7 +54,7 @@ impl Table {
         errors: &mut Vec<Error>,
     ) -> Option<Self> {
         let before = errors.len();
-        name::relation(&statement.name, text, errors);
+        identifier::relation(&statement.name, text, errors);
         let format = match statement.format.value.as_str() {
             "csv" => Some(TableFormat::Csv),
             "parquet" => Some(TableFormat::Parquet),
@@ -76,7 +76,7 @@ impl Table {
         match format {
             Some(TableFormat::Csv) => csv_options(&statement, text, errors),
             Some(TableFormat::Parquet) => {
-                Options::new(text, &statement.options, "a Parquet table", &[], errors);
+                WithOptions::new(text, &statement.options, "a Parquet table", &[], errors);
                 if let Some(column) = statement.columns.first() {
                     let message = "a Parquet file says itself which columns it has";
                     errors.push(text.error(column.name.span, message).hint("leave out the list"));
@@ -106,7 +106,7 @@ impl Table {
 }
 
 fn csv_options(statement: &TableStatement, text: &SqlText, errors: &mut Vec<Error>) {
-    let options = Options::new(text, &statement.options, "a CSV table", &CSV_OPTIONS, errors);
+    let options = WithOptions::new(text, &statement.options, "a CSV table", &CSV_OPTIONS, errors);
     if let Some(header) = options.get("format.has_header")
         && !matches!(header.value.as_str(), "true" | "false")
     {

@@ -6,9 +6,9 @@ use regex::Regex;
 use regex_automata::hybrid::{LazyStateID, dfa};
 use regex_automata::{Anchored, Input, MatchKind};
 
-use super::options::Options;
-use super::statement::Word;
-use super::text::SqlText;
+use crate::catalog::sql_text::SqlText;
+use crate::catalog::statement::Word;
+use crate::catalog::with_options::WithOptions;
 use crate::error::Error;
 
 /// Kafka's limit for the name of a topic, in bytes.
@@ -72,7 +72,7 @@ fn anchored(pattern: &str) -> String {
 pub(super) fn declared(
     name: &Word,
     text: &SqlText,
-    options: &Options<'_>,
+    options: &WithOptions<'_>,
     errors: &mut Vec<Error>,
 ) -> Option<(Topics, Word)> {
     match (options.get("topics"), options.get("topic_pattern")) {

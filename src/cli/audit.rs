@@ -17,13 +17,13 @@ use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use ledger::{Account, Ledger, Place};
 
-use super::{Kafka, Project};
 use crate::catalog::Customer;
-use crate::log::{Position, Progress, read_log};
-use crate::pipeline::blocking;
+use crate::cli::{Kafka, Project};
+use crate::commit::{Progress, read_log};
 use crate::sink::{self, headers};
 use crate::source::chunk::Chunk;
-use crate::source::{Cluster, KafkaConfig, TopicPartition};
+use crate::source::{Cluster, KafkaConfig, blocking};
+use crate::types::{Position, TopicPartition};
 use crate::{Result, history, pipeline};
 
 /// Prove from Kafka and the tables that nothing is lost and nothing is twice.

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use super::{Project, print_errors};
 use crate::catalog::{self, Emit, suggestion};
-use crate::sql::shown::{plain, sql_type};
-use crate::sql::{Input, PlanKind, QueryPlan};
-use crate::window::{Size, WindowSpec};
+use crate::cli::{Project, print_errors};
+use crate::planner::sql_display::{plain, sql_type};
+use crate::planner::{Input, PlanKind, QueryPlan};
+use crate::types::{Size, WindowSpec};
 use crate::{Error, Result, pipeline};
 
 /// Check every schema and query file, without a broker.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Kafka, Project};
 use crate::catalog::{Customer, Stream};
-use crate::log::{OutRecord, resend};
+use crate::cli::{Kafka, Project};
+use crate::commit::resend;
 use crate::pipeline;
 use crate::sink::{self, headers};
 use crate::source::chunk::{Chunk, Record};
+use crate::types::OutRecord;
 use crate::{Error, Result};
 
 /// Look after dead letters.

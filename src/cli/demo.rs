@@ -9,12 +9,12 @@ use std::time::Duration;
 use rdkafka::mocking::MockCluster;
 use tokio::sync::watch;
 
-use super::{live, run};
 use crate::catalog::{self, Catalog, Topics};
-use crate::log::log_topic;
+use crate::cli::{live, run};
+use crate::commit::log_topic;
 use crate::sensors::{Driver, Faults, Pace, Profile, Settings, Simulation};
-use crate::serve::{Metrics, StatusBoard};
 use crate::source::KafkaConfig;
+use crate::telemetry::{Metrics, StatusBoard};
 use crate::time::{Clock, DAY};
 use crate::{Error, Kind, Result, sink};
 
@@ -71,7 +71,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let catalog = match catalog::load(&args.project, &[]) {
         Ok(catalog) => Arc::new(catalog),
         Err(errors) => {
-            super::print_errors(&errors);
+            crate::cli::print_errors(&errors);
             return Ok(ExitCode::FAILURE);
         }
     };
@@ -94,7 +94,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     }
 
     let (stop_all, stop) = watch::channel(false);
-    let mut signal = super::stop_signal();
+    let mut signal = crate::cli::stop_signal();
     let board = StatusBoard::new(Some(data_dir.join("status")));
     board.expect(catalog.customers.iter().map(|c| c.name.as_str()));
     let mut options =

@@ -7,11 +7,11 @@ mod dead_letters;
 mod demo;
 mod live;
 mod output;
-mod query;
-mod rebuild;
-mod replay;
+mod query_command;
+mod rebuild_command;
+mod replay_command;
 pub mod run;
-mod sensors;
+mod sensors_command;
 mod subscribe;
 
 use std::ffi::OsStr;
@@ -44,25 +44,25 @@ enum Command {
     /// Run the pipelines of all customers, or of those named, against a Kafka
     Run(run::Args),
     /// Ask history a question in SQL
-    Query(query::Args),
+    Query(query_command::Args),
     /// Check every schema and query file, without a broker
     Check(check::Args),
     /// Show how a query is cut: front, kept state, closing plan
     Explain(check::ExplainArgs),
     /// Run a query file over history, as a batch
-    Replay(replay::Args),
+    Replay(replay_command::Args),
     /// Follow the results of a query
     Subscribe(subscribe::Args),
     /// Simulate a customer's sensors
-    Sensors(sensors::Args),
+    Sensors(sensors_command::Args),
     /// Make a customer's state, and results that are missing, again from Kafka and history
-    Rebuild(rebuild::Args),
+    Rebuild(rebuild_command::Args),
     /// Prove from Kafka and the tables that nothing is lost and nothing is twice
     Audit(audit::Args),
     /// Look after dead letters
     DeadLetters(dead_letters::Args),
     /// Merge the small files of history
-    Compact(query::CompactArgs),
+    Compact(query_command::CompactArgs),
 }
 
 /// Where the project's files and its data lie.
@@ -206,16 +206,16 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(args).await,
         Command::Run(args) => run::run(args).await,
-        Command::Query(args) => query::run(args).await,
+        Command::Query(args) => query_command::run(args).await,
         Command::Check(args) => check::run(args).await,
         Command::Explain(args) => check::explain(args).await,
-        Command::Replay(args) => replay::run(args).await,
+        Command::Replay(args) => replay_command::run(args).await,
         Command::Subscribe(args) => subscribe::run(args).await,
-        Command::Sensors(args) => sensors::run(args).await,
+        Command::Sensors(args) => sensors_command::run(args).await,
         Command::Audit(args) => audit::run(args).await,
-        Command::Rebuild(args) => rebuild::run(args).await,
+        Command::Rebuild(args) => rebuild_command::run(args).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
-        Command::Compact(args) => query::compact(args).await,
+        Command::Compact(args) => query_command::compact(args).await,
     }
 }
 

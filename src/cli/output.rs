@@ -23,7 +23,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
-use crate::{Error, Kind, Result, hex, history};
+use crate::{Error, Kind, Result, history};
 
 /// Rows whose widths make the columns of a table; a longer answer is several tables.
 const TABLE_ROWS: usize = 5_000;
@@ -313,7 +313,7 @@ pub fn cell(text: &str) -> String {
 pub fn text_or_hex(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
-        Err(_) => hex::digits(bytes),
+        Err(_) => hex::encode(bytes),
     }
 }
 

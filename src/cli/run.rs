@@ -10,12 +10,13 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::{Kafka, Project};
 use crate::catalog::{self, Catalog, duration};
-use crate::pipeline::{self, Mode, OnGap, Options, Reset};
-use crate::serve::status::Status;
-use crate::serve::{self, Metrics, StatusBoard};
+use crate::cli::{Kafka, Project};
+use crate::pipeline::{self, Mode, OnMissingOffsets, PipelineConfig, Reset};
+use crate::serve;
 use crate::source::KafkaConfig;
+use crate::telemetry::status::Status;
+use crate::telemetry::{Metrics, StatusBoard};
 use crate::time::Clock;
 use crate::{Error, Result};
 
@@ -41,7 +42,7 @@ pub struct Args {
     /// What becomes of offsets that are needed and that Kafka no longer has: stop with an error, or
     /// go on after them and record that
     #[arg(long, value_name = "stop|skip", default_value = "stop", value_parser = on_gap)]
-    on_gap: OnGap,
+    on_gap: OnMissingOffsets,
     /// Whether events and results are kept in history
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = on_off,
           action = clap::ArgAction::Set)]
@@ -76,10 +77,10 @@ fn on_off(text: &str) -> Result<bool, String> {
     }
 }
 
-fn on_gap(text: &str) -> Result<OnGap, String> {
+fn on_gap(text: &str) -> Result<OnMissingOffsets, String> {
     match text {
-        "stop" => Ok(OnGap::Stop),
-        "skip" => Ok(OnGap::Skip),
+        "stop" => Ok(OnMissingOffsets::Stop),
+        "skip" => Ok(OnMissingOffsets::Skip),
         _ => Err("stop or skip".to_owned()),
     }
 }
@@ -99,7 +100,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         _ => Mode::Follow,
     };
     check_reset(&catalog, &args.reset)?;
-    let options = Options {
+    let options = PipelineConfig {
         kafka: args.kafka.config()?,
         data_dir: args.project.data_dir.clone(),
         create_topics: args.create_topics,
@@ -121,7 +122,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         let failed = Some("its files have errors: see `millstream check`".to_owned());
         options.board.publish(Status { customer: customer.clone(), failed, ..Status::default() });
     }
-    let stop = super::stop_signal();
+    let stop = crate::cli::stop_signal();
     let server = match args.http {
         Some(address) => {
             Some(serve::http::start(address, options.metrics.clone(), options.board.clone()).await?)
@@ -145,7 +146,7 @@ fn load_sound(project: &Project) -> Option<(Arc<Catalog>, Vec<String>)> {
         Ok(catalog) => return Some((Arc::new(catalog), Vec::new())),
         Err(errors) => errors,
     };
-    super::print_errors(&errors);
+    crate::cli::print_errors(&errors);
     let (all, _) = catalog::survey(&project.project, &project.customers).ok()?;
     let names = all.customers.iter().map(|customer| customer.name.clone());
     let is_sound =
@@ -167,7 +168,7 @@ fn load_sound(project: &Project) -> Option<(Arc<Catalog>, Vec<String>)> {
 /// Who failed; of several customers each error is in the log as soon as it comes.
 pub async fn run_all(
     catalog: Arc<Catalog>,
-    options: Options,
+    options: PipelineConfig,
     stop: watch::Receiver<bool>,
 ) -> Result<()> {
     let mut pipelines = JoinSet::new();
@@ -221,7 +222,7 @@ fn check_reset(catalog: &Catalog, reset: &[String]) -> Result<()> {
             Some((customer, query)) => (customer, Some(query)),
             None => (name.as_str(), None),
         };
-        let customer = super::customer(catalog, customer)?;
+        let customer = crate::cli::customer(catalog, customer)?;
         let known =
             |q: &str| customer.queries.iter().any(|c| c.name == q) || q.starts_with("stream:");
         if query.is_some_and(|q| !known(q)) {
@@ -231,14 +232,14 @@ fn check_reset(catalog: &Catalog, reset: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Options for a pipeline in this process that follows its topics, as the demo runs it.
+/// PipelineConfig for a pipeline in this process that follows its topics, as the demo runs it.
 pub fn following(
     kafka: KafkaConfig,
     data_dir: &Path,
     metrics: Arc<Metrics>,
     board: StatusBoard,
-) -> Options {
-    Options {
+) -> PipelineConfig {
+    PipelineConfig {
         kafka,
         data_dir: data_dir.to_owned(),
         create_topics: false,
@@ -248,7 +249,7 @@ pub fn following(
         snapshot_interval: Duration::from_secs(10),
         reset: Reset::default(),
         parallelism: cores(),
-        on_gap: OnGap::Stop,
+        on_gap: OnMissingOffsets::Stop,
         rebuild: false,
         check_replays: false,
         clock: Clock::system(),

@@ -7,11 +7,12 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 
-use super::{Kafka, Project, output};
+use crate::cli::{Kafka, Project, output};
 use crate::sensors::units;
 use crate::sink::headers;
 use crate::source::chunk::Record;
-use crate::source::{Chunk, Cluster, Event, Isolation, KafkaConfig, Reader, TopicPartition};
+use crate::source::{Chunk, Cluster, Event, Isolation, KafkaConfig, Reader};
+use crate::types::TopicPartition;
 use crate::{Error, Result, catalog};
 
 /// Follow the results of a query.
@@ -61,7 +62,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut reader = Reader::start(&kafka, "millstream-subscribe", Isolation::Committed)?;
     reader.assign(&starts)?;
     let mut printer = Printer::new(args.format, io::stdout());
-    let mut stop = super::stop_signal_saying("stopping: no more results are read");
+    let mut stop = crate::cli::stop_signal_saying("stopping: no more results are read");
     let end = async {
         match args.duration_us {
             Some(us) => tokio::time::sleep(Duration::from_micros(us.unsigned_abs())).await,

@@ -18,13 +18,13 @@ use arrow::datatypes::{
 };
 use chrono_tz::Tz;
 
-use super::Reason;
-use super::date;
-use super::number::Number;
-use super::runs::Runs;
-use super::scan::{Scan, Scanner};
-use super::shape::{Shape, Target};
-use super::timestamp::TimestampFormat;
+use crate::decode::Reason;
+use crate::decode::civil_date;
+use crate::decode::key_order::{Shape, Target};
+use crate::decode::number::Number;
+use crate::decode::scanner::{Scan, Scanner};
+use crate::decode::text_builder::Runs;
+use crate::decode::timestamp::TimestampFormat;
 use crate::{Error, Result};
 
 /// What became of a value: taken, or refused for a reason. (That the text is JSON at all is
@@ -193,7 +193,7 @@ impl Column {
             Values::Timestamp { values, format, .. } if !format.is_epoch() => {
                 values.push(format.parse(text).ok_or(Reason::BadTimestamp)?);
             }
-            Values::Date(values) => values.push(date::parse(text).ok_or(Reason::BadDate)?),
+            Values::Date(values) => values.push(civil_date::parse(text).ok_or(Reason::BadDate)?),
             Values::Binary(runs) => runs.push_hex(text)?,
             Values::Boolean(_) => {
                 return match text {

@@ -16,23 +16,17 @@
 //!            (piece by piece if it differs)
 //! ```
 
+mod civil_date;
 mod column;
-mod date;
-mod explain;
-mod layout;
+mod key_order;
+mod local_zone;
 mod number;
-mod runs;
-mod scan;
-mod shape;
+mod rejection;
+mod scanner;
+mod text_builder;
 pub mod timestamp;
-mod zone;
+mod timestamp_layout;
 
-#[cfg(test)]
-mod differential;
-#[cfg(test)]
-mod hostile;
-#[cfg(test)]
-mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -48,8 +42,8 @@ use chrono_tz::Tz;
 use crate::source::chunk::Chunk;
 use crate::{Error, Kind, Result};
 use column::Column;
-use scan::{Scan, Scanner, Syntax};
-use shape::{Shape, Target};
+use key_order::{Shape, Target};
+use scanner::{Scan, Scanner, Syntax};
 pub use timestamp::TimestampFormat;
 
 /// A payload column.
@@ -300,7 +294,7 @@ impl Decoder {
                     self.row.unknown_fields = unknown_fields;
                     let field = column.map(|index| &self.fields[index]);
                     let own = begin..scanner.position();
-                    let text = explain::explain(kind, field, bytes, own.clone(), end);
+                    let text = rejection::explain(kind, field, bytes, own.clone(), end);
                     let column = field.map(|field| field.name.clone());
                     let (reason, bytes) = (Why { kind, text }, own.start as u32..own.end as u32);
                     out.rejected.push(Rejected { record, position, column, reason, bytes });

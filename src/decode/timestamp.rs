@@ -6,11 +6,11 @@
 
 use chrono_tz::Tz;
 
-use super::Reason;
-use super::date::{days, days_by_ordinal, digit, two};
-use super::layout::Layout;
-use super::number::Number;
-use super::zone::LocalZone;
+use crate::decode::Reason;
+use crate::decode::civil_date::{days, days_by_ordinal, digit, two};
+use crate::decode::local_zone::LocalZone;
+use crate::decode::number::Number;
+use crate::decode::timestamp_layout::Layout;
 use crate::time::{DAY, HOUR, MINUTE, Micros, SECOND};
 use crate::{Error, Result};
 

@@ -19,19 +19,19 @@
 //! A table lies at `<data-dir>/history/<customer>/<table>`. `root` is everywhere that
 //! `<data-dir>/history`.
 
-pub mod adhoc;
-mod buffer;
-pub mod compact;
-mod file;
-mod positions;
-mod provider;
-mod prune;
-pub mod read;
-pub mod replay;
-mod status;
-pub mod table;
+pub mod ad_hoc_query;
+pub mod compaction;
+mod date_pruning;
+pub mod delta_table;
+pub mod event_scan;
+mod parquet_file;
+pub mod query_context;
+mod status_tables;
+mod table_provider;
 #[cfg(test)]
 mod tests;
+mod txn_positions;
+mod write_buffer;
 pub mod writer;
 
 use std::path::{Path, PathBuf};
@@ -40,11 +40,11 @@ use deltalake::DeltaTableError;
 
 use crate::{Error, Kind};
 
-pub use adhoc::{run_sql, sql_error};
-pub use compact::{Compacted, Compactor, Housekeeping, Report, compact_all};
-pub use read::context;
-pub use replay::{EventScan, LateRow, late_rows, scan_events};
-pub use table::TableSpec;
+pub use ad_hoc_query::{run_sql, sql_error};
+pub use compaction::{Compacted, Compactor, Housekeeping, Report, compact_all};
+pub use delta_table::TableSpec;
+pub use event_scan::{EventScan, LateRow, late_rows, scan_events};
+pub use query_context::context;
 pub use writer::{Committed, Writer};
 
 /// The folder of a table.

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::catalog::Catalog;
-use crate::serve::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
+use crate::telemetry::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
 use crate::time::{Clock, DAY, HOUR, Micros, SECOND, Window};
 
 const ZONE: &str = "Europe/Helsinki";
@@ -820,7 +820,7 @@ async fn late_rows_say_where_they_came_from() {
     ] {
         fields.push(Field::new(name, kind, false));
     }
-    let late = table::late_schema(&Arc::new(Schema::new(fields)));
+    let late = delta_table::late_schema(&Arc::new(Schema::new(fields)));
     let spec = TableSpec::new("customer_a", "positions_late", &late, None, None, ZONE);
     let mut writer = writer(&root, spec).await;
     let times = |values: Vec<i64>| {

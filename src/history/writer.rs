@@ -34,12 +34,12 @@ use deltalake::table::state::DeltaTableState;
 use futures::StreamExt;
 use object_store::ObjectStoreExt;
 
-use super::buffer::Buffer;
-use super::compact::Compactor;
-use super::table::{self, TableSpec};
-use super::{compact, delta_error, file, positions};
 use crate::failpoint::reach;
-use crate::store::in_time;
+use crate::history::compaction::Compactor;
+use crate::history::delta_table::{self, TableSpec};
+use crate::history::write_buffer::Buffer;
+use crate::history::{compaction, delta_error, parquet_file, txn_positions};
+use crate::storage::in_time;
 use crate::time::{Micros, SECOND};
 use crate::{Error, Kind, Result};
 
@@ -125,11 +125,11 @@ impl Writer {
     /// [`Kind::Config`] where the schema cannot become what `spec` says, [`Kind::Recovery`] for a
     /// history of another cluster, [`Kind::Storage`].
     pub async fn open(root: &Path, spec: TableSpec, cluster: &str) -> Result<Self> {
-        let (store, state) = table::open(root, &spec, cluster).await?;
+        let (store, state) = delta_table::open(root, &spec, cluster).await?;
         let path = spec.path(root);
         let prefix = app_prefix(cluster);
         let mut opened = HashMap::new();
-        for app in positions::app_ids(&path, &store, &state).await? {
+        for app in txn_positions::app_ids(&path, &store, &state).await? {
             let Some(source) = app.strip_prefix(&prefix).and_then(source_of) else {
                 continue;
             };
@@ -337,7 +337,7 @@ impl Writer {
 
     /// Whether dates have gone quiet with several small files, as of the last commit.
     pub fn wants_compaction(&self, now: Micros) -> bool {
-        compact::wanted(&self.state, now)
+        compaction::wanted(&self.state, now)
     }
 
     /// What rewrites this table in the background.
@@ -378,7 +378,7 @@ impl Writer {
             .map(|(date, batches)| {
                 let (schema, store) = (schema.clone(), store.clone());
                 async move {
-                    let encode = move || file::encode(&schema, date, &batches, now / 1_000);
+                    let encode = move || parquet_file::encode(&schema, date, &batches, now / 1_000);
                     let encoded =
                         tokio::task::spawn_blocking(encode).await.map_err(|error| {
                             Error::internal("an encoder ended early").because(error)
@@ -458,7 +458,7 @@ impl Writer {
             .with_cleanup_expired_logs(Some(version % CLEANUP_EVERY == 0));
         let operation = DeltaOperation::Write {
             mode: SaveMode::Append,
-            partition_by: Some(vec![table::DATE.to_owned()]),
+            partition_by: Some(vec![delta_table::DATE.to_owned()]),
             predicate: None,
         };
         let commit = CommitBuilder::from(properties)

@@ -17,8 +17,8 @@ use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use tokio::sync::watch;
 
-use super::Reading;
 use crate::error::{Error, Kind, Result};
+use crate::sensors::Reading;
 
 /// When readings go out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use chrono_tz::Tz;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::units;
 use crate::error::{Error, Result};
+use crate::sensors::units;
 use crate::time::{DAY, HOUR, MINUTE, Micros, SECOND};
 
 /// One fault of one event.

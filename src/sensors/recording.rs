@@ -9,8 +9,8 @@ use bytes::Bytes;
 use chrono::{NaiveDateTime, TimeZone};
 use chrono_tz::Tz;
 
-use super::{Profile, Reading, faults};
 use crate::error::{Error, Kind, Result};
+use crate::sensors::{Profile, Reading, faults};
 use crate::time::Micros;
 
 const COLUMNS: [&str; 4] = ["part_id", "ts_date", "ts_time", "room"];

@@ -15,9 +15,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::metrics::{self, Metrics};
-use super::status::{Status, StatusBoard};
 use crate::error::{Error, Kind, Result};
+use crate::telemetry::metrics::{self, Metrics};
+use crate::telemetry::status::{Status, StatusBoard};
 use crate::time::{Clock, MINUTE, Micros, SECOND};
 
 /// A status older than this is no sign of life: pipelines publish about once a second.

@@ -1,8 +1,3 @@
-//! What runs beside a pipeline: status, metrics, HTTP.
+//! HTTP: metrics, health, readiness and the status page.
 
 pub mod http;
-pub mod metrics;
-pub mod status;
-
-pub use metrics::Metrics;
-pub use status::StatusBoard;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::log::OutRecord;
 use crate::source::chunk::{Chunk, Record};
+use crate::types::OutRecord;
 
 /// Names of the headers that a dead letter carries besides its own.
 pub mod headers {
@@ -15,7 +15,7 @@ pub mod headers {
         name.starts_with(b"millstream.")
     }
 
-    /// Where it failed: a [`super::Stage`].
+    /// Where it failed: a [`crate::sink::Stage`].
     pub const STAGE: &str = "millstream.stage";
     /// The query that refused the row or whose window failed.
     pub const QUERY: &str = "millstream.query";

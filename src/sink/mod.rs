@@ -6,10 +6,11 @@
 //! the key columns.
 
 mod dead_letter;
-mod instant;
-mod large;
-mod late;
+mod json_instant;
+mod late_rows;
+mod oversized;
 mod results;
+mod size_limit;
 
 use std::sync::Arc;
 
@@ -18,10 +19,11 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 
 pub use dead_letter::{DeadLetter, Origin, Stage, headers};
-pub use large::{Content, replacement};
-pub use late::late_schema;
-pub use late::{late_rows, origins};
+pub use late_rows::late_schema;
+pub use late_rows::{late_rows, origins};
+pub use oversized::{Content, replacement};
 pub use results::{Publication, ResultSink};
+pub use size_limit::{DEFAULT_LIMIT, Replace, SizeLimits, size_of};
 
 use crate::Result;
 
@@ -42,7 +44,7 @@ pub fn json_rows(batch: &RecordBatch) -> Result<Vec<Bytes>> {
     }
     let mut writer = WriterBuilder::new()
         .with_explicit_nulls(true)
-        .with_encoder_factory(Arc::new(instant::Exact))
+        .with_encoder_factory(Arc::new(json_instant::Exact))
         .build::<_, LineDelimited>(Vec::with_capacity(batch.num_rows() * 96));
     writer.write(batch)?;
     writer.finish()?;

@@ -7,9 +7,9 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 
-use super::json_rows;
 use crate::Result;
-use crate::log::OutRecord;
+use crate::sink::json_rows;
+use crate::types::OutRecord;
 
 /// What a results topic holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

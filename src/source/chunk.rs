@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::varint;
+use crate::source::varint;
 
 /// Records of one partition, in offset order, over one shared buffer.
 #[derive(Debug, Clone)]

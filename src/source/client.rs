@@ -124,3 +124,12 @@ pub(crate) fn hint_for(code: RDKafkaErrorCode) -> Option<&'static str> {
         _ => return None,
     })
 }
+
+/// Runs a blocking call of the Kafka client on a thread where it may block.
+pub async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> crate::Result<T> + Send + 'static,
+) -> crate::Result<T> {
+    tokio::task::spawn_blocking(call)
+        .await
+        .map_err(|e| Error::internal("a call to Kafka did not return").because(e))?
+}

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::chunk::{Chunk, Record};
-use super::client::{Context, hint_for};
-use super::config::KafkaConfig;
-use super::ffi::{BatchConsumer, Buffer, Message};
-use super::partition::TopicPartition;
-use super::reader::{Event, Isolation};
-use super::varint;
+use crate::source::chunk::{Chunk, Record};
+use crate::source::client::{Context, hint_for};
+use crate::source::config::KafkaConfig;
+use crate::source::ffi::{BatchConsumer, Buffer, Message};
+use crate::source::reader::{Event, Isolation};
+use crate::source::varint;
+use crate::types::TopicPartition;
 use crate::{Error, Kind, Result};
 
 /// A chunk holds no more bytes than this, unless one record alone does.

@@ -18,8 +18,8 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::types::RDKafkaType;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{Context, kafka_error};
-use super::partition::TopicPartition;
+use crate::source::client::{Context, kafka_error};
+use crate::types::TopicPartition;
 use crate::{Error, Kind, Result};
 
 /// A reference to one of a client's queues.

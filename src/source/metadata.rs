@@ -16,11 +16,11 @@ use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{Context, kafka_error};
-use super::config::KafkaConfig;
-use super::ffi;
-use super::partition::TopicPartition;
+use crate::source::client::{Context, kafka_error};
+use crate::source::config::KafkaConfig;
+use crate::source::ffi;
 use crate::time::Micros;
+use crate::types::TopicPartition;
 use crate::{Error, Kind, Result};
 
 /// How long a call waits for an answer.
@@ -432,8 +432,8 @@ fn native_topic(topic: &NewTopic) -> admin::NewTopic<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Mock, fill, new_topic, real_kafka, unique};
     use super::*;
+    use crate::source::tests::mock::{Mock, fill, new_topic, real_kafka, unique};
 
     #[tokio::test]
     async fn the_cluster_tells_topics_offsets_and_times() {

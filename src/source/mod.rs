@@ -10,31 +10,26 @@
 //! Two engines fill the same chunks, and one test suite runs both. Nothing above this module
 //! knows which one reads, nor rdkafka's message type.
 
-#[cfg(test)]
-pub(crate) mod brokers;
 mod client;
-#[cfg(test)]
-mod conformance;
 mod fetch;
 mod ffi;
 mod native;
 mod queue;
 #[cfg(test)]
-pub(crate) mod testing;
+pub(crate) mod tests;
 
 pub mod chunk;
 pub mod config;
 pub mod metadata;
-mod partition;
 pub mod reader;
 mod varint;
 
 pub use chunk::{Chunk, Record};
 pub use config::KafkaConfig;
 pub use metadata::{Cluster, NewTopic};
-pub use partition::TopicPartition;
 pub use reader::{Event, Isolation, Reader};
 
+pub use client::blocking;
 pub(crate) use client::{Context, kafka_error};
 pub(crate) use fetch::Fetcher;
 pub(crate) use native::{LastTransaction, Outcome, Transactions, Unanswered};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::reader::Event;
+use crate::source::reader::Event;
 use crate::{Error, Result};
 
 /// How much the queue between threads and pipeline holds, in bytes.

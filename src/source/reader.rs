@@ -3,7 +3,7 @@
 //! Promises, whichever of the two engines reads:
 //! - every assigned partition's chunks come in offset order and leave no gap between them (see
 //!   [`Chunk`]); each time that a partition's end is reached, an [`Event::End`] says so;
-//! - the queue holds no more than about [`QUEUE_BYTES`](super::queue::QUEUE_BYTES); when it is
+//! - the queue holds no more than about [`QUEUE_BYTES`](crate::source::queue::QUEUE_BYTES); when it is
 //!   full, the threads stop asking the brokers for more (librdkafka fills its own queue first, of
 //!   16 MB for all partitions);
 //! - nothing is skipped: what cannot be read is an error, and the reader's last word.
@@ -16,12 +16,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::chunk::{Chunk, Record};
-use super::config::{KafkaConfig, Wanted, config_error};
-use super::fetch::{Assignment, Fetcher, consumer_config};
-use super::native::{Native, Table};
-use super::partition::TopicPartition;
-use super::queue::{Sink, Source, queue};
+use crate::source::chunk::{Chunk, Record};
+use crate::source::config::{KafkaConfig, Wanted, config_error};
+use crate::source::fetch::{Assignment, Fetcher, consumer_config};
+use crate::source::native::{Native, Table};
+use crate::source::queue::{Sink, Source, queue};
+use crate::types::TopicPartition;
 use crate::{Error, Result};
 
 /// How long the thread sleeps in librdkafka before it looks whether it is wanted still.

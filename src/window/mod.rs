@@ -8,29 +8,25 @@
 //!
 //! Pure but for the plans that it runs: no I/O, no clock. The same epochs give the same state.
 
-pub mod assign;
-mod digest;
-mod intake;
-mod isolate;
-mod keep;
+pub mod assigner;
+mod changelog;
+mod epoch_buffer;
+mod failed_rows;
+mod merge_tree;
 mod operator;
+mod operator_state;
 mod panes;
-mod snapshot;
-mod tiers;
-mod views;
-mod zone;
+mod row_assigner;
+mod state_digest;
+mod zone_calendar;
 
-#[cfg(test)]
-mod oracle;
-#[cfg(test)]
-mod test_plan;
 #[cfg(test)]
 mod tests;
 
-pub use assign::{Assigner, Size, TruncUnit, WindowSpec};
-pub use digest::Digests;
-pub use intake::{FailedRow, Intake, Late, Pushed, Rows};
-pub use isolate::{Isolated, isolate};
-pub use keep::Buffer;
+pub use assigner::Assigner;
+pub use epoch_buffer::EpochBuffer;
+pub use failed_rows::{Isolated, isolate};
 pub use operator::{Changes, Emission, Operator};
-pub use snapshot::OperatorState;
+pub use operator_state::OperatorState;
+pub use row_assigner::{FailedRow, Late, Pushed, RowAssigner, Rows};
+pub use state_digest::Digests;

@@ -1,4 +1,4 @@
-//! One query at work: rows in (see [`Intake`]), results out when their windows close.
+//! One query at work: rows in (see [`RowAssigner`]), results out when their windows close.
 //!
 //! Promises:
 //! - a window [S, E) closes at the end of the epoch in which the watermark reaches E, in the order
@@ -20,16 +20,16 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use chrono_tz::Tz;
 
-use super::intake::{Intake, Pushed, Rows};
-use super::isolate::{is_fault_of_data, reason};
-use super::keep::{Bucket, Buffer};
-use super::panes::Panes;
-use super::tiers::{Kept, Tiers};
-use super::views::difference;
 use crate::catalog::Emit;
 use crate::error::Result;
-use crate::sql::{Content, PlanKind, QueryPlan, Relations};
+use crate::planner::{Content, PlanKind, QueryPlan, Relations};
 use crate::time::{BEGINNING, Micros, Window};
+use crate::window::changelog::difference;
+use crate::window::epoch_buffer::{Bucket, EpochBuffer};
+use crate::window::failed_rows::{is_fault_of_data, reason};
+use crate::window::merge_tree::{Kept, MergeTree};
+use crate::window::panes::Panes;
+use crate::window::row_assigner::{Pushed, RowAssigner, Rows};
 
 /// What a window, or a view, says at the end of an epoch.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub struct Changes {
 #[derive(Debug, Default)]
 pub(crate) struct OpenWindow {
     /// What is kept of it, unless panes keep it.
-    pub tiers: Tiers,
+    pub tiers: MergeTree,
     /// Whether rows came since it was last worked out.
     pub changed: bool,
     /// Whether the watermark has reached its end.
@@ -83,7 +83,7 @@ fn window_of((end, start): Closing) -> Window {
 pub struct Operator {
     pub(crate) plan: Arc<QueryPlan>,
     /// Of rows pushed here, and where what was kept elsewhere is gathered.
-    intake: Intake,
+    intake: RowAssigner,
     /// The first end of a bucket that rows came for in this epoch, here or elsewhere.
     first_end: Option<Micros>,
     /// Whether open windows are told of.
@@ -103,9 +103,9 @@ impl Operator {
     /// A query that has seen nothing, of a stream in `zone`.
     ///
     /// # Errors
-    /// The plan's windows are refused by [`super::WindowSpec::validate`].
+    /// The plan's windows are refused by [`crate::window::WindowSpec::validate`].
     pub fn new(plan: Arc<QueryPlan>, zone: Tz) -> Result<Self> {
-        let intake = Intake::new(plan.clone(), zone)?;
+        let intake = RowAssigner::new(plan.clone(), zone)?;
         let lateness_us = plan.query.allowed_lateness_us.max(0);
         let early = matches!(plan.query.emit, Emit::Every(_));
         Ok(Self {
@@ -122,7 +122,7 @@ impl Operator {
         })
     }
 
-    /// Takes the next rows of a partition, as [`Intake::push`] does.
+    /// Takes the next rows of a partition, as [`RowAssigner::push`] does.
     ///
     /// # Errors
     /// Only what is no row's fault; the operator is of no more use then.
@@ -139,7 +139,7 @@ impl Operator {
     }
 
     /// Takes what an intake elsewhere has kept in this epoch, of partitions of its own.
-    pub fn gather(&mut self, buffer: Buffer) {
+    pub fn gather(&mut self, buffer: EpochBuffer) {
         self.intake.gather(buffer);
     }
 

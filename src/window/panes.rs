@@ -27,11 +27,12 @@ use std::collections::BTreeMap;
 
 use arrow::array::RecordBatch;
 
-use super::keep::Bucket;
-use super::tiers::{Kept, Tiers};
 use crate::error::Result;
-use crate::sql::{Content, QueryPlan, RunningSet};
+use crate::planner::{Content, QueryPlan};
+use crate::state::SlidingKeySet;
 use crate::time::{BEGINNING, Micros, Window};
+use crate::window::epoch_buffer::Bucket;
+use crate::window::merge_tree::{Kept, MergeTree};
 
 /// The window that all panes' batches name, so that they merge; a close puts the real one in.
 pub(crate) const ANY_WINDOW: Window = Window { start: 0, end: 0 };
@@ -48,7 +49,7 @@ pub(crate) struct Pane {
     /// The windows that end after this are known to hold it.
     pub known_from: Micros,
     /// What came before it was stacked, piled up.
-    pub tiers: Tiers,
+    pub tiers: MergeTree,
     /// What came later, and up to which end its windows refused it.
     pub late: Vec<(Micros, Kept)>,
 }
@@ -68,7 +69,7 @@ pub(crate) struct Stacks {
     pub back: Kept,
     /// Of the slots that are sets, the panes of the front and the back again; made when they are
     /// first needed.
-    pub sets: Vec<Option<RunningSet>>,
+    pub sets: Vec<Option<SlidingKeySet>>,
     /// (start of the pane, merge of it and all later ones of the front); the earliest is last.
     pub front: Vec<(Micros, Kept)>,
 }
@@ -84,7 +85,7 @@ impl Stacks {
     fn empty_back(&mut self) -> Result<()> {
         self.back.clear();
         self.back_from = None;
-        Ok(self.sets.iter_mut().flatten().try_for_each(RunningSet::clear)?)
+        Ok(self.sets.iter_mut().flatten().try_for_each(SlidingKeySet::clear)?)
     }
 
     fn make_sets(&mut self, plan: &QueryPlan) -> Result<()> {
@@ -123,7 +124,7 @@ impl Panes {
             window: bucket.window,
             last_end: windows.iter().map(|w| w.end).max().unwrap_or(bucket.window.end),
             known_from: Micros::MAX,
-            tiers: Tiers::default(),
+            tiers: MergeTree::default(),
             late: Vec::new(),
         });
         let news = bucket.refused < pane.known_from;

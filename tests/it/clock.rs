@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millstream::catalog;
-use millstream::pipeline::{self, Mode, OnGap, Options, Reset};
-use millstream::serve::{Metrics, StatusBoard};
+use millstream::pipeline::{self, Mode, OnMissingOffsets, PipelineConfig, Reset};
 use millstream::source::KafkaConfig;
+use millstream::telemetry::{Metrics, StatusBoard};
 use millstream::time::{Clock, Micros, SECOND};
 use tokio::sync::watch;
 
@@ -17,8 +17,8 @@ const HOUR: Micros = 3_600 * SECOND;
 /// 2024-05-01T10:00:00+03:00, when the first event happens.
 const TEN: Micros = 1_714_546_800 * SECOND;
 
-fn options(place: &Place, clock: &Clock) -> Options {
-    Options {
+fn options(place: &Place, clock: &Clock) -> PipelineConfig {
+    PipelineConfig {
         kafka: KafkaConfig::new(place.kafka.brokers.clone()),
         data_dir: place.project.path().join(".millstream"),
         create_topics: true,
@@ -28,7 +28,7 @@ fn options(place: &Place, clock: &Clock) -> Options {
         snapshot_interval: Duration::from_secs(3600),
         reset: Reset::default(),
         parallelism: 2,
-        on_gap: OnGap::Stop,
+        on_gap: OnMissingOffsets::Stop,
         rebuild: false,
         check_replays: true,
         clock: clock.clone(),

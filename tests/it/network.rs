@@ -35,7 +35,7 @@ impl Scene {
         let reader = format!("millstream.reader={}", self.reader);
         let mut all = vec!["run", "--brokers", self.proxy.address(), "--create-topics"];
         all.extend(["--snapshot-interval", "2 s", "--check-replays", "--kafka", &reader]);
-        all.extend(["--log", "info,millstream::log=debug"]);
+        all.extend(["--log", "info,millstream::commit=debug"]);
         all.extend(more);
         process::start(self.load.project.path(), &all)
     }

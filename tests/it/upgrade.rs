@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millstream::catalog;
-use millstream::log::{Recovered, snapshot};
+use millstream::commit::Recovered;
 use millstream::pipeline::{self, Engine};
+use millstream::state::snapshot_store as snapshot;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 

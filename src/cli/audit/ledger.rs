@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::log::Position;
+use crate::types::Position;
 
 const RECORD: u8 = 1;
 const TOMBSTONE: u8 = 2;

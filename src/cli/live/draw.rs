@@ -8,10 +8,10 @@ use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Paragraph};
 
-use super::streams;
-use super::view::{View, grouped, is_alert, local, short};
-use super::wrap::{fitting, wrapped};
-use crate::serve::status::{OpenWindow, QueryStatus, Status};
+use crate::cli::live::streams;
+use crate::cli::live::view::{View, grouped, is_alert, local, short};
+use crate::cli::live::wrap::{fitting, wrapped};
+use crate::telemetry::status::{OpenWindow, QueryStatus, Status};
 
 /// Open windows shown per customer.
 const WINDOWS: usize = 4;
@@ -194,8 +194,8 @@ fn block(title: &str) -> Block<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::view::tests_support::{at, busy, shown, two};
     use super::*;
+    use crate::cli::live::view::tests_support::{at, busy, shown, two};
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use std::sync::Arc;

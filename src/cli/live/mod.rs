@@ -17,7 +17,7 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::sync::watch;
 
-use crate::serve::StatusBoard;
+use crate::telemetry::StatusBoard;
 use crate::{Error, Kind, Result};
 use view::View;
 

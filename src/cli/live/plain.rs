@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::view::{View, grouped, is_alert, local, short};
-use super::{LeftOut, Shown};
-use crate::serve::StatusBoard;
-use crate::serve::status::Status;
+use crate::cli::live::view::{View, grouped, is_alert, local, short};
+use crate::cli::live::{LeftOut, Shown};
+use crate::telemetry::StatusBoard;
+use crate::telemetry::status::Status;
 
 /// New results shown a second and customer.
 const NEW: usize = 4;
@@ -147,8 +147,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use super::super::view::tests_support::{at, busy, shown};
     use super::*;
+    use crate::cli::live::view::tests_support::{at, busy, shown};
     use std::sync::Arc;
 
     #[test]

@@ -4,9 +4,9 @@
 use ratatui::style::Stylize;
 use ratatui::text::{Line, Span};
 
-use super::view::{View, grouped, local};
-use super::wrap::wrapped;
-use crate::serve::status::{PartitionStatus, Status, StreamStatus};
+use crate::cli::live::view::{View, grouped, local};
+use crate::cli::live::wrap::wrapped;
+use crate::telemetry::status::{PartitionStatus, Status, StreamStatus};
 
 /// A column: its name, how long it stays when room is short (0: longest), and whether it holds
 /// numbers.

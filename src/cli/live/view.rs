@@ -7,8 +7,8 @@ use chrono::DateTime;
 use chrono_tz::Tz;
 use serde_json::Value;
 
-use super::{LeftOut, Shown};
-use crate::serve::status::{QueryStatus, Status};
+use crate::cli::live::{LeftOut, Shown};
+use crate::telemetry::status::{QueryStatus, Status};
 use crate::time::{BEGINNING, END, Micros, SECOND};
 
 /// Rates are taken over this time: long enough to be steady, short enough to see a change.
@@ -173,7 +173,7 @@ fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::status::StreamStatus;
+    use crate::telemetry::status::StreamStatus;
 
     #[test]
     fn rates_follow_the_last_seconds() {
@@ -231,8 +231,10 @@ mod tests {
 /// A status with everything in it, for tests of what is shown.
 #[cfg(test)]
 pub mod tests_support {
-    use super::super::{LeftOut, Shown};
-    use crate::serve::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
+    use crate::cli::live::{LeftOut, Shown};
+    use crate::telemetry::status::{
+        OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus,
+    };
     use crate::time::{HOUR, MINUTE, Micros, SECOND, Window};
 
     /// So many seconds after 2019-10-30 14:06:35 in Helsinki.

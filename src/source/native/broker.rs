@@ -14,13 +14,13 @@ use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, Partition
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::{FetchRequest, FetchResponse, ListOffsetsRequest};
 
-use super::Shared;
-use super::aborted::Aborted;
-use super::chunks::{self, Bad, Part};
-use super::leaders::end;
-use super::table::{Ask, NodeId, Plan};
-use super::trouble::{Attempt, Trouble, undecodable};
-use super::wire::{Connection, Sent, topic_name};
+use crate::source::native::Shared;
+use crate::source::native::aborted_transactions::Aborted;
+use crate::source::native::chunks::{self, Bad, Part};
+use crate::source::native::diagnostics::{Attempt, Trouble, undecodable};
+use crate::source::native::leaders::end;
+use crate::source::native::partition_table::{Ask, NodeId, Plan};
+use crate::source::native::wire::{Connection, Sent, topic_name};
 use crate::source::reader::{Event, Isolation};
 use crate::{Error, Kind};
 

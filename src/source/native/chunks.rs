@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::aborted::Aborted;
-use super::batch::{self, First, HEADER_BYTES, Header, Malformed};
-use super::codec;
 use crate::source::chunk::{Chunk, Record};
-use crate::source::partition::TopicPartition;
+use crate::source::native::aborted_transactions::Aborted;
+use crate::source::native::codec;
+use crate::source::native::record_batch::{self, First, HEADER_BYTES, Header, Malformed};
+use crate::types::TopicPartition;
 
 /// A chunk ends with the batch that makes it as large as this.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -46,7 +46,7 @@ pub(super) struct Scan {
 pub(super) fn scan(bytes: &[u8]) -> Result<Scan, Malformed> {
     let mut scan = Scan { bytes: 0, records: 0, end: None, wanted_bytes: None, old_format: None };
     while scan.bytes < bytes.len() {
-        match batch::first(&bytes[scan.bytes..])? {
+        match record_batch::first(&bytes[scan.bytes..])? {
             First::Whole(header) => {
                 if scan.end.is_some_and(|(next, _)| header.base_offset < next) {
                     return Err(Malformed("batches that are not in the order of their offsets"));
@@ -102,11 +102,11 @@ impl Part {
         let mut chunk = Growing::new(self.told, self.records);
         let mut at = 0;
         let mut position = self.from_offset;
-        while let Ok(First::Whole(header)) = batch::first(&bytes[at..]) {
+        while let Ok(First::Whole(header)) = record_batch::first(&bytes[at..]) {
             let place = at..at + header.bytes;
             at = place.end;
             let this = &bytes[place.clone()];
-            if self.checked && !batch::intact(&header, this) {
+            if self.checked && !record_batch::intact(&header, this) {
                 let why = "its CRC-32C is wrong: the bytes are not those that were written".into();
                 return self.stop(chunk, &bytes, &header, why, give);
             }
@@ -235,7 +235,7 @@ impl Growing {
                 *end = place.end;
                 let first_record = place.start - *start + HEADER_BYTES;
                 let buffer = &bytes[*start..place.end];
-                batch::records(header, buffer, first_record, from_offset, records)
+                record_batch::records(header, buffer, first_record, from_offset, records)
             }
             Place::Unpacked(unpacked) => {
                 let start = unpacked.len();
@@ -244,7 +244,7 @@ impl Growing {
                     unpacked.truncate(start);
                     return Err(format!("it cannot be unpacked: {error}"));
                 }
-                batch::records(header, unpacked, start, from_offset, records)
+                record_batch::records(header, unpacked, start, from_offset, records)
             }
         };
         self.announced = self.announced.saturating_sub(header.records);
@@ -257,8 +257,8 @@ impl Growing {
 
 #[cfg(test)]
 mod tests {
-    use super::super::batch::tests::{batch, put_record};
     use super::*;
+    use crate::source::native::record_batch::tests::{batch, put_record};
 
     fn body(deltas: std::ops::Range<i64>, value: &[u8]) -> Vec<u8> {
         let mut body = Vec::new();

@@ -14,11 +14,11 @@ use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::metadata_response::{MetadataResponseBroker, MetadataResponseTopic};
 use kafka_protocol::messages::{FetchRequest, MetadataRequest, MetadataResponse};
 
-use super::Shared;
-use super::broker;
-use super::table::{NodeId, Partition, State};
-use super::trouble::{Attempt, Trouble};
-use super::wire::{Connection, topic_name};
+use crate::source::native::Shared;
+use crate::source::native::broker;
+use crate::source::native::diagnostics::{Attempt, Trouble};
+use crate::source::native::partition_table::{NodeId, Partition, State};
+use crate::source::native::wire::{Connection, topic_name};
 use crate::{Error, Kind};
 
 /// The least time between two looks.

@@ -7,40 +7,40 @@
 //!               └───► broker (a thread each): Fetch ──► scan ──► next Fetch ──► chunks ──► queue
 //! ```
 //!
-//! Promises are those of [`Reader`](super::Reader). A broker's thread sends the next Fetch as
+//! Promises are those of [`Reader`](crate::source::Reader). A broker's thread sends the next Fetch as
 //! soon as it has looked at the headers of the batches that came, and reads the records while the
 //! broker works on it. What this reader cannot do it says, and librdkafka's goes on from there.
 
-mod aborted;
-mod batch;
+mod aborted_transactions;
 mod broker;
+mod buffer_pool;
 mod chunks;
 mod codec;
-#[cfg(test)]
-mod hostile;
+mod connection_settings;
+mod diagnostics;
 mod leaders;
-mod pool;
+mod partition_table;
+mod record_batch;
 mod sasl;
-mod settings;
-mod table;
+#[cfg(test)]
+mod tests;
 mod tls;
-mod transactions;
-mod trouble;
+mod transaction_admin;
 mod wire;
 
 use std::sync::Arc;
 
-use super::config::KafkaConfig;
-use super::queue::Sink;
-use super::reader::Isolation;
 use crate::Result;
-use pool::Pool;
-use settings::Settings;
-use trouble::Outage;
+use crate::source::config::KafkaConfig;
+use crate::source::queue::Sink;
+use crate::source::reader::Isolation;
+use buffer_pool::Pool;
+use connection_settings::Settings;
+use diagnostics::Outage;
 use wire::Dial;
 
-pub(super) use table::Table;
-pub(crate) use transactions::{LastTransaction, Outcome, Transactions, Unanswered};
+pub(super) use partition_table::Table;
+pub(crate) use transaction_admin::{LastTransaction, Outcome, Transactions, Unanswered};
 
 /// A reader that has not begun.
 pub(super) struct Native {

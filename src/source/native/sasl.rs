@@ -13,9 +13,9 @@ use kafka_protocol::protocol::StrBytes;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::{digest, hmac, pbkdf2};
 
-use super::settings::{Mechanism, Sasl};
-use super::trouble::{Attempt, Trouble};
-use super::wire::Connection;
+use crate::source::native::connection_settings::{Mechanism, Sasl};
+use crate::source::native::diagnostics::{Attempt, Trouble};
+use crate::source::native::wire::Connection;
 
 /// RFC 5802 asks for no less; a broker that wants very many would keep the client busy.
 const ITERATIONS: std::ops::RangeInclusive<u32> = 4096..=10_000_000;

@@ -18,9 +18,9 @@ use rustls::{
     SignatureScheme, StreamOwned,
 };
 
-use super::settings::Tls;
-use super::trouble::{Attempt, Trouble};
-use super::wire::is_wait;
+use crate::source::native::connection_settings::Tls;
+use crate::source::native::diagnostics::{Attempt, Trouble};
+use crate::source::native::wire::is_wait;
 use crate::{Error, Result};
 
 /// The cryptography: the one that the rest of the program uses already.

@@ -22,11 +22,11 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Message, StrBytes};
 
-use super::pool::Pool;
-use super::sasl;
-use super::settings::Settings;
-use super::tls;
-use super::trouble::{Attempt, Trouble, undecodable};
+use crate::source::native::buffer_pool::Pool;
+use crate::source::native::connection_settings::Settings;
+use crate::source::native::diagnostics::{Attempt, Trouble, undecodable};
+use crate::source::native::sasl;
+use crate::source::native::tls;
 
 /// How long a read waits before it looks whether it is wanted still.
 const LOOK: Duration = Duration::from_millis(100);

@@ -1,0 +1,24 @@
+//! The log: one Kafka transaction per epoch, the progress records in it, and snapshots.
+//!
+//! ```text
+//!  epoch's records + progress ──► transaction ──► Kafka      (the only commit point)
+//!  state ──► snapshot ──► object store ──► named by a later progress record
+//! ```
+
+mod hanging_transactions;
+mod log_reader;
+mod process;
+mod producer;
+mod progress;
+mod resend;
+
+pub mod committer;
+
+pub use committer::{Committed, Committer, EpochOutput};
+pub use log_reader::{glance_at_log, log_topic, read_log};
+pub use process::Process;
+pub use progress::{Joined, Progress, Recovered, Skipped, SnapshotRef, VERSION};
+pub use resend::resend;
+
+#[cfg(test)]
+mod tests;

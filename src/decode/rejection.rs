@@ -1,0 +1,136 @@
+//! What is wrong with a rejected message, in words.
+//!
+//! Decoding says only which column refused it and what kind of fault it is. Value and place are
+//! looked up here, in the message's bytes, so that good messages pay nothing for them. Places are
+//! bytes of the message, counted from 0. A text never quotes more than [`QUOTED`] characters.
+
+use std::ops::Range;
+
+use arrow::datatypes::DataType;
+
+use crate::decode::scanner::Scanner;
+use crate::decode::{Field, Reason};
+
+/// Characters of a value or message that a text quotes at most.
+const QUOTED: usize = 80;
+/// Characters quoted from the place on where a message is no JSON.
+const NEAR: usize = 20;
+
+/// Says why the message that is `bytes[message]`, in a record that ends at `record_end`, was
+/// rejected for `reason`, by the column of `field` if one did.
+#[cold]
+pub(super) fn explain(
+    reason: Reason,
+    field: Option<&Field>,
+    bytes: &[u8],
+    message: Range<usize>,
+    record_end: usize,
+) -> String {
+    let scanner = Scanner::new(bytes, message.start, record_end);
+    let own = bytes.get(message).unwrap_or_default();
+    match (field, reason) {
+        (Some(field), _) => refused(reason, field, scanner),
+        (None, Reason::NotJson | Reason::TooDeep) => syntax(reason, scanner, own),
+        (None, Reason::NotAnObject) => format!("{reason}: {}", quoted(own.trim_ascii(), QUOTED)),
+        (None, Reason::InvalidUtf8) => match std::str::from_utf8(own) {
+            Err(error) => {
+                let at = error.valid_up_to();
+                format!("{reason} at byte {at}: 0x{:02x}", own[at])
+            }
+            Ok(_) => reason.to_string(),
+        },
+        (None, _) => reason.to_string(),
+    }
+}
+
+/// Where reading ended that is no JSON: the same grammar stops at the same byte.
+fn syntax(reason: Reason, mut scanner: Scanner<'_>, own: &[u8]) -> String {
+    let begin = scanner.position();
+    let _ = scanner.skip_value(0).and_then(|()| scanner.separator());
+    let at = scanner.position() - begin;
+    match own.get(at..) {
+        Some(rest) if !rest.is_empty() => {
+            format!("{reason} at byte {at}: {}", quoted(rest, NEAR))
+        }
+        _ => format!("{reason}: cut off after {} bytes", own.len()),
+    }
+}
+
+/// What the column found, or that it found nothing.
+fn refused(reason: Reason, field: &Field, scanner: Scanner<'_>) -> String {
+    let name = &field.name;
+    let Some((at, value)) = last_value(scanner, name) else {
+        return format!("column {name}: {reason}");
+    };
+    let shown = quoted(value, QUOTED);
+    let wanted = sql_type(field);
+    match reason {
+        Reason::Null if value == b"null" => format!("column {name}: {reason} (at byte {at})"),
+        // Of a field or an element in it.
+        Reason::Null | Reason::Missing => {
+            format!("column {name}: {shown} lacks a value that is NOT NULL (at byte {at})")
+        }
+        Reason::OutOfRange => {
+            format!("column {name}: {shown} is out of the range of {wanted} (at byte {at})")
+        }
+        _ => format!("column {name}: {shown} is no {wanted} (at byte {at})"),
+    }
+}
+
+/// The last value of the key `name` in an object, and how many bytes stand before it.
+fn last_value<'a>(mut scanner: Scanner<'a>, name: &str) -> Option<(usize, &'a [u8])> {
+    let begin = scanner.position();
+    let (mut first, mut found, mut scratch) = (true, None, Vec::new());
+    scanner.enter(0).ok()?;
+    while let Ok(Some(key)) = scanner.key(first) {
+        first = false;
+        let start = scanner.position();
+        let wanted = key.value(&mut scratch) == name.as_bytes();
+        scanner.skip_value(1).ok()?;
+        if wanted {
+            found = Some((start - begin, scanner.between(start, scanner.position())));
+        }
+    }
+    found
+}
+
+/// The declared type, with the form that its texts must have.
+fn sql_type(field: &Field) -> String {
+    match (&field.data_type, &field.format) {
+        (DataType::Timestamp(..), Some(format)) => format!("TIMESTAMP in the format '{format}'"),
+        (DataType::Timestamp(..), None) => "TIMESTAMP such as 2019-10-30T14:06:35Z".to_owned(),
+        (DataType::Date32, _) => "DATE such as 2019-10-30".to_owned(),
+        (DataType::Binary, _) => "BYTEA (hexadecimal)".to_owned(),
+        (other, _) => name_of(other),
+    }
+}
+
+fn name_of(data_type: &DataType) -> String {
+    match data_type {
+        DataType::Boolean => "BOOLEAN".to_owned(),
+        DataType::Int16 => "SMALLINT".to_owned(),
+        DataType::Int32 => "INT".to_owned(),
+        DataType::Int64 => "BIGINT".to_owned(),
+        DataType::Float32 => "REAL".to_owned(),
+        DataType::Float64 => "DOUBLE".to_owned(),
+        DataType::Utf8 => "VARCHAR".to_owned(),
+        DataType::Decimal128(precision, scale) => format!("DECIMAL({precision}, {scale})"),
+        DataType::List(item) => format!("array of {}", name_of(item.data_type())),
+        DataType::Struct(_) => "such structure".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// At most `limit` characters of `text`, on one line.
+fn quoted(text: &[u8], limit: usize) -> String {
+    // A character has four bytes at most.
+    let some = text.get(..4 * (limit + 1)).unwrap_or(text);
+    let text = String::from_utf8_lossy(some);
+    let mut plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut short: String = plain.by_ref().take(limit).collect();
+    if plain.next().is_some() {
+        short.pop();
+        short.push('…');
+    }
+    short
+}

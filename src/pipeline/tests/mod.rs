@@ -1,0 +1,1 @@
+mod storage_faults;

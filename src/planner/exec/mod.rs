@@ -1,0 +1,4 @@
+//! The physical operators that the planner adds to DataFusion's.
+
+pub(crate) mod offset_order;
+pub(crate) mod placeholder;

@@ -1,0 +1,37 @@
+//! Whether rows may come in any order: then history need not be sorted for a replay.
+
+use std::sync::Arc;
+
+use datafusion::logical_expr::utils::AggregateOrderSensitivity;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::aggregates::AggregateExec;
+
+use crate::planner::query_plan::QueryPlan;
+
+/// Aggregates whose state is the same whatever the order of rows, to the last bit (but of floating
+/// numbers, which round differently).
+const ANY_ORDER: [&str; 4] = ["count", "max", "min", "sum"];
+
+impl QueryPlan {
+    /// Whether what is kept of a window is the same in whatever order its rows came. Where rows
+    /// themselves are kept, or come out at once, it is not.
+    pub fn takes_any_order(&self) -> bool {
+        let slots = &self.executable.slots;
+        let partials = slots.iter().filter_map(|slot| slot.partial.as_ref());
+        !slots.is_empty()
+            && partials.clone().count() == slots.len()
+            && partials.clone().all(any_order)
+    }
+}
+
+fn any_order(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let own = plan.downcast_ref::<AggregateExec>().is_none_or(|aggregate| {
+        aggregate.aggr_expr().iter().all(|function| {
+            function.order_sensitivity() == AggregateOrderSensitivity::Insensitive
+                && function.order_bys().is_empty()
+                && ANY_ORDER.contains(&function.fun().name())
+                && !function.field().data_type().is_floating()
+        })
+    });
+    own && plan.children().into_iter().all(any_order)
+}

@@ -1,0 +1,158 @@
+//! Records that are too large for their topic: something smaller takes their place.
+//!
+//! Kafka refuses a whole transaction for one record that is larger than its topic's
+//! `max.message.bytes`. So sizes are looked at before anything is sent, uncompressed, as an
+//! upper bound; and where a broker refuses all the same, the limit is lowered and the epoch sent
+//! again. The state of a pipeline knows nothing of this: it only changes what is said of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::types::OutRecord;
+
+/// Kafka's own default of `max.message.bytes`, for topics that do not tell.
+pub const DEFAULT_LIMIT: usize = 1_048_588;
+/// What a batch and a record in it take besides key, value and headers, at most.
+const BATCH_OVERHEAD: usize = 128;
+/// What a header takes besides its name and value, at most.
+const HEADER_OVERHEAD: usize = 10;
+/// How often a replacement may be replaced in its turn.
+const DEPTH: usize = 3;
+
+/// Gives what takes the place of a record that is larger than the limit, which is in bytes of
+/// [`size_of`], and perhaps one to go before that. It is asked again for what is too large as well.
+pub type Replace = dyn Fn(OutRecord, usize) -> (OutRecord, Option<OutRecord>) + Send + Sync;
+
+/// The limits of the topics that a customer writes.
+#[derive(Clone)]
+pub struct SizeLimits {
+    by_topic: HashMap<Arc<str>, usize>,
+    replace: Arc<Replace>,
+}
+
+/// What became of records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// How many were too large.
+    pub replaced: u64,
+    /// How many of these go to another topic now.
+    pub diverted: u64,
+}
+
+/// What a record takes in a batch of its own, uncompressed, at most.
+pub fn size_of(record: &OutRecord) -> usize {
+    let headers = (record.headers.iter())
+        .map(|(name, value)| HEADER_OVERHEAD + name.len() + value.as_ref().map_or(0, Bytes::len));
+    let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+    BATCH_OVERHEAD + length(&record.key) + length(&record.value) + headers.sum::<usize>()
+}
+
+impl SizeLimits {
+    /// `by_topic` in bytes, for each topic that is written.
+    pub fn new(by_topic: HashMap<Arc<str>, usize>, replace: Arc<Replace>) -> Self {
+        Self { by_topic, replace }
+    }
+
+    /// What fits into every topic: batches of several records stay below it.
+    pub fn smallest(&self) -> usize {
+        self.by_topic.values().copied().fold(DEFAULT_LIMIT, usize::min)
+    }
+
+    /// The topics that have a limit: all that a customer writes, but its log.
+    pub fn topics(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.by_topic.keys()
+    }
+
+    fn of(&self, topic: &str) -> usize {
+        self.by_topic.get(topic).copied().unwrap_or(DEFAULT_LIMIT)
+    }
+
+    /// A broker refused a record of `size` bytes: from now on such a one is too large.
+    pub fn lower(&mut self, topic: &Arc<str>, size: usize) {
+        let limit = self.of(topic).min(size.saturating_sub(1));
+        self.by_topic.insert(topic.clone(), limit);
+    }
+
+    /// Replaces what is too large.
+    pub fn apply(&self, records: &mut Vec<OutRecord>) -> Applied {
+        let smallest = self.smallest();
+        let mut applied = Applied::default();
+        if records.iter().all(|record| size_of(record) <= smallest) {
+            return applied;
+        }
+        for record in std::mem::take(records) {
+            let (topic, size) = (record.topic.clone(), size_of(&record));
+            let limit = self.of(&topic);
+            let begun = records.len();
+            self.fit(record, DEPTH, records);
+            let Some(last) = records[begun..].last().filter(|_| size > limit) else { continue };
+            applied.replaced += 1;
+            applied.diverted += u64::from(last.topic != topic);
+            tracing::warn!(%topic, size, limit, instead = %last.topic, "a record is larger than its topic takes (max.message.bytes): replaced");
+        }
+        applied
+    }
+
+    /// Adds a record, or what takes its place.
+    fn fit(&self, record: OutRecord, depth: usize, fitting: &mut Vec<OutRecord>) {
+        let limit = self.of(&record.topic);
+        if depth == 0 || size_of(&record) <= limit {
+            return fitting.push(record);
+        }
+        let (instead, before) = (self.replace)(record, limit);
+        // Nothing takes the place of what was only an addition.
+        fitting.extend(before.filter(|before| size_of(before) <= self.of(&before.topic)));
+        self.fit(instead, depth - 1, fitting);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(topic: &str, bytes: usize) -> OutRecord {
+        OutRecord {
+            topic: topic.into(),
+            partition: None,
+            key: None,
+            value: Some(vec![b'x'; bytes].into()),
+            headers: vec![],
+            timestamp_ms: None,
+        }
+    }
+
+    /// Large records go to "dead", and are cut there.
+    fn limits() -> SizeLimits {
+        let replace = |mut record: OutRecord, limit: usize| {
+            if record.topic.as_ref() == "dead" {
+                record.value = record.value.map(|value| value.slice(..limit - BATCH_OVERHEAD));
+            }
+            record.topic = "dead".into();
+            (record, None)
+        };
+        let by_topic = HashMap::from([("small".into(), 1_000), ("dead".into(), 2_000)]);
+        SizeLimits::new(by_topic, Arc::new(replace))
+    }
+
+    #[test]
+    fn what_is_too_large_is_replaced_and_what_fits_stays() {
+        let mut limits = limits();
+        let fits = 1_000 - BATCH_OVERHEAD;
+        let mut records = vec![
+            record("small", fits),
+            record("small", fits + 1),
+            record("small", 100_000),
+            record("other", 100_000),
+        ];
+        assert_eq!(limits.apply(&mut records), Applied { replaced: 2, diverted: 2 });
+        records[2].value = Some(vec![b'x'; 3_000].into());
+        assert_eq!(limits.apply(&mut records), Applied { replaced: 1, diverted: 0 });
+        let found: Vec<_> = records.iter().map(|r| (r.topic.as_ref(), size_of(r))).collect();
+        assert_eq!(found, [("small", 1_000), ("dead", 1_001), ("dead", 2_000), ("other", 100_128)]);
+        assert_eq!(limits.smallest(), 1_000);
+        limits.lower(&"other".into(), 100_128);
+        assert_eq!(limits.apply(&mut records).diverted, 1);
+    }
+}

@@ -1,0 +1,3 @@
+pub(crate) mod brokers;
+mod conformance;
+pub(crate) mod mock;

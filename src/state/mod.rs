@@ -1,0 +1,10 @@
+//! State that outlives an epoch: sets of keys, and snapshots in the object store.
+
+mod key_interner;
+pub(crate) mod key_set;
+mod sliding_key_set;
+pub mod snapshot_store;
+
+pub(crate) use key_set::KeySet;
+pub(crate) use sliding_key_set::{NewKeys, SlidingKeySet};
+pub use snapshot_store::Snapshot;

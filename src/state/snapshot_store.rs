@@ -1,0 +1,403 @@
+//! Snapshots of state: Arrow IPC files and a manifest in an object store.
+//!
+//! Layout under a snapshot's path: `00000.arrow`, `00001.arrow`, ... (one batch each) and
+//! `manifest.json`, which names them with rows, bytes and checksum. The manifest is written
+//! last, so a snapshot without one is none.
+//!
+//! Promises: `write` returns after it has read back the manifest and every file's size; `read`
+//! returns exactly what was written, or an error, never less.
+//!
+//! Not promised: power-loss safety. The local object store does not fsync; a killed process
+//! loses nothing. The log names a snapshot only after `write`, and the one before it is kept.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::DataType;
+use arrow::ipc::reader::FileReader;
+use arrow::ipc::writer::FileWriter;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::failpoint::reach;
+use crate::storage::in_time;
+use crate::{Error, Kind, Result};
+
+/// The version of this layout.
+const FORMAT: u32 = 1;
+/// Files that are read at the same time: a start waits for them.
+const READ_AT_ONCE: usize = 8;
+/// The manifest's file name.
+const MANIFEST: &str = "manifest.json";
+
+/// What a snapshot holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// Whatever the state needs to say beside its batches.
+    pub manifest: serde_json::Value,
+    /// State by name, in order. Names may be any text and may repeat.
+    pub batches: Vec<(String, RecordBatch)>,
+}
+
+/// `manifest.json`.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    files: Vec<File>,
+    manifest: serde_json::Value,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct File {
+    name: String,
+    file: String,
+    rows: u64,
+    bytes: u64,
+    sha256: String,
+}
+
+/// Writes a snapshot under `path`, replacing what a failed attempt left there.
+///
+/// # Errors
+/// The store fails, or does not have afterwards what was written.
+pub async fn write(store: &Arc<dyn ObjectStore>, path: &Path, snapshot: &Snapshot) -> Result<()> {
+    let failed = |error| storage(path, "written", error);
+    let mut files = Vec::with_capacity(snapshot.batches.len());
+    for (index, (name, batch)) in snapshot.batches.iter().enumerate() {
+        let (rows, batch) = (batch.num_rows() as u64, batch.clone());
+        let (bytes, sha256) = in_background(move || {
+            let bytes = encode(&batch)?;
+            let sha256 = checksum(&bytes);
+            Ok((bytes, sha256))
+        })
+        .await?;
+        let file = File {
+            name: name.clone(),
+            file: format!("{index:05}.arrow"),
+            rows,
+            bytes: bytes.len() as u64,
+            sha256,
+        };
+        let place = path.clone().join(file.file.as_str());
+        reach("snapshot.file");
+        in_time(store.put(&place, PutPayload::from(bytes))).await?.map_err(failed)?;
+        reach("snapshot.file.written");
+        files.push(file);
+    }
+    let manifest = Manifest { format: FORMAT, files, manifest: snapshot.manifest.clone() };
+    let text = serde_json::to_vec_pretty(&manifest)
+        .map_err(|error| Error::internal("a snapshot's manifest is no JSON").because(error))?;
+    let place = path.clone().join(MANIFEST);
+    reach("snapshot.manifest");
+    in_time(store.put(&place, PutPayload::from(text))).await?.map_err(failed)?;
+    reach("snapshot.manifest.written");
+    verify(store, path, &manifest).await?;
+    reach("snapshot.verified");
+    Ok(())
+}
+
+/// Reads back the manifest and every file's size.
+async fn verify(store: &Arc<dyn ObjectStore>, path: &Path, written: &Manifest) -> Result<()> {
+    if read_manifest(store, path).await? != *written {
+        return Err(damaged(path, "its manifest is not what was written"));
+    }
+    for file in &written.files {
+        let place = path.clone().join(file.file.as_str());
+        let meta = in_time(store.head(&place)).await?;
+        let size = meta.map_err(|error| storage(path, "verified", error))?.size;
+        if size != file.bytes {
+            return Err(damaged(
+                path,
+                &format!("{} has {size} bytes, not {}", file.file, file.bytes),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Reads a snapshot, and checks every file's size, checksum and number of rows.
+///
+/// # Errors
+/// `Recovery`: it is missing, damaged, or of another format. `Storage`: the store fails.
+pub async fn read(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Snapshot> {
+    let Manifest { files, manifest, .. } = read_manifest(store, path).await?;
+    let files = futures::stream::iter(files).map(|file| read_file(store, path, file));
+    let batches = files.buffered(READ_AT_ONCE).try_collect().await?;
+    Ok(Snapshot { manifest, batches })
+}
+
+/// A batch and its name.
+async fn read_file(
+    store: &Arc<dyn ObjectStore>,
+    path: &Path,
+    file: File,
+) -> Result<(String, RecordBatch)> {
+    let bytes = get(store, path, &file.file).await?;
+    let place = path.clone();
+    in_background(move || {
+        let sha256 = checksum(&bytes);
+        if bytes.len() as u64 != file.bytes || sha256 != file.sha256 {
+            return Err(damaged(&place, &format!("{} differs from what was written", file.file)));
+        }
+        let batch = decode(bytes).map_err(|error| damaged(&place, &file.file).because(error))?;
+        if batch.num_rows() as u64 != file.rows {
+            let rows = batch.num_rows();
+            let what = format!("{} has {rows} rows, not {}", file.file, file.rows);
+            return Err(damaged(&place, &what));
+        }
+        Ok((file.name, batch))
+    })
+    .await
+}
+
+/// Deletes a snapshot, its manifest first, so that what is left of it is never taken for one.
+///
+/// # Errors
+/// The store fails. Deleting one that does not exist is none.
+pub async fn delete(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<()> {
+    let failed = |error| storage(path, "deleted", error);
+    reach("snapshot.delete");
+    match store.delete(&path.clone().join(MANIFEST)).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    reach("snapshot.delete.manifest");
+    let rest = store.list(Some(path)).map_ok(|meta| meta.location).boxed();
+    store.delete_stream(rest).try_collect::<Vec<_>>().await.map_err(failed)?;
+    reach("snapshot.deleted");
+    Ok(())
+}
+
+/// The paths of all snapshots in the store, complete or not, ascending.
+///
+/// # Errors
+/// The store fails.
+pub async fn list(store: &Arc<dyn ObjectStore>) -> Result<Vec<Path>> {
+    let found = store.list_with_delimiter(None).await;
+    let found = found.map_err(|error| storage(&Path::default(), "listed", error))?;
+    let mut paths = found.common_prefixes;
+    paths.sort();
+    Ok(paths)
+}
+
+async fn read_manifest(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Manifest> {
+    let bytes = get(store, path, MANIFEST).await?;
+    let bare: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|error| damaged(path, MANIFEST).because(error))?;
+    match bare.get("format").and_then(serde_json::Value::as_u64) {
+        Some(format) if format == u64::from(FORMAT) => {}
+        format => {
+            let seen = format.map_or_else(|| "none".to_owned(), |format| format.to_string());
+            return Err(Error::new(Kind::Recovery, format!("snapshot {path} has another format"))
+                .detail(format!("format {seen}; this version reads {FORMAT}"))
+                .hint("start the version of Millstream that wrote it, and stop it cleanly"));
+        }
+    }
+    serde_json::from_value(bare).map_err(|error| damaged(path, MANIFEST).because(error))
+}
+
+async fn get(store: &Arc<dyn ObjectStore>, path: &Path, file: &str) -> Result<Bytes> {
+    let failed = |error| match error {
+        object_store::Error::NotFound { .. } => damaged(path, &format!("{file} is missing")),
+        error => storage(path, "read", error),
+    };
+    let place = path.clone().join(file);
+    let read = async { store.get(&place).await?.bytes().await };
+    in_time(read).await?.map_err(failed)
+}
+
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::internal("a snapshot's work was interrupted").because(error))?
+}
+
+fn encode(batch: &RecordBatch) -> Result<Vec<u8>> {
+    let columns = batch.columns().iter().map(compact).collect();
+    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let batch = RecordBatch::try_new_with_options(batch.schema(), columns, &options)?;
+    let mut writer = FileWriter::try_new(Vec::new(), &batch.schema())?;
+    writer.write(&batch)?;
+    Ok(writer.into_inner()?)
+}
+
+/// A slice of views carries the whole of its buffers: write only what it shows.
+fn compact(column: &ArrayRef) -> ArrayRef {
+    match column.data_type() {
+        DataType::Utf8View => Arc::new(column.as_string_view().gc()),
+        DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
+        _ => Arc::clone(column),
+    }
+}
+
+fn decode(bytes: Bytes) -> Result<RecordBatch> {
+    let mut reader = FileReader::try_new(Cursor::new(bytes), None)?;
+    let batch = reader.next().transpose()?;
+    batch.ok_or_else(|| Error::new(Kind::Recovery, "an Arrow file without a batch"))
+}
+
+fn checksum(bytes: &[u8]) -> String {
+    hex::encode(&Sha256::digest(bytes))
+}
+
+fn damaged(path: &Path, what: &str) -> Error {
+    Error::new(Kind::Recovery, format!("snapshot {path} is damaged or incomplete"))
+        .detail(what.to_owned())
+        .hint("the snapshot before it may be whole: the log names both")
+}
+
+fn storage(path: &Path, done: &str, error: object_store::Error) -> Error {
+    Error::new(Kind::Storage, format!("snapshot {path} could not be {done}"))
+        .hint("is there room on the disk, and may this user write there?")
+        .because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{
+        ArrayRef, BinaryArray, BooleanArray, Decimal128Array, DictionaryArray, Float64Array,
+        Int64Array, ListArray, NullArray, StringArray, StringViewArray, StructArray,
+        TimestampMicrosecondArray, UInt64Array,
+    };
+    use arrow::datatypes::{Field, Int32Type, Schema};
+    use object_store::local::LocalFileSystem;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Types that partial states have: lists (ordered aggregates), structs, decimals, sketches in binary.
+    fn wide() -> RecordBatch {
+        let list = ListArray::from_iter_primitive::<arrow::datatypes::Int64Type, _, _>([
+            Some(vec![Some(1), None]),
+            None,
+            Some(vec![]),
+        ]);
+        let nested = StructArray::from(vec![(
+            Arc::new(Field::new("x", DataType::Float64, true)),
+            Arc::new(Float64Array::from(vec![Some(f64::NAN), None, Some(-0.0)])) as ArrayRef,
+        )]);
+        let decimals = Decimal128Array::from(vec![Some(i128::MAX / 10), None, Some(-1)]);
+        RecordBatch::try_from_iter_with_nullable([
+            (
+                "time",
+                Arc::new(
+                    TimestampMicrosecondArray::from(vec![i64::MIN, 0, i64::MAX])
+                        .with_timezone("Europe/Helsinki"),
+                ) as ArrayRef,
+                false,
+            ),
+            ("text", Arc::new(StringArray::from(vec![Some("å"), None, Some("")])), true),
+            (
+                "view",
+                Arc::new(StringViewArray::from(vec!["longer than twelve bytes", "", "b"])),
+                false,
+            ),
+            (
+                "sketch",
+                Arc::new(BinaryArray::from(vec![Some(&b"\0\xff"[..]), None, Some(b"")])),
+                true,
+            ),
+            ("list", Arc::new(list), true),
+            ("struct", Arc::new(nested), true),
+            ("decimal", Arc::new(decimals.with_precision_and_scale(38, 4).unwrap()), true),
+            ("seen", Arc::new(BooleanArray::from(vec![Some(true), None, Some(false)])), true),
+            ("count", Arc::new(UInt64Array::from(vec![u64::MAX, 0, 1])), false),
+            (
+                "room",
+                Arc::new(
+                    vec!["hall", "kitchen", "hall"]
+                        .into_iter()
+                        .collect::<DictionaryArray<Int32Type>>(),
+                ),
+                true,
+            ),
+            ("nothing", Arc::new(NullArray::new(3)), true),
+        ])
+        .unwrap()
+    }
+
+    fn store() -> (tempfile::TempDir, Arc<dyn ObjectStore>) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalFileSystem::new_with_prefix(folder.path()).unwrap();
+        (folder, Arc::new(store.with_automatic_cleanup(true)))
+    }
+
+    fn snapshot() -> Snapshot {
+        let wide = wide();
+        let no_columns = arrow::array::RecordBatchOptions::new().with_row_count(Some(7));
+        let no_columns =
+            RecordBatch::try_new_with_options(Arc::new(Schema::empty()), vec![], &no_columns)
+                .unwrap();
+        let batches = vec![
+            ("daily_visits/slot 0/[1, 2)".to_owned(), wide.clone()),
+            ("a slice".to_owned(), wide.slice(1, 2)),
+            ("empty".to_owned(), RecordBatch::new_empty(wide.schema())),
+            ("no columns".to_owned(), no_columns),
+        ];
+        Snapshot { manifest: json!({"epoch": 7, "open": [[1, 2]]}), batches }
+    }
+
+    /// NaN is not equal to itself: compare what is shown, and the types.
+    fn shown(snapshot: &Snapshot) -> String {
+        format!("{snapshot:?}")
+    }
+
+    #[tokio::test]
+    async fn all_types_empty_batches_and_slices_come_back() {
+        let (_folder, store) = store();
+        let path = Path::from("000000000007-a");
+        write(&store, &path, &snapshot()).await.unwrap();
+        write(&store, &path, &snapshot()).await.unwrap();
+        let back = read(&store, &path).await.unwrap();
+        assert_eq!(shown(&back), shown(&snapshot()));
+        for ((_, written), (_, read)) in snapshot().batches.iter().zip(&back.batches) {
+            assert_eq!(written.schema(), read.schema());
+        }
+        assert_eq!(list(&store).await.unwrap(), std::slice::from_ref(&path));
+        delete(&store, &path).await.unwrap();
+        delete(&store, &path).await.unwrap();
+        assert!(list(&store).await.unwrap().is_empty());
+        assert_eq!(read(&store, &path).await.unwrap_err().kind, Kind::Recovery);
+    }
+
+    #[tokio::test]
+    async fn damage_is_told_and_never_read() {
+        let (folder, store) = store();
+        let path = Path::from("7");
+        write(&store, &path, &snapshot()).await.unwrap();
+        let file = folder.path().join("7/00000.arrow");
+        let mut bytes = std::fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&file, &bytes).unwrap();
+        assert_eq!(read(&store, &path).await.unwrap_err().kind, Kind::Recovery);
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(read(&store, &path).await.unwrap_err().kind, Kind::Recovery);
+        let manifest = folder.path().join("7/manifest.json");
+        let newer =
+            std::fs::read_to_string(&manifest).unwrap().replace("\"format\": 1", "\"format\": 2");
+        std::fs::write(&manifest, newer).unwrap();
+        let error = read(&store, &path).await.unwrap_err();
+        assert!(error.message.contains("another format"), "{error}");
+    }
+
+    #[test]
+    fn a_slice_of_views_does_not_carry_its_whole_buffer() {
+        let text: StringViewArray =
+            (0..10_000).map(|n| Some(format!("a text that is longer than twelve {n}"))).collect();
+        let numbers = Int64Array::from_iter_values(0..10_000);
+        let batch = RecordBatch::try_from_iter([
+            ("t", Arc::new(text) as ArrayRef),
+            ("n", Arc::new(numbers)),
+        ])
+        .unwrap();
+        assert!(encode(&batch.slice(5, 1)).unwrap().len() < 4096);
+    }
+}

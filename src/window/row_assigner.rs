@@ -1,0 +1,217 @@
+//! What becomes of a query's rows as they come: the part of its work that needs no state but what
+//! the epoch brought, so that rows of other partitions may be taken elsewhere at the same time.
+//!
+//! Promises:
+//! - a row is refused by a window if E + allowed lateness <= the watermark just before the row; each
+//!   refused row is told once, with the first and last window that refused it;
+//! - a row that fails alone is told, and the others go on;
+//! - what is kept of a partition is a function of its rows and of the epoch, not of who takes them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use chrono_tz::Tz;
+
+use crate::error::Result;
+use crate::planner::{PlanKind, QueryPlan, Relations};
+use crate::time::{BEGINNING, Micros, Window};
+use crate::window::assigner::Assigner;
+use crate::window::epoch_buffer::{Bucket, EpochBuffer, Runs, row_of, select};
+use crate::window::failed_rows::isolate;
+use crate::window::operator::closing;
+use crate::window::panes::ANY_WINDOW;
+
+/// Rows of one source partition, in offset order.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    /// All columns of the query's input.
+    pub batch: &'a RecordBatch,
+    /// The event time of each row; not read by queries without windows.
+    pub event_time: &'a [Micros],
+    /// The query's watermark just before each row; not read by queries without windows.
+    pub before: &'a [Micros],
+    /// The partition's rank among the customer's; decides the order in which rows combine.
+    pub partition: usize,
+}
+
+/// What became of pushed rows at once.
+#[derive(Debug, Default)]
+pub struct Pushed {
+    /// Results of a query without state.
+    pub output: Option<RecordBatch>,
+    /// Refused rows, ascending.
+    pub late: Vec<Late>,
+    /// Rows that the query cannot process, ascending.
+    pub failed: Vec<FailedRow>,
+    /// The first end of a bucket that something was kept for; a view's is 0.
+    pub first_end: Option<Micros>,
+}
+
+/// A row that came too late for at least one of its windows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Late {
+    /// The row's index in the pushed batch.
+    pub row: usize,
+    /// The first window that refused it.
+    pub first: Window,
+    /// The last one.
+    pub last: Window,
+    /// The watermark that it was judged by.
+    pub watermark: Micros,
+}
+
+/// A row that an expression of the query fails for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedRow {
+    /// The row's index in the pushed batch.
+    pub row: usize,
+    /// Why.
+    pub reason: String,
+}
+
+/// Where a query's rows come in.
+#[derive(Debug)]
+pub struct RowAssigner {
+    plan: Arc<QueryPlan>,
+    /// Of windowed queries.
+    pub(super) assigner: Option<Assigner>,
+    /// Whether buckets are panes.
+    panes: bool,
+    lateness_us: i64,
+    /// The query's watermark at the epoch's start.
+    watermark: Micros,
+    buffer: EpochBuffer,
+}
+
+impl RowAssigner {
+    /// The intake of a query over a stream in `zone`.
+    ///
+    /// # Errors
+    /// The plan's windows are refused by [`crate::window::WindowSpec::validate`].
+    pub fn new(plan: Arc<QueryPlan>, zone: Tz) -> Result<Self> {
+        let assigner = plan.window.map(|spec| Assigner::new(spec, zone)).transpose()?;
+        Ok(Self {
+            assigner,
+            panes: plan.panes,
+            lateness_us: plan.query.allowed_lateness_us.max(0),
+            watermark: BEGINNING,
+            buffer: EpochBuffer::default(),
+            plan,
+        })
+    }
+
+    /// Begins an epoch at the query's watermark of now.
+    pub fn begin(&mut self, watermark: Micros) {
+        self.watermark = watermark;
+    }
+
+    /// Ends the epoch: hands over what was kept.
+    pub fn take(&mut self) -> EpochBuffer {
+        std::mem::take(&mut self.buffer)
+    }
+
+    pub(super) fn gather(&mut self, buffer: EpochBuffer) {
+        self.buffer.merge(buffer);
+    }
+
+    /// Takes the next rows of a partition. Rows are told as late or failed at once; results of
+    /// kept rows come at the epoch's end.
+    ///
+    /// # Errors
+    /// Only what is no row's fault; the operator is of no more use then.
+    pub async fn push(&mut self, rows: &Rows<'_>, relations: &Relations) -> Result<Pushed> {
+        let batch = rows.batch.project(self.plan.leaf_projection())?;
+        if batch.num_rows() == 0 {
+            return Ok(Pushed::default());
+        }
+        if self.plan.kind == PlanKind::Stateless {
+            return self.push_stateless(&batch, relations).await;
+        }
+        let (buckets, late) = self.assign(rows);
+        let mut failed = BTreeMap::new();
+        let mut first_end = None;
+        for (bucket, runs) in buckets {
+            let window = match self.plan.kind {
+                PlanKind::Windowed if self.panes => Some(ANY_WINDOW),
+                PlanKind::Windowed => Some(bucket.window),
+                _ => None,
+            };
+            let plan = self.plan.as_ref();
+            let part = select(&batch, &runs)?;
+            let done = isolate(&part, |piece| plan.absorb(piece, window, relations)).await?;
+            for kept in done.done {
+                if self.buffer.add(plan, bucket, rows.partition, kept).await? {
+                    first_end = first_end.into_iter().chain([bucket.window.end]).min();
+                }
+            }
+            for (nth, reason) in done.failed {
+                failed.entry(row_of(&runs, nth)).or_insert(reason);
+            }
+        }
+        let failed = failed.into_iter().map(|(row, reason)| FailedRow { row, reason }).collect();
+        Ok(Pushed { output: None, late, failed, first_end })
+    }
+
+    async fn push_stateless(&self, batch: &RecordBatch, relations: &Relations) -> Result<Pushed> {
+        let plan = self.plan.as_ref();
+        let done = isolate(batch, |piece| plan.stateless(piece, relations)).await?;
+        let output = arrow::compute::concat_batches(&plan.output, &done.done)?;
+        let failed = done.failed.into_iter().map(|(row, reason)| FailedRow { row, reason });
+        Ok(Pushed { output: Some(output), failed: failed.collect(), ..Pushed::default() })
+    }
+
+    /// The buckets that take the rows, and the rows that are refused.
+    fn assign(&mut self, rows: &Rows<'_>) -> (BTreeMap<Bucket, Runs>, Vec<Late>) {
+        let mut buckets: BTreeMap<Bucket, Runs> = BTreeMap::new();
+        let mut late = Vec::new();
+        let count = rows.batch.num_rows();
+        let Some(assigner) = &mut self.assigner else {
+            return (BTreeMap::from([(Bucket::WHOLE, vec![(0, count)])]), late);
+        };
+        let mut first = 0;
+        while first < count {
+            let (pane, windows) = assigner.place(rows.event_time[first]);
+            let judge = |row: usize| rows.before[row].max(self.watermark);
+            let floor = judge(first);
+            let gone = |window: &&Window| window.end.saturating_add(self.lateness_us) <= floor;
+            // All windows end with their pane or later, so that one look is mostly enough.
+            let (refused, taken_until) = if gone(&&pane) {
+                let refused = windows.iter().filter(gone).copied();
+                let first = refused.clone().min_by_key(|w| closing(*w));
+                let taken = windows.iter().filter(|w| !gone(w)).map(|w| w.end).min();
+                (first.zip(refused.max_by_key(|w| closing(*w))), taken)
+            } else {
+                (None, (!windows.is_empty()).then_some(pane.end))
+            };
+            let taken_until = taken_until.map(|end| end.saturating_add(self.lateness_us));
+            // All following rows that fall into the same windows and are refused by the same.
+            let mut next = first + 1;
+            while next < count {
+                let (t, w) = (rows.event_time[next], judge(next));
+                let same = pane.start <= t && t < pane.end;
+                if !same || w < floor || taken_until.is_some_and(|until| until <= w) {
+                    break;
+                }
+                next += 1;
+            }
+            if let Some((earliest, latest)) = refused {
+                late.extend((first..next).map(|row| Late {
+                    row,
+                    first: earliest,
+                    last: latest,
+                    watermark: judge(row),
+                }));
+            }
+            let mut add = |bucket| buckets.entry(bucket).or_default().push((first, next - first));
+            if !self.panes {
+                windows.iter().filter(|w| !gone(w)).for_each(|w| add(Bucket::of(*w)));
+            } else if taken_until.is_some() {
+                let refused = refused.map_or(BEGINNING, |(_, latest)| latest.end);
+                add(Bucket { window: pane, refused });
+            }
+            first = next;
+        }
+        (buckets, late)
+    }
+}
