@@ -8,8 +8,8 @@ use arrow::array::{
     ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use arrow::datatypes::SchemaRef;
+use millstream::catalog;
 use millstream::history::{Compactor, TableSpec, Writer, table_path};
-use millstream::{catalog, pipeline};
 use tempfile::TempDir;
 
 use crate::day::{self, Event, KEYS, PARTITIONS, QUERY, ROOMS, SCHEMA};
