@@ -4,7 +4,7 @@
 //! `MILLSTREAM_CRASH=epoch.commit:3` sends SIGKILL to the process when it passes that point for
 //! the third time: no destructor runs, nothing is flushed. A point stands before and after every
 //! step that something else could see half done; [`POINTS`] names them all, and the tests of
-//! reliability (tests/it/crash.rs) kill at each.
+//! reliability (tests/it/crash_points.rs) kill at each.
 
 /// Every point, in the order in which a run passes them.
 pub const POINTS: &[&str] = &[

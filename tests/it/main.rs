@@ -1,25 +1,25 @@
-//! Everything that is tested from outside of the crate, in one binary: linking is what costs.
+//! The integration tests, in one binary because linking dominates the build time.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
-mod broker;
-mod cli;
-mod clock;
+mod commands;
 #[cfg(feature = "failpoints")]
-mod crash;
-mod faults;
-mod garbage;
-mod kill;
-mod load;
-mod log;
-mod loss;
-mod network;
-mod place;
+mod crash_points;
+mod data_loss;
+mod engine_harness;
+mod failures;
+mod fencing;
+mod full_disk;
+mod hostile_records;
+mod log_topic;
+mod network_faults;
+mod own_broker;
 mod properties;
-mod rig;
-mod sql;
-mod storage;
-mod upgrade;
-mod zombie;
+mod random_kills;
+mod sample_project;
+mod text_tests;
+mod upgrades;
+mod verified_load;
+mod wrong_clocks;

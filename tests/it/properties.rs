@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use serde_json::json;
 
-use crate::rig::{self, Input, Outcome, Way};
+use crate::engine_harness::{self, Input, Outcome, Way};
 use crate::support::oracle::{Lateness, Oracle, Relation};
 use crate::support::project::Project;
 
@@ -153,7 +153,7 @@ FROM TUMBLE(TABLE narrow, DESCRIPTOR(ts), INTERVAL '10' MINUTE) GROUP BY window_
         let customer: Arc<Customer> = catalog.customers[0].clone();
         let input = [Input { stream: "events".into(), values: self.values() }];
         let way = Way::Random { seed: self.seed, partitions: self.partitions };
-        let outcome = rig::run(project.path(), &customer, &input, way).await.unwrap();
+        let outcome = engine_harness::run(project.path(), &customer, &input, way).await.unwrap();
 
         let all = &outcome.rows["events"];
         let rows = all.project(&(0..all.num_columns() - 4).collect::<Vec<_>>()).unwrap();
@@ -165,7 +165,8 @@ FROM TUMBLE(TABLE narrow, DESCRIPTOR(ts), INTERVAL '10' MINUTE) GROUP BY window_
         let late = (self.partitions == 1).then_some(&lateness);
         let answer = customer.queries.iter().find(|query| query.name == "answer");
         let select = answer.unwrap().select.to_string();
-        let mut expected = rig::batch_cells(&oracle.answer(&select, late).await.unwrap().0);
+        let mut expected =
+            engine_harness::batch_cells(&oracle.answer(&select, late).await.unwrap().0);
         expected.sort();
         let mut streamed = outcome.results["answer"].clone();
         streamed.sort();
@@ -206,7 +207,9 @@ fn within_the_delay_a_stream_says_what_a_batch_says() {
         let (streamed, expected, outcome, ..) = case.run().await;
         prop_assert!(outcome.late.is_empty(), "refused in time: {:?}", outcome.late);
         prop_assert!(
-            outcome.rejected.is_empty() && outcome.failed.is_empty() && outcome.broken.is_empty()
+            outcome.rejected.is_empty()
+                && outcome.failed.is_empty()
+                && outcome.failed_windows.is_empty()
         );
         prop_assert_eq!(streamed, expected, "{}", case.sql());
         Ok(())
@@ -219,7 +222,7 @@ fn beyond_the_delay_exactly_the_late_rows_are_missing() {
         let (streamed, expected, outcome, oracle, lateness) = case.run().await;
         prop_assert_eq!(streamed, expected, "{}", case.sql());
         let windowed = oracle.late_rows(&case.sql(), &lateness).unwrap();
-        let offsets = rig::offsets(&outcome.rows["events"]);
+        let offsets = engine_harness::offsets(&outcome.rows["events"]);
         let mut expected: Vec<String> =
             windowed.iter().map(|(row, ..)| offsets[*row].to_string()).collect();
         let mut late: Vec<String> = outcome.late.iter().map(|(_, row)| row[0].clone()).collect();

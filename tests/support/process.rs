@@ -41,7 +41,7 @@ impl Finished {
     }
 
     /// Both streams of output, for looking for a phrase.
-    pub fn said(&self) -> String {
+    pub fn output(&self) -> String {
         format!("{}{}", self.stdout, self.stderr)
     }
 }
@@ -55,16 +55,16 @@ pub struct Running {
 
 /// Starts the binary in `folder` with `arguments`.
 pub fn start(folder: &Path, arguments: &[&str]) -> Running {
-    start_with(folder, arguments, None)
+    start_with_stdin(folder, arguments, None)
 }
 
 /// Starts the binary with variables of its environment set.
-pub fn start_knowing(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Running {
+pub fn start_with_env(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Running {
     spawn(folder, arguments, None, environment)
 }
 
 /// Starts the binary with `input` on its standard input.
-pub fn start_with(folder: &Path, arguments: &[&str], input: Option<&str>) -> Running {
+pub fn start_with_stdin(folder: &Path, arguments: &[&str], input: Option<&str>) -> Running {
     spawn(folder, arguments, input, &[])
 }
 

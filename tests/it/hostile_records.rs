@@ -174,9 +174,9 @@ fn judge(letter: &Read, sent: &mut BTreeMap<(String, String), (usize, i64, Vec<u
         .remove(&place)
         .unwrap_or_else(|| panic!("{place:?} was good or came twice: {letter:?}"));
     let Kind { name, column, reason, .. } = &KINDS[kind];
-    let said = header("reason").unwrap();
-    assert!(said.to_lowercase().contains(&reason.to_lowercase()), "{name}: {said}");
-    assert_eq!(header("column").as_deref(), *column, "{name}: {said}");
+    let output = header("reason").unwrap();
+    assert!(output.to_lowercase().contains(&reason.to_lowercase()), "{name}: {output}");
+    assert_eq!(header("column").as_deref(), *column, "{name}: {output}");
     assert_eq!(letter.value.as_deref().unwrap_or_default(), value, "{name}: the bytes");
     assert_eq!(letter.key.as_deref(), Some(format!("key {id}").as_bytes()), "{name}: the key");
     assert_eq!(letter.header("trace"), Some(id.to_string()), "{name}: its own headers");

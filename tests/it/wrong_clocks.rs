@@ -10,17 +10,17 @@ use millstream::telemetry::{Metrics, StatusBoard};
 use millstream::time::{Clock, Micros, SECOND};
 use tokio::sync::watch;
 
-use crate::place::{LONG, Place, place};
+use crate::sample_project::{LONG, SampleProject, sample_project};
 use crate::support::kafka::{Kafka, Write};
 
 const HOUR: Micros = 3_600 * SECOND;
 /// 2024-05-01T10:00:00+03:00, when the first event happens.
 const TEN: Micros = 1_714_546_800 * SECOND;
 
-fn options(place: &Place, clock: &Clock) -> PipelineConfig {
+fn options(sample: &SampleProject, clock: &Clock) -> PipelineConfig {
     PipelineConfig {
-        kafka: KafkaConfig::new(place.kafka.brokers.clone()),
-        data_dir: place.project.path().join(".millstream"),
+        kafka: KafkaConfig::new(sample.kafka.brokers.clone()),
+        data_dir: sample.project.path().join(".millstream"),
         create_topics: true,
         mode: Mode::Follow,
         history: true,
@@ -37,22 +37,22 @@ fn options(place: &Place, clock: &Clock) -> PipelineConfig {
     }
 }
 
-/// Runs the place's pipeline in this process while `steps` are taken.
-async fn while_running(place: &Place, clock: &Clock, steps: impl AsyncFnOnce()) {
-    let catalog = Arc::new(catalog::load(place.project.path(), &[]).unwrap());
+/// Runs the sample project's pipeline in this process while `steps` are taken.
+async fn while_running(sample: &SampleProject, clock: &Clock, steps: impl AsyncFnOnce()) {
+    let catalog = Arc::new(catalog::load(sample.project.path(), &[]).unwrap());
     let customer = catalog.customers[0].clone();
     let (stop, stopped) = watch::channel(false);
-    let running = tokio::spawn(pipeline::run(catalog, customer, options(place, clock), stopped));
+    let running = tokio::spawn(pipeline::run(catalog, customer, options(sample, clock), stopped));
     steps().await;
     stop.send_replace(true);
     running.await.unwrap().unwrap();
 }
 
 /// Waits until a results topic has so many records.
-async fn await_results(place: &Place, query: &str, count: usize) {
+async fn await_results(sample: &SampleProject, query: &str, count: usize) {
     let deadline = Instant::now() + LONG;
-    let topic = format!("millstream.{}.{query}", place.customer);
-    while !place.kafka.topics().contains(&topic) || place.results(query).len() < count {
+    let topic = format!("millstream.{}.{query}", sample.customer);
+    while !sample.kafka.topics().contains(&topic) || sample.results(query).len() < count {
         assert!(Instant::now() < deadline, "{query}: fewer than {count} results");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -61,50 +61,50 @@ async fn await_results(place: &Place, query: &str, count: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_wall_clock_may_jump_an_hour_either_way() {
     let Some(kafka) = Kafka::require("the clock jumps") else { return };
-    let place = place(kafka, 1);
+    let sample = sample_project(kafka, 1);
     // The events happen now, by this clock.
     let clock = Clock::manual(TEN + 5 * 60 * SECOND);
-    while_running(&place, &clock, async || {
-        place.events(0..6);
-        await_results(&place, "alerts", 2).await;
+    while_running(&sample, &clock, async || {
+        sample.events(0..6);
+        await_results(&sample, "alerts", 2).await;
         clock.set(TEN + 10 * 60 * SECOND - HOUR);
-        place.events(6..10);
-        await_results(&place, "alerts", 4).await;
+        sample.events(6..10);
+        await_results(&sample, "alerts", 4).await;
         clock.set(TEN + 15 * 60 * SECOND + HOUR);
-        place.events(10..18);
-        await_results(&place, "alerts", 6).await;
+        sample.events(10..18);
+        await_results(&sample, "alerts", 6).await;
         clock.set(TEN + 20 * 60 * SECOND);
-        place.events(18..63);
-        await_results(&place, "hourly", 2).await;
+        sample.events(18..63);
+        await_results(&sample, "hourly", 2).await;
     })
     .await;
-    assert!(place.ask("SELECT reason FROM {c}.dead_letters").is_empty());
-    assert_eq!(place.ask("SELECT count(*) FROM {c}.events_late"), ["0"]);
-    let events = place.hourly_events();
+    assert!(sample.ask("SELECT reason FROM {c}.dead_letters").is_empty());
+    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events_late"), ["0"]);
+    let events = sample.hourly_events();
     assert_eq!(events, 60, "the hour that is over, whole");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sensor_s_wrong_clock_moves_nobody_else_s_time() {
     let Some(kafka) = Kafka::require("a sensor's clock") else { return };
-    let place = place(kafka, 1);
+    let sample = sample_project(kafka, 1);
     let clock = Clock::manual(TEN + 2 * HOUR);
     let at = |ts: &str| {
         let event = format!(r#"{{"ts":"{ts}","sensor":9,"room":"kitchen"}}"#);
-        place.kafka.produce(&place.topic, [Write::value(event)]);
+        sample.kafka.produce(&sample.topic, [Write::value(event)]);
     };
-    while_running(&place, &clock, async || {
-        place.events(0..50);
+    while_running(&sample, &clock, async || {
+        sample.events(0..50);
         at("2025-05-01 10:50:00");
         at("1970-01-01 00:00:05");
-        place.events(50..63);
-        await_results(&place, "hourly", 2).await;
+        sample.events(50..63);
+        await_results(&sample, "hourly", 2).await;
     })
     .await;
-    let reasons = place.ask("SELECT reason FROM {c}.dead_letters");
+    let reasons = sample.ask("SELECT reason FROM {c}.dead_letters");
     assert_eq!(reasons.len(), 1, "{reasons:?}");
     assert!(reasons[0].contains("in the future"), "{reasons:?}");
-    assert_eq!(place.ask("SELECT count(*) FROM {c}.events_late"), ["1"], "the one of 1970");
-    let events = place.hourly_events();
+    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events_late"), ["1"], "the one of 1970");
+    let events = sample.hourly_events();
     assert_eq!(events, 60);
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::mocking::MockCluster;
 
-use crate::place::{LONG, Place, place};
+use crate::sample_project::{LONG, SampleProject, sample_project};
 use crate::support::kafka::{Kafka, Write};
 use crate::support::process::{self, run};
 use crate::support::project::{Project, unique};
@@ -18,175 +18,175 @@ fn event(minute: i64, sensor: i64, room: &str) -> Write {
     ))
 }
 
-fn topic(place: &Place, name: &str) -> String {
-    format!("millstream.{}.{name}", place.customer)
+fn topic(sample: &SampleProject, name: &str) -> String {
+    format!("millstream.{}.{name}", sample.customer)
 }
 
 #[test]
 fn a_result_that_is_too_large_is_a_dead_letter_and_the_others_go_on() {
     let Some(kafka) = Kafka::require("large values") else { return };
-    let place = place(kafka, 1);
+    let sample = sample_project(kafka, 1);
     // In results the room is in the key and in the value: larger than what came in.
-    place.project.query(
-        &place.customer,
+    sample.project.query(
+        &sample.customer,
         "by_room",
         "SELECT room, count(*) AS events FROM events GROUP BY room",
     );
     let large = "x".repeat(700_000);
-    place.kafka.produce(&place.topic, [event(1, 1, "hall"), event(2, 2, &large)]);
-    let said = place.run(&["--create-topics", "--until-end"]).ok().said();
-    assert!(said.contains("larger than its topic takes"), "{said}");
-    place.kafka.produce(&place.topic, [event(3, 3, "kitchen")]);
-    place.run(&["--drain"]).ok();
+    sample.kafka.produce(&sample.topic, [event(1, 1, "hall"), event(2, 2, &large)]);
+    let output = sample.run(&["--create-topics", "--until-end"]).ok().output();
+    assert!(output.contains("larger than its topic takes"), "{output}");
+    sample.kafka.produce(&sample.topic, [event(3, 3, "kitchen")]);
+    sample.run(&["--drain"]).ok();
 
-    assert_eq!(place.ask("SELECT room FROM {c}.by_room ORDER BY room"), ["hall", "kitchen"]);
-    assert_eq!(place.results("hourly").len(), 2);
-    let mut dead = place.kafka.read(&topic(&place, "dead_letters"));
+    assert_eq!(sample.ask("SELECT room FROM {c}.by_room ORDER BY room"), ["hall", "kitchen"]);
+    assert_eq!(sample.results("hourly").len(), 2);
+    let mut dead = sample.kafka.read(&topic(&sample, "dead_letters"));
     dead.sort_by_key(|letter| letter.header("millstream.query"));
     let queries: Vec<_> = dead.iter().filter_map(|l| l.header("millstream.query")).collect();
     assert_eq!(queries, ["by_room", "hourly"]);
     assert_eq!(dead[0].header("millstream.stage").as_deref(), Some("result"));
     let reason = dead[0].header("millstream.reason").unwrap();
-    assert!(reason.contains(&topic(&place, "by_room")) && reason.contains("1048588"), "{reason}");
+    assert!(reason.contains(&topic(&sample, "by_room")) && reason.contains("1048588"), "{reason}");
     assert!(dead[0].value.as_ref().unwrap().len() > 700_000, "it is whole");
-    let told = place.ask("SELECT stage, query FROM {c}.dead_letters ORDER BY query");
+    let told = sample.ask("SELECT stage, query FROM {c}.dead_letters ORDER BY query");
     assert_eq!(told, ["result,by_room", "result,hourly"]);
-    run(place.project.path(), &["audit", "--brokers", &place.kafka.brokers]).ok();
+    run(sample.project.path(), &["audit", "--brokers", &sample.kafka.brokers]).ok();
 }
 
 #[test]
 fn a_dead_letter_that_is_too_large_is_cut_and_says_so() {
     let Some(kafka) = Kafka::require("large dead letters") else { return };
-    let mut place = place(kafka, 1);
-    place.topic = unique("large_events");
-    place.kafka.create_with(&place.topic, 1, &[("max.message.bytes", "20000000")]);
+    let mut sample = sample_project(kafka, 1);
+    sample.topic = unique("large_events");
+    sample.kafka.create_with(&sample.topic, 1, &[("max.message.bytes", "20000000")]);
     let schema = format!(
         "CREATE STREAM events (ts TIMESTAMP NOT NULL, sensor BIGINT NOT NULL, room VARCHAR NOT NULL,
            WATERMARK FOR ts AS ts) WITH (topics = '{}');
          CREATE EXTERNAL TABLE rooms STORED AS CSV LOCATION 'data/rooms.csv';",
-        place.topic
+        sample.topic
     );
-    place.project.schema(&place.customer, &schema);
+    sample.project.schema(&sample.customer, &schema);
     let bad = format!(r#"{{"ts":"no time","sensor":1,"room":"{}"}}"#, "z".repeat(9_000_000));
-    place.kafka.produce_large(&place.topic, [Write::value(bad)]);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    let dead = place.kafka.read(&topic(&place, "dead_letters"));
+    sample.kafka.produce_large(&sample.topic, [Write::value(bad)]);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    let dead = sample.kafka.read(&topic(&sample, "dead_letters"));
     let cut = dead[0].header("millstream.cut").unwrap();
     assert!(cut.contains("value: 9000037 bytes"), "{cut}");
     assert_eq!(dead[0].header("millstream.offset").as_deref(), Some("0"));
-    let told = place.ask("SELECT \"column\", length(value) > 8000000 FROM {c}.dead_letters");
+    let told = sample.ask("SELECT \"column\", length(value) > 8000000 FROM {c}.dead_letters");
     assert_eq!(told, ["ts,true"]);
-    run(place.project.path(), &["audit", "--brokers", &place.kafka.brokers]).ok();
-    let retry = ["dead-letters", "retry", "--brokers", &place.kafka.brokers];
-    let said = run(place.project.path(), &retry).ok().said();
-    assert!(said.contains("1 were larger than the topic takes"), "{said}");
+    run(sample.project.path(), &["audit", "--brokers", &sample.kafka.brokers]).ok();
+    let retry = ["dead-letters", "retry", "--brokers", &sample.kafka.brokers];
+    let output = run(sample.project.path(), &retry).ok().output();
+    assert!(output.contains("1 were larger than the topic takes"), "{output}");
 }
 
 #[test]
 fn one_customer_s_fault_does_not_stop_another() {
     let Some(kafka) = Kafka::require("customers apart") else { return };
-    let place = place(kafka, 1);
-    place.events(0..70);
+    let sample = sample_project(kafka, 1);
+    sample.events(0..70);
     let schema = |topic: &str| {
         format!(
             "CREATE STREAM events (ts TIMESTAMP NOT NULL, WATERMARK FOR ts AS ts) WITH (topics = '{topic}');"
         )
     };
     let (lost, broken) = (unique("lost"), unique("broken"));
-    place.project.schema(&lost, &schema(&unique("no_such_topic")));
-    place.project.schema(&broken, "CREATE STREM events ();");
-    let first = place.run(&["--create-topics", "--until-end", "--customer", &place.customer]);
+    sample.project.schema(&lost, &schema(&unique("no_such_topic")));
+    sample.project.schema(&broken, "CREATE STREM events ();");
+    let first = sample.run(&["--create-topics", "--until-end", "--customer", &sample.customer]);
     first.ok();
 
-    place.events(70..130);
-    let said = place.run(&["--drain"]).failed().said();
-    assert!(said.contains("not started: its files have errors"), "{said}");
-    assert!(said.contains("CREATE STREM"), "{said}");
-    assert!(said.contains("topics are missing"), "{said}");
-    assert!(said.contains(&format!("the pipelines of {lost} failed")), "{said}");
-    let events = place.hourly_events();
+    sample.events(70..130);
+    let output = sample.run(&["--drain"]).failed().output();
+    assert!(output.contains("not started: its files have errors"), "{output}");
+    assert!(output.contains("CREATE STREM"), "{output}");
+    assert!(output.contains("topics are missing"), "{output}");
+    assert!(output.contains(&format!("the pipelines of {lost} failed")), "{output}");
+    let events = sample.hourly_events();
     assert_eq!(events, 130, "the third customer's pipeline came to its end");
 }
 
 #[test]
 fn a_reset_takes_back_what_a_view_said() {
     let Some(kafka) = Kafka::require("reset of views") else { return };
-    let place = place(kafka, 1);
-    place.kafka.produce(&place.topic, [event(1, 1, "hall"), event(2, 2, "hall")]);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    assert_eq!(place.ask("SELECT sensor FROM {c}.latest ORDER BY sensor"), ["1", "2"]);
-    place.kafka.produce(&place.topic, [event(3, 2, "hall")]);
-    let said = place.run(&["--until-end", "--reset", &place.customer]).ok().said();
-    assert!(said.contains("state is dropped"), "{said}");
-    assert!(said.contains("query=\"hourly\" windows=1"), "{said}");
+    let sample = sample_project(kafka, 1);
+    sample.kafka.produce(&sample.topic, [event(1, 1, "hall"), event(2, 2, "hall")]);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    assert_eq!(sample.ask("SELECT sensor FROM {c}.latest ORDER BY sensor"), ["1", "2"]);
+    sample.kafka.produce(&sample.topic, [event(3, 2, "hall")]);
+    let output = sample.run(&["--until-end", "--reset", &sample.customer]).ok().output();
+    assert!(output.contains("state is dropped"), "{output}");
+    assert!(output.contains("query=\"hourly\" windows=1"), "{output}");
     // Sensor 1 has not been heard of since; of sensor 2 only what came after.
-    assert_eq!(place.ask("SELECT sensor, events FROM {c}.latest"), ["2,1"]);
-    let records = place.kafka.read(&topic(&place, "latest"));
+    assert_eq!(sample.ask("SELECT sensor, events FROM {c}.latest"), ["2,1"]);
+    let records = sample.kafka.read(&topic(&sample, "latest"));
     let tombstones = records.iter().filter(|record| record.value.is_none()).count();
     assert_eq!(tombstones, 2);
     // The same for one query alone.
-    let name = format!("{}/latest", place.customer);
-    place.run(&["--until-end", "--reset", &name]).ok();
-    assert!(place.ask("SELECT sensor FROM {c}.latest").is_empty());
+    let name = format!("{}/latest", sample.customer);
+    sample.run(&["--until-end", "--reset", &name]).ok();
+    assert!(sample.ask("SELECT sensor FROM {c}.latest").is_empty());
 }
 
 #[test]
 fn after_a_reset_closed_windows_stay_closed() {
     let Some(kafka) = Kafka::require("reset and time") else { return };
-    let place = place(kafka, 1);
-    place.events(0..130);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    let before = place.results("hourly");
+    let sample = sample_project(kafka, 1);
+    sample.events(0..130);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    let before = sample.results("hourly");
     assert!(before.len() >= 2, "{before:?}");
-    place.events(5..6);
-    place.run(&["--until-end", "--reset", &place.customer]).ok();
-    assert_eq!(place.results("hourly"), before);
-    let late = place.ask("SELECT query FROM {c}.events_late");
+    sample.events(5..6);
+    sample.run(&["--until-end", "--reset", &sample.customer]).ok();
+    assert_eq!(sample.results("hourly"), before);
+    let late = sample.ask("SELECT query FROM {c}.events_late");
     assert_eq!(late, ["hourly"], "the row is refused, and told");
 }
 
 #[test]
 fn a_reset_after_a_kill_loses_nothing_of_history() {
     let Some(kafka) = Kafka::require("kill and reset") else { return };
-    let place = place(kafka, 1);
-    let arguments = ["run", "--brokers", &place.kafka.brokers, "--create-topics"];
-    let mut running = process::start(place.project.path(), &arguments);
-    running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
-    place.events(0..70);
+    let sample = sample_project(kafka, 1);
+    let arguments = ["run", "--brokers", &sample.kafka.brokers, "--create-topics"];
+    let mut running = process::start(sample.project.path(), &arguments);
+    running.until("the pipeline", LONG, |output| output.contains("a partition joins"));
+    sample.events(0..70);
     // Once results are there, the epoch is committed; history has ten seconds more.
     let deadline = Instant::now() + LONG;
-    while place.kafka.ends(&topic(&place, "latest"))[0].1 == 0 {
+    while sample.kafka.ends(&topic(&sample, "latest"))[0].1 == 0 {
         assert!(Instant::now() < deadline, "no results");
         std::thread::sleep(Duration::from_millis(50));
     }
     std::thread::sleep(Duration::from_secs(1));
     running.kill();
-    place.run(&["--until-end", "--reset", &place.customer]).ok();
-    run(place.project.path(), &["audit", "--brokers", &place.kafka.brokers]).ok();
-    assert_eq!(place.ask("SELECT count(*), count(DISTINCT _offset) FROM {c}.events"), ["70,70"]);
+    sample.run(&["--until-end", "--reset", &sample.customer]).ok();
+    run(sample.project.path(), &["audit", "--brokers", &sample.kafka.brokers]).ok();
+    assert_eq!(sample.ask("SELECT count(*), count(DISTINCT _offset) FROM {c}.events"), ["70,70"]);
 }
 
 #[test]
 fn processes_that_live_shorter_than_the_interval_take_snapshots_too() {
     let Some(kafka) = Kafka::require("short lives") else { return };
-    let place = place(kafka, 1);
+    let sample = sample_project(kafka, 1);
     let arguments = [
         "run",
         "--brokers",
-        &place.kafka.brokers,
+        &sample.kafka.brokers,
         "--create-topics",
         "--snapshot-interval",
         "20 s",
     ];
-    let folder = place.project.path().join(".millstream/snapshots").join(&place.customer);
+    let folder = sample.project.path().join(".millstream/snapshots").join(&sample.customer);
     let has_snapshot = || {
         let folders = std::fs::read_dir(&folder).into_iter().flatten().flatten();
         folders.map(|folder| folder.path().join("manifest.json")).any(|file| file.exists())
     };
     let begun = Instant::now();
     for life in 0.. {
-        let mut running = process::start(place.project.path(), &arguments);
-        place.events(life * 6..life * 6 + 6);
+        let mut running = process::start(sample.project.path(), &arguments);
+        sample.events(life * 6..life * 6 + 6);
         let born = Instant::now();
         while born.elapsed() < Duration::from_secs(5) && !has_snapshot() {
             std::thread::sleep(Duration::from_millis(100));
@@ -203,40 +203,40 @@ fn processes_that_live_shorter_than_the_interval_take_snapshots_too() {
 #[test]
 fn a_start_that_fails_leaves_the_running_one_alone() {
     let Some(kafka) = Kafka::require("a failing start") else { return };
-    let place = place(kafka, 1);
-    place.events(0..10);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    let arguments = ["run", "--brokers", &place.kafka.brokers];
-    let mut running = process::start(place.project.path(), &arguments);
-    running.until("the pipeline", LONG, |said| said.contains("running recorded epochs again"));
+    let sample = sample_project(kafka, 1);
+    sample.events(0..10);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    let arguments = ["run", "--brokers", &sample.kafka.brokers];
+    let mut running = process::start(sample.project.path(), &arguments);
+    running.until("the pipeline", LONG, |output| output.contains("running recorded epochs again"));
     std::thread::sleep(Duration::from_secs(2));
-    let said = place.run(&["--data-dir", "elsewhere"]).failed().said();
-    assert!(said.contains("is --data-dir elsewhere the folder of the last run?"), "{said}");
-    place.events(10..70);
+    let output = sample.run(&["--data-dir", "elsewhere"]).failed().output();
+    assert!(output.contains("is --data-dir elsewhere the folder of the last run?"), "{output}");
+    sample.events(10..70);
     std::thread::sleep(Duration::from_secs(2));
     assert!(!running.ended(), "{}", running.stderr());
     running.signal("TERM");
     running.wait(LONG).ok();
-    assert_eq!(place.ask("SELECT count(*) FROM {c}.events"), ["70"]);
+    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events"), ["70"]);
 }
 
 #[test]
 fn views_agree_after_one_of_them_is_reset() {
     let Some(kafka) = Kafka::require("reset of one view") else { return };
-    let place = place(kafka, 1);
-    place.project.query(
-        &place.customer,
+    let sample = sample_project(kafka, 1);
+    sample.project.query(
+        &sample.customer,
         "number",
         "CREATE MATERIALIZED VIEW number AS SELECT count(*) AS sensors FROM latest",
     );
-    place.events(0..10);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    assert_eq!(place.ask("SELECT sensors FROM {c}.number"), ["5"]);
+    sample.events(0..10);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    assert_eq!(sample.ask("SELECT sensors FROM {c}.number"), ["5"]);
     let reset = |query: &str| {
-        let name = format!("{}/{query}", place.customer);
-        place.run(&["--until-end", "--reset", &name]).ok();
-        place.run(&["--until-end"]).ok();
-        place.ask("SELECT sensors FROM {c}.number")
+        let name = format!("{}/{query}", sample.customer);
+        sample.run(&["--until-end", "--reset", &name]).ok();
+        sample.run(&["--until-end"]).ok();
+        sample.ask("SELECT sensors FROM {c}.number")
     };
     assert_eq!(reset("number"), ["5"], "worked out from the other view at once");
     assert_eq!(reset("latest"), ["0"]);
@@ -245,42 +245,42 @@ fn views_agree_after_one_of_them_is_reset() {
 #[test]
 fn a_reference_table_may_look_different_at_the_next_start() {
     let Some(kafka) = Kafka::require("tables over restarts") else { return };
-    let place = place(kafka, 1);
+    let sample = sample_project(kafka, 1);
     let rooms = |rows: &str| {
-        place.project.file("data/rooms.csv", &format!("room,restricted,area\n{rows}"));
+        sample.project.file("data/rooms.csv", &format!("room,restricted,area\n{rows}"));
     };
     rooms("kitchen,false,10\nhall,true,12\n");
-    place.kafka.produce(&place.topic, [event(1, 1, "hall")]);
-    place.run(&["--create-topics", "--until-end"]).ok();
+    sample.kafka.produce(&sample.topic, [event(1, 1, "hall")]);
+    sample.run(&["--create-topics", "--until-end"]).ok();
     for (minute, rows) in [(2, "hall,true,12.5\n"), (3, "hall,true,12\n"), (4, "hall,true,x\n")] {
         rooms(rows);
-        place.kafka.produce(&place.topic, [event(minute, 1, "hall")]);
-        place.run(&["--until-end"]).ok();
+        sample.kafka.produce(&sample.topic, [event(minute, 1, "hall")]);
+        sample.run(&["--until-end"]).ok();
     }
-    std::fs::remove_file(place.project.path().join("data/rooms.csv")).unwrap();
-    place.kafka.produce(&place.topic, [event(5, 1, "hall")]);
-    let said = place.run(&["--until-end"]).ok().said();
-    assert!(said.contains("there is no file 'data/rooms.csv'"), "{said}");
-    assert_eq!(place.results("alerts").len(), 5, "the last content goes on");
+    std::fs::remove_file(sample.project.path().join("data/rooms.csv")).unwrap();
+    sample.kafka.produce(&sample.topic, [event(5, 1, "hall")]);
+    let output = sample.run(&["--until-end"]).ok().output();
+    assert!(output.contains("there is no file 'data/rooms.csv'"), "{output}");
+    assert_eq!(sample.results("alerts").len(), 5, "the last content goes on");
 }
 
 #[test]
 fn the_account_of_a_topic_made_anew_comes_to_an_end() {
     let Some(kafka) = Kafka::require("audit of a topic made anew") else { return };
-    let place = place(kafka, 1);
-    place.events(0..20);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    let audit = || run(place.project.path(), &["audit", "--brokers", &place.kafka.brokers]);
-    place.kafka.delete(&place.topic);
-    let said = audit().failed().said();
-    assert!(said.contains("it is gone from Kafka"), "{said}");
-    place.kafka.create(&place.topic, 1);
-    place.events(0..5);
-    let said = audit().failed().said();
-    assert!(said.contains("Kafka ends at 5"), "{said}");
-    place.run(&["--until-end", "--reset", &place.customer]).ok();
-    let said = audit().ok().said();
-    assert!(said.contains("the topic was made anew"), "{said}");
+    let sample = sample_project(kafka, 1);
+    sample.events(0..20);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    let audit = || run(sample.project.path(), &["audit", "--brokers", &sample.kafka.brokers]);
+    sample.kafka.delete(&sample.topic);
+    let output = audit().failed().output();
+    assert!(output.contains("it is gone from Kafka"), "{output}");
+    sample.kafka.create(&sample.topic, 1);
+    sample.events(0..5);
+    let output = audit().failed().output();
+    assert!(output.contains("Kafka ends at 5"), "{output}");
+    sample.run(&["--until-end", "--reset", &sample.customer]).ok();
+    let output = audit().ok().output();
+    assert!(output.contains("the topic was made anew"), "{output}");
 }
 
 /// A small project against a broker inside this process.
@@ -317,9 +317,9 @@ fn without_kafka_it_is_not_ready_and_still_stops_at_once() {
     let brokers = cluster.bootstrap_servers();
     let arguments = ["run", "--brokers", &brokers, "--http", "127.0.0.1:0"];
     let mut running = process::start(project.path(), &arguments);
-    running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
-    let said = running.stderr();
-    let address = said.split("address=").nth(1).unwrap().split_whitespace().next().unwrap();
+    running.until("the pipeline", LONG, |output| output.contains("a partition joins"));
+    let output = running.stderr();
+    let address = output.split("address=").nth(1).unwrap().split_whitespace().next().unwrap();
     let wait_for = |wanted: &str, limit: Duration| {
         let deadline = Instant::now() + limit;
         while !get(address, "/readyz").contains(wanted) {

@@ -13,7 +13,7 @@ use chrono::{DateTime, SecondsFormat};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::rig;
+use crate::engine_harness;
 use crate::support::kafka::{Kafka, Read, Write};
 use crate::support::oracle::{Lateness, Oracle, Relation};
 use crate::support::process;
@@ -240,7 +240,7 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
 
     /// Starts a process that follows the topics.
     pub fn start(&self, environment: &[(&str, &str)]) -> process::Running {
-        process::start_knowing(self.project.path(), &self.arguments(&[]), environment)
+        process::start_with_env(self.project.path(), &self.arguments(&[]), environment)
     }
 
     /// Produces while `work` goes on.
@@ -307,7 +307,7 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
         let audit = ["audit", "--brokers", &self.kafka.brokers];
         let audit = process::run(self.project.path(), &audit);
         if !audit.status.success() {
-            verdict.differences.push(format!("audit: {}", audit.said()));
+            verdict.differences.push(format!("audit: {}", audit.output()));
         }
         verdict
     }
@@ -327,11 +327,11 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
                 sql.split_once(" AS\nSELECT").map_or(sql.clone(), |s| format!("SELECT{}", s.1));
             let late = (name == "late_counts").then_some(&late);
             let rows = oracle.answer(&sql, late).await.unwrap().0;
-            let mut expected = rig::batch_cells(&rows);
+            let mut expected = engine_harness::batch_cells(&rows);
             relations.push(Relation { name: name.into(), rows });
             let records = self.kafka.read(&self.output(name));
             let mut found = match holds {
-                Holds::Rows => records.iter().map(|r| rig::cells(&r.json())).collect(),
+                Holds::Rows => records.iter().map(|r| engine_harness::cells(&r.json())).collect(),
                 _ => newest(&records, holds),
             };
             expected.sort();
@@ -491,7 +491,7 @@ fn newest(records: &[Read], holds: Holds) -> Vec<Vec<String>> {
             open.insert(key.clone(), object.remove("is_final") != Some(true.into()));
             object.remove("revision");
         }
-        let row = rig::cells(&json);
+        let row = engine_harness::cells(&json);
         let count = |row: &Vec<String>| row[1].parse::<i64>().unwrap();
         if let Some(before) = rows.get(&key).filter(|_| holds == Holds::Counts) {
             assert!(count(before) < count(&row), "{before:?} was followed by {row:?}");

@@ -13,7 +13,7 @@ use millstream::state::snapshot_store as snapshot;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
-use crate::place::{LONG, place};
+use crate::sample_project::{LONG, sample_project};
 use crate::support::kafka::{Kafka, Write};
 use crate::support::process;
 
@@ -23,210 +23,210 @@ FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY window_sta
 #[test]
 fn a_closing_plan_may_change_and_what_is_kept_stays() {
     let Some(kafka) = Kafka::require("a changed closing plan") else { return };
-    let place = place(kafka, 2);
-    place.events(0..50);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    let latest = place.kafka.ends(&format!("millstream.{}.latest", place.customer))[0].1;
+    let sample = sample_project(kafka, 2);
+    sample.events(0..50);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    let latest = sample.kafka.ends(&format!("millstream.{}.latest", sample.customer))[0].1;
     // Another expression over the same counts, a HAVING, and of a view another column's value.
     let changed = HOURLY.replace("count(*) AS events", "10 * count(*) AS events");
-    place.project.query(&place.customer, "hourly", &format!("{changed} HAVING count(*) > 20"));
+    sample.project.query(&sample.customer, "hourly", &format!("{changed} HAVING count(*) > 20"));
     let view = "SELECT sensor, max(ts) AS seen, -count(*) AS events FROM events GROUP BY sensor";
-    place.project.query(&place.customer, "latest", view);
-    place.events(50..55);
-    let said = place.run(&["--drain"]).ok().said();
-    assert!(said.contains("closing plan has changed"), "{said}");
-    let hall = place.results("hourly");
+    sample.project.query(&sample.customer, "latest", view);
+    sample.events(50..55);
+    let output = sample.run(&["--drain"]).ok().output();
+    assert!(output.contains("closing plan has changed"), "{output}");
+    let hall = sample.results("hourly");
     assert_eq!(hall.len(), 1, "{hall:?}");
     let kitchen = (&hall[0]["room"], &hall[0]["events"], &hall[0]["sensors"]);
     assert_eq!(kitchen, (&"kitchen".into(), &360.into(), &5.into()));
-    // Every sensor's row is said again, with its sign.
-    let records = place.results("latest");
+    // Every sensor's row is output again, with its sign.
+    let records = sample.results("latest");
     let again = &records[usize::try_from(latest).unwrap()..];
     assert!(again.iter().all(|row| row["events"].as_i64().unwrap() < 0), "{again:?}");
-    let sum: Vec<_> = place.ask("SELECT sum(events) FROM {c}.latest");
+    let sum: Vec<_> = sample.ask("SELECT sum(events) FROM {c}.latest");
     assert_eq!(sum, ["-55"]);
 }
 
 #[test]
 fn a_result_may_get_a_column_from_what_is_kept() {
     let Some(kafka) = Kafka::require("another column of a result") else { return };
-    let place = place(kafka, 1);
-    place.events(0..70);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    let before = place.results("hourly").len();
+    let sample = sample_project(kafka, 1);
+    sample.events(0..70);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    let before = sample.results("hourly").len();
     assert!(before > 0);
     let more = HOURLY.replace("AS sensors", "AS sensors, 2 * count(*) AS twice");
-    place.project.query(&place.customer, "hourly", &more);
-    place.run(&["--drain"]).ok();
-    let results = place.results("hourly");
+    sample.project.query(&sample.customer, "hourly", &more);
+    sample.run(&["--drain"]).ok();
+    let results = sample.results("hourly");
     assert!(results[before..].iter().all(|row| row["twice"].as_i64() > Some(0)), "{results:?}");
-    let told = place.ask("SELECT count(*), count(twice) FROM {c}.hourly");
+    let told = sample.ask("SELECT count(*), count(twice) FROM {c}.hourly");
     assert_eq!(told, [format!("{},{}", results.len(), results.len() - before)]);
 }
 
 #[test]
 fn a_change_of_what_is_kept_is_refused_with_the_line_that_differs() {
     let Some(kafka) = Kafka::require("a changed front") else { return };
-    let place = place(kafka, 1);
-    place.events(0..50);
-    place.run(&["--create-topics", "--until-end"]).ok();
+    let sample = sample_project(kafka, 1);
+    sample.events(0..50);
+    sample.run(&["--create-topics", "--until-end"]).ok();
     let filtered = HOURLY.replace(" GROUP BY", " WHERE sensor > 1 GROUP BY");
-    place.project.query(&place.customer, "hourly", &filtered);
-    let said = place.run(&["--until-end"]).failed().said();
-    assert!(said.contains("query 'hourly'") && said.contains("has changed"), "{said}");
-    assert!(said.contains("sensor > 1', which is new"), "{said}");
-    let reset = format!("{}/hourly", place.customer);
-    assert!(said.contains(&format!("--reset {reset}")), "{said}");
+    sample.project.query(&sample.customer, "hourly", &filtered);
+    let output = sample.run(&["--until-end"]).failed().output();
+    assert!(output.contains("query 'hourly'") && output.contains("has changed"), "{output}");
+    assert!(output.contains("sensor > 1', which is new"), "{output}");
+    let reset = format!("{}/hourly", sample.customer);
+    assert!(output.contains(&format!("--reset {reset}")), "{output}");
     // The others go on with their state.
-    place.events(50..55);
-    place.run(&["--until-end", "--reset", &reset]).ok();
-    assert_eq!(place.ask("SELECT sum(events) FROM {c}.latest"), ["55"]);
-    place.run(&["--drain"]).ok();
-    let events = place.hourly_events();
+    sample.events(50..55);
+    sample.run(&["--until-end", "--reset", &reset]).ok();
+    assert_eq!(sample.ask("SELECT sum(events) FROM {c}.latest"), ["55"]);
+    sample.run(&["--drain"]).ok();
+    let events = sample.hourly_events();
     assert_eq!(events, 3, "of the five new events");
 }
 
 #[test]
 fn after_an_unclean_stop_no_plan_may_differ() {
     let Some(kafka) = Kafka::require("a changed plan after a kill") else { return };
-    let place = place(kafka, 1);
-    place.events(0..50);
-    let arguments = ["run", "--brokers", &place.kafka.brokers, "--create-topics"];
-    let mut running = process::start(place.project.path(), &arguments);
-    let results = format!("millstream.{}.latest", place.customer);
-    running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
+    let sample = sample_project(kafka, 1);
+    sample.events(0..50);
+    let arguments = ["run", "--brokers", &sample.kafka.brokers, "--create-topics"];
+    let mut running = process::start(sample.project.path(), &arguments);
+    let results = format!("millstream.{}.latest", sample.customer);
+    running.until("the pipeline", LONG, |output| output.contains("a partition joins"));
     let deadline = Instant::now() + LONG;
-    while place.kafka.ends(&results)[0].1 == 0 {
+    while sample.kafka.ends(&results)[0].1 == 0 {
         assert!(Instant::now() < deadline, "no results");
         std::thread::sleep(Duration::from_millis(50));
     }
     running.kill();
     let changed = HOURLY.replace("count(*) AS events", "10 * count(*) AS events");
-    place.project.query(&place.customer, "hourly", &changed);
-    let said = place.run(&["--until-end"]).said();
+    sample.project.query(&sample.customer, "hourly", &changed);
+    let output = sample.run(&["--until-end"]).output();
     assert!(
-        said.contains("did not stop cleanly") && said.contains("run once with the old file"),
-        "{said}"
+        output.contains("did not stop cleanly") && output.contains("run once with the old file"),
+        "{output}"
     );
-    place.project.query(&place.customer, "hourly", HOURLY);
-    place.run(&["--until-end"]).ok();
-    place.project.query(&place.customer, "hourly", &changed);
-    place.run(&["--drain"]).ok();
-    let events = place.hourly_events();
+    sample.project.query(&sample.customer, "hourly", HOURLY);
+    sample.run(&["--until-end"]).ok();
+    sample.project.query(&sample.customer, "hourly", &changed);
+    sample.run(&["--drain"]).ok();
+    let events = sample.hourly_events();
     assert_eq!(events, 500);
 }
 
 #[test]
 fn queries_come_and_go_and_leave_the_others_alone() {
     let Some(kafka) = Kafka::require("a query added and removed") else { return };
-    let place = place(kafka, 1);
-    place.events(0..50);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    place.project.remove_query(&place.customer, "latest");
-    place.project.query(
-        &place.customer,
+    let sample = sample_project(kafka, 1);
+    sample.events(0..50);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    sample.project.remove_query(&sample.customer, "latest");
+    sample.project.query(
+        &sample.customer,
         "rooms_now",
         "SELECT room, count(*) AS n FROM events GROUP BY room",
     );
-    place.events(50..55);
-    place.run(&["--create-topics", "--drain"]).ok();
-    let hourly = place.hourly_events();
+    sample.events(50..55);
+    sample.run(&["--create-topics", "--drain"]).ok();
+    let hourly = sample.hourly_events();
     assert_eq!(hourly, 55, "its state stayed");
-    let added = place.ask("SELECT sum(n) FROM {c}.rooms_now");
+    let added = sample.ask("SELECT sum(n) FROM {c}.rooms_now");
     assert_eq!(added, ["5"], "it takes what comes from now on");
 }
 
 #[test]
 fn a_query_that_is_added_later_may_start_at_the_earliest_event() {
     let Some(kafka) = Kafka::require("a query with a start") else { return };
-    let place = place(kafka, 2);
-    place.events(0..70);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    let said_before = place.results("hourly");
-    assert_eq!(said_before.len(), 2, "{said_before:?}");
+    let sample = sample_project(kafka, 2);
+    sample.events(0..70);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    let results_before = sample.results("hourly");
+    assert_eq!(results_before.len(), 2, "{results_before:?}");
     let added = |name: &str, select: &str| {
         let what = format!("CREATE STREAM {name} WITH (start = 'earliest') AS {select}");
-        place.project.query(&place.customer, name, &what);
+        sample.project.query(&sample.customer, name, &what);
     };
     let per_hour = HOURLY.replace("room, ", "").replace(", room", "");
     added("by_hour", &per_hour);
     added("hall", "SELECT ts, sensor FROM events WHERE room = 'hall'");
-    let said = place.run(&["--create-topics", "--until-end"]).failed().said();
+    let output = sample.run(&["--create-topics", "--until-end"]).failed().output();
     for wanted in ["'by_hour' is new", "by_hour.sql:1:15", "millstream rebuild"] {
-        assert!(said.contains(wanted), "{wanted}: {said}");
+        assert!(output.contains(wanted), "{wanted}: {output}");
     }
-    place.rebuild(&["--create-topics"]).ok();
-    place.events(70..75);
-    place.run(&["--drain"]).ok();
+    sample.rebuild(&["--create-topics"]).ok();
+    sample.events(70..75);
+    sample.run(&["--drain"]).ok();
     let events = |query: &str| -> i64 {
-        place.results(query).iter().map(|row| row["events"].as_i64().unwrap()).sum()
+        sample.results(query).iter().map(|row| row["events"].as_i64().unwrap()).sum()
     };
-    assert_eq!((events("by_hour"), place.results("by_hour").len()), (75, 2));
-    assert_eq!((place.results("hall").len(), place.results("alerts").len()), (25, 25));
-    assert_eq!((events("hourly"), &place.results("hourly")[..2]), (75, &said_before[..]));
+    assert_eq!((events("by_hour"), sample.results("by_hour").len()), (75, 2));
+    assert_eq!((sample.results("hall").len(), sample.results("alerts").len()), (25, 25));
+    assert_eq!((events("hourly"), &sample.results("hourly")[..2]), (75, &results_before[..]));
 }
 
 #[test]
 fn a_stream_may_get_columns_and_keeps_its_state() {
     let Some(kafka) = Kafka::require("another column of a stream") else { return };
-    let place = place(kafka, 1);
-    place.events(0..50);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    let schema = format!("schemas/{}.sql", place.customer);
-    let text = std::fs::read_to_string(place.project.path().join(&schema)).unwrap();
-    place.project.file(
+    let sample = sample_project(kafka, 1);
+    sample.events(0..50);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    let schema = format!("schemas/{}.sql", sample.customer);
+    let text = std::fs::read_to_string(sample.project.path().join(&schema)).unwrap();
+    sample.project.file(
         &schema,
         &text.replace("room VARCHAR NOT NULL,", "room VARCHAR NOT NULL, battery DOUBLE,"),
     );
-    let more = std::fs::read_to_string(place.project.path().join(&schema)).unwrap();
+    let more = std::fs::read_to_string(sample.project.path().join(&schema)).unwrap();
     // A column that becomes another one is a change.
-    place.project.file(&schema, &text.replace("room VARCHAR NOT NULL,", "room VARCHAR,"));
-    let said = place.run(&["--until-end"]).failed().said();
-    assert!(said.contains("stream 'events'") && said.contains("had 'room"), "{said}");
-    place.project.file(&schema, &more);
+    sample.project.file(&schema, &text.replace("room VARCHAR NOT NULL,", "room VARCHAR,"));
+    let output = sample.run(&["--until-end"]).failed().output();
+    assert!(output.contains("stream 'events'") && output.contains("had 'room"), "{output}");
+    sample.project.file(&schema, &more);
     let event = r#"{"ts":"2024-05-01 10:50:00","sensor":1,"room":"hall","battery":0.5}"#;
-    place.kafka.produce(&place.topic, [Write::value(event)]);
-    let said = place.run(&["--drain"]).ok().said();
-    assert!(said.contains("more columns from here on"), "{said}");
-    let events = place.hourly_events();
+    sample.kafka.produce(&sample.topic, [Write::value(event)]);
+    let output = sample.run(&["--drain"]).ok().output();
+    assert!(output.contains("more columns from here on"), "{output}");
+    let events = sample.hourly_events();
     assert_eq!(events, 51, "its state stayed");
-    let told = place.ask("SELECT count(*), count(battery), max(battery) FROM {c}.events");
+    let told = sample.ask("SELECT count(*), count(battery), max(battery) FROM {c}.events");
     assert_eq!(told, ["51,1,0.5"]);
 }
 
 #[test]
 fn a_table_may_change_twice_in_a_second_and_the_process_die_between() {
     let Some(kafka) = Kafka::require("tables and a kill") else { return };
-    let place = place(kafka, 1);
-    let arguments = ["run", "--brokers", &place.kafka.brokers, "--create-topics"];
-    let mut running = process::start(place.project.path(), &arguments);
-    running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
+    let sample = sample_project(kafka, 1);
+    let arguments = ["run", "--brokers", &sample.kafka.brokers, "--create-topics"];
+    let mut running = process::start(sample.project.path(), &arguments);
+    running.until("the pipeline", LONG, |output| output.contains("a partition joins"));
     let rooms = |kitchen: bool, hall: bool| {
         let text = format!("room,restricted\nkitchen,{kitchen}\nhall,{hall}\n");
-        place.project.file("data/rooms.csv", &text);
+        sample.project.file("data/rooms.csv", &text);
     };
-    let alerts = format!("millstream.{}.alerts", place.customer);
+    let alerts = format!("millstream.{}.alerts", sample.customer);
     let await_alerts = |count: i64, running: &mut process::Running| {
         let deadline = Instant::now() + LONG;
-        while place.kafka.read(&alerts).len() < usize::try_from(count).unwrap() {
+        while sample.kafka.read(&alerts).len() < usize::try_from(count).unwrap() {
             assert!(!running.ended() && Instant::now() < deadline, "{}", running.stderr());
             std::thread::sleep(Duration::from_millis(50));
         }
     };
-    place.events(0..6);
+    sample.events(0..6);
     await_alerts(2, &mut running);
     rooms(true, true);
     std::thread::sleep(Duration::from_millis(300));
     rooms(false, false);
     running.kill();
     rooms(true, false);
-    let mut running = process::start(place.project.path(), &arguments);
-    running.until("the pipeline", LONG, |said| said.contains("running recorded epochs again"));
-    place.events(6..12);
+    let mut running = process::start(sample.project.path(), &arguments);
+    running.until("the pipeline", LONG, |output| output.contains("running recorded epochs again"));
+    sample.events(6..12);
     await_alerts(6, &mut running);
     running.signal("TERM");
     running.wait(LONG).ok();
-    let rooms: Vec<String> = place
+    let rooms: Vec<String> = sample
         .results("alerts")
         .iter()
         .map(|row| row["room"].as_str().unwrap().to_owned())
@@ -235,8 +235,8 @@ fn a_table_may_change_twice_in_a_second_and_the_process_die_between() {
 }
 
 /// A log and snapshots as they were written when the format had this number, and what the
-/// process that wrote them said in the end. Every format that was ever released stays here.
-async fn goes_on_from(format: &str) {
+/// process that wrote them output in the end. Every format that was ever released stays here.
+async fn continues_from_format(format: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format);
     let lines = |name: &str| -> Vec<Bytes> {
         let text = std::fs::read_to_string(root.join(name)).unwrap();
@@ -266,16 +266,16 @@ async fn goes_on_from(format: &str) {
     let output = engine.end(&BTreeMap::new(), &[], true).await.unwrap();
     for (query, count) in [("hourly", 2), ("sliding", 9), ("middle", 1), ("corrected", 2)] {
         let topic = format!("millstream.old.{query}");
-        let said = output.records.iter().filter(|record| *record.topic == *topic);
-        let said: Vec<Bytes> = said.filter_map(|record| record.value.clone()).collect();
-        assert_eq!(said.len(), count, "{query}");
-        assert!(lines(&format!("{query}.jsonl")).ends_with(&said), "{query}: {said:?}");
+        let results = output.records.iter().filter(|record| *record.topic == *topic);
+        let results: Vec<Bytes> = results.filter_map(|record| record.value.clone()).collect();
+        assert_eq!(results.len(), count, "{query}");
+        assert!(lines(&format!("{query}.jsonl")).ends_with(&results), "{query}: {results:?}");
     }
 }
 
 #[tokio::test]
 async fn old_logs_and_snapshots_are_read() {
     for format in ["format-1", "format-2"] {
-        goes_on_from(format).await;
+        continues_from_format(format).await;
     }
 }

@@ -14,7 +14,7 @@ use millstream::catalog::{self, Catalog, Customer, Stream, TableFormat};
 use serde_json::{Map, Value};
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 
-use crate::rig::{self, Input, Outcome, Way};
+use crate::engine_harness::{self, Input, Outcome, Way};
 use crate::support::oracle::{Lateness, Oracle, Relation};
 use crate::support::project::Project;
 
@@ -86,7 +86,7 @@ enum Events {
     Raw(Vec<String>),
 }
 
-/// What one file has said so far.
+/// What one file has output so far.
 #[derive(Default)]
 struct Session {
     schema: Vec<String>,
@@ -224,9 +224,9 @@ impl Session {
         let root = catalog.root.clone();
         let customer = catalog.customers[0].clone();
         let inputs = self.inputs(&customer)?;
-        let whole = rig::run(&root, &customer, &inputs, Way::Whole).await?;
+        let whole = engine_harness::run(&root, &customer, &inputs, Way::Whole).await?;
         let rows = sorted(&whole, name)?;
-        if let Some((query, reason)) = whole.broken.first() {
+        if let Some((query, reason)) = whole.failed_windows.first() {
             return Err(Failure(format!("a window of {query} failed: {reason}")));
         }
         let mut ways = vec![Way::Cut];
@@ -234,7 +234,7 @@ impl Session {
             ways.push(Way::Spread);
         }
         for way in ways {
-            let other = rig::run(&root, &customer, &inputs, way).await?;
+            let other = engine_harness::run(&root, &customer, &inputs, way).await?;
             agree(&rows, &sorted(&other, name)?, &format!("{way:?}"))?;
             let count = |o: &Outcome| (o.late.len(), o.failed.len(), o.rejected.len());
             if count(&whole) != count(&other) {
@@ -308,7 +308,7 @@ impl Session {
                 .map(|before| Lateness { before, allowed_us: query.allowed_lateness_us });
             let (answer, _) = oracle.answer(&query.select.to_string(), late.as_ref()).await?;
             if query.name == name {
-                let mut expected = rig::batch_cells(&answer);
+                let mut expected = engine_harness::batch_cells(&answer);
                 expected.sort();
                 return agree(rows, &expected, "plain DataFusion");
             }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::load::{Load, seed};
 use crate::support::kafka::{Kafka, Read};
 use crate::support::process::{Finished, Running};
+use crate::verified_load::{Load, seed};
 
 const LONG: Duration = Duration::from_secs(120);
 const OUTPUTS: [&str; 12] = [
@@ -84,9 +84,9 @@ fn wait_for_commits(load: &Load, more: i64, running: &mut Running) {
 }
 
 fn is_fenced_by(successor: u32, finished: Finished) {
-    let said = finished.failed().said();
-    assert!(said.contains("took over customer"), "{said}");
-    assert!(said.contains(&format!("process {successor} on ")), "{successor}: {said}");
+    let output = finished.failed().output();
+    assert!(output.contains("took over customer"), "{output}");
+    assert!(output.contains(&format!("process {successor} on ")), "{successor}: {output}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::load::{Load, Verdict, seed};
 use crate::support::kafka::Kafka;
+use crate::verified_load::{Load, Verdict, seed};
 
 const KILLS: usize = 20;
 

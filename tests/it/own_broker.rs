@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use crate::place::place;
+use crate::sample_project::sample_project;
 use crate::support::kafka::{Kafka, Write};
 
 /// Runs `.ci/kafka WHAT FOLDER` and gives what it prints.
@@ -116,11 +116,11 @@ fn another_cluster_behind_the_same_address_is_refused() {
         return;
     }
     let broker = OwnBroker::start(None);
-    let place = place(broker.kafka.clone(), 1);
-    place.events(0..20);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    let log = format!("millstream.{}.log", place.customer);
-    let copy: Vec<Write> = (place.kafka.read(&log).into_iter())
+    let sample = sample_project(broker.kafka.clone(), 1);
+    sample.events(0..20);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    let log = format!("millstream.{}.log", sample.customer);
+    let copy: Vec<Write> = (sample.kafka.read(&log).into_iter())
         .map(|r| Write { partition: Some(0), key: r.key, value: r.value, headers: Vec::new() })
         .collect();
     broker.stop();
@@ -128,31 +128,32 @@ fn another_cluster_behind_the_same_address_is_refused() {
     let [data, before] = ["data", "before"].map(|name| broker.folder.path().join(name));
     std::fs::rename(&data, &before).unwrap();
     broker.again();
-    place.kafka.create(&place.topic, 1);
-    place.events(0..40);
+    sample.kafka.create(&sample.topic, 1);
+    sample.events(0..40);
     // History tells; without it the log does that is not there, or that is, but was copied.
     let refused = |more: &[&str], words: &[&str]| {
-        let said = place.run(&[&["--create-topics", "--until-end"], more].concat()).failed().said();
+        let output =
+            sample.run(&[&["--create-topics", "--until-end"], more].concat()).failed().output();
         for word in words {
-            assert!(said.contains(word), "{word} is not said\n{said}");
+            assert!(output.contains(word), "{word} is not output\n{output}");
         }
     };
     refused(&[], &["this history comes from another Kafka cluster", "--data-dir"]);
     let no_history = ["--history", "off"];
     refused(&no_history, &["is empty", "has run before", "another cluster", "--reset"]);
-    if !place.kafka.topics().contains(&log) {
-        place.kafka.create(&log, 1);
+    if !sample.kafka.topics().contains(&log) {
+        sample.kafka.create(&log, 1);
     }
-    place.kafka.produce(&log, copy);
+    sample.kafka.produce(&log, copy);
     refused(&no_history, &["this is another Kafka cluster than before", "--brokers"]);
-    assert_eq!(place.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["20,19"]);
+    assert_eq!(sample.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["20,19"]);
 
     // The one before is still good for it.
     broker.stop();
     std::fs::remove_dir_all(&data).unwrap();
     std::fs::rename(&before, &data).unwrap();
     broker.again();
-    place.events(20..40);
-    place.run(&["--until-end"]).ok();
-    assert_eq!(place.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["40,39"]);
+    sample.events(20..40);
+    sample.run(&["--until-end"]).ok();
+    assert_eq!(sample.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["40,39"]);
 }

@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::broker::OwnBroker;
-use crate::load::{Load, Produced, seed};
-use crate::place::LONG;
+use crate::own_broker::OwnBroker;
+use crate::sample_project::LONG;
 use crate::support::kafka::Kafka;
 use crate::support::process::{self, Running};
 use crate::support::proxy::{Done, EndTxn, INIT_PRODUCER_ID, Proxy, Weather};
+use crate::verified_load::{Load, Produced, seed};
 
 /// A customer under load whose Kafka stands behind a proxy.
 struct Scene {
@@ -44,7 +44,7 @@ impl Scene {
     fn play(&self, trouble: impl Fn(&mut Running)) {
         let produced = self.load.during(|| {
             let mut running = self.run(&[]);
-            running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
+            running.until("the pipeline", LONG, |output| output.contains("a partition joins"));
             trouble(&mut running);
             self.proxy.weather(Weather::default());
             std::thread::sleep(Duration::from_secs(2));
@@ -133,7 +133,7 @@ fn meddled(test: &str, reader: &'static str, fate: EndTxn, times: u64) {
             std::thread::sleep(Duration::from_millis(5));
         }
         scene.proxy.weather(Weather::default());
-        running.until("a look into the log", LONG, |said| said.contains("the log has epoch"));
+        running.until("a look into the log", LONG, |output| output.contains("the log has epoch"));
     });
 }
 
@@ -170,7 +170,7 @@ fn a_broker_that_is_restarted_and_killed_loses_nothing() {
     // The load's own producer would give up on a broker that is away: it comes first.
     let produced = scene.load.during(|| std::thread::sleep(Duration::from_secs(12)));
     let mut running = scene.run(&["--commit-interval", "100 ms"]);
-    running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
+    running.until("the pipeline", LONG, |output| output.contains("a partition joins"));
     for round in 0..3 {
         // In a transaction: the answer to its end is held back while the broker goes down.
         let before = scene.proxy.done().end_txns;
@@ -194,7 +194,10 @@ fn a_broker_that_is_restarted_and_killed_loses_nothing() {
     running.signal("TERM");
     // Where the broker does not answer yet, it ends without its last commit, and says so.
     let ended = running.wait(LONG);
-    let said = ended.said();
-    assert!(ended.status.success() || said.contains("stopped without the last commit"), "{said}");
+    let output = ended.output();
+    assert!(
+        ended.status.success() || output.contains("stopped without the last commit"),
+        "{output}"
+    );
     scene.agrees(&produced);
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::faults::get;
-use crate::place::{LONG, place};
+use crate::failures::get;
+use crate::sample_project::{LONG, sample_project};
 use crate::support::kafka::Kafka;
 use crate::support::process;
 
@@ -67,16 +67,16 @@ impl Drop for SmallDisk {
 fn a_full_disk_stops_nothing_and_loses_nothing() {
     let Some(kafka) = Kafka::require("a full disk") else { return };
     let Some(disk) = SmallDisk::mount() else { return };
-    let place = place(kafka, 1);
+    let sample = sample_project(kafka, 1);
     let data = disk.path().join("data");
     let data = data.to_str().unwrap();
-    let arguments = ["run", "--brokers", &place.kafka.brokers, "--create-topics", "--data-dir"];
+    let arguments = ["run", "--brokers", &sample.kafka.brokers, "--create-topics", "--data-dir"];
     let mut all = arguments.to_vec();
     all.extend([data, "--http", "127.0.0.1:0", "--snapshot-interval", "2 s"]);
-    let mut running = process::start(place.project.path(), &all);
-    running.until("the pipeline", LONG, |said| said.contains("a partition joins"));
-    let said = running.stderr();
-    let address = said.split("address=").nth(1).unwrap().split_whitespace().next().unwrap();
+    let mut running = process::start(sample.project.path(), &all);
+    running.until("the pipeline", LONG, |output| output.contains("a partition joins"));
+    let output = running.stderr();
+    let address = output.split("address=").nth(1).unwrap().split_whitespace().next().unwrap();
     let until = |what: &str, holds: &dyn Fn() -> bool| {
         let deadline = Instant::now() + LONG;
         while !holds() {
@@ -86,17 +86,17 @@ fn a_full_disk_stops_nothing_and_loses_nothing() {
     };
     let alerts = |wanted: i64| {
         let count = (0..wanted).filter(|minute| minute % 3 == 0).count();
-        until("results", &|| place.results("alerts").len() == count);
+        until("results", &|| sample.results("alerts").len() == count);
     };
-    place.events(0..60);
+    sample.events(0..60);
     alerts(60);
     let filler = disk.fill();
-    place.events(60..120);
+    sample.events(60..120);
     alerts(120);
     until("history is told to lag", &|| {
         get(address, "/readyz").contains("history has not committed")
     });
-    place.events(120..180);
+    sample.events(120..180);
     alerts(180);
     let waits = |text: &str| {
         let line = text.lines().find(|line| line.starts_with("millstream_history_waits_seconds"));
@@ -109,13 +109,13 @@ fn a_full_disk_stops_nothing_and_loses_nothing() {
     running.signal("TERM");
     running.wait(LONG).ok();
     let ask = |sql: &str| {
-        let sql = sql.replace("{c}", &place.customer);
+        let sql = sql.replace("{c}", &sample.customer);
         let arguments = ["query", "--data-dir", data, "--format", "csv", &sql];
-        let answer = process::run(place.project.path(), &arguments).ok();
+        let answer = process::run(sample.project.path(), &arguments).ok();
         answer.stdout.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(ask("SELECT count(*), count(DISTINCT _offset) FROM {c}.events"), ["180,180"]);
     assert_eq!(ask("SELECT count(*) FROM {c}.alerts"), ["60"]);
-    let audit = ["audit", "--brokers", &place.kafka.brokers, "--data-dir", data];
-    process::run(place.project.path(), &audit).ok();
+    let audit = ["audit", "--brokers", &sample.kafka.brokers, "--data-dir", data];
+    process::run(sample.project.path(), &audit).ok();
 }

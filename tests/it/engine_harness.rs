@@ -38,7 +38,7 @@ pub enum Way {
     /// in between.
     Cut,
     /// One to `partitions` partitions and epochs of any size; now and then it is killed: an older
-    /// snapshot is loaded, recorded epochs run again, and the state must be what it was.
+    /// snapshot is loaded, recorded epochs run run_epoch, and the state must be what it was.
     Random { seed: u64, partitions: i32 },
 }
 
@@ -62,7 +62,7 @@ pub struct Outcome {
     /// Rows that decoding or a rule of the stream refused: offset, column, reason.
     pub rejected: Vec<(i64, Option<String>, String)>,
     /// Windows whose closing plan failed: query, reason.
-    pub broken: Vec<(String, String)>,
+    pub failed_windows: Vec<(String, String)>,
 }
 
 /// Runs a customer over the inputs to the end of all windows.
@@ -72,28 +72,30 @@ pub async fn run(
     inputs: &[Input],
     way: Way,
 ) -> Result<Outcome> {
-    let mut rig = Rig::new(root, customer).await?;
+    let mut harness = EngineHarness::new(root, customer).await?;
     let schedule = schedule(inputs, way);
     let mut random =
         StdRng::seed_from_u64(if let Way::Random { seed, .. } = way { seed } else { 0 });
     for partition in 0..partitions(way) {
         for input in inputs {
-            rig.engine.join(&input.stream, &rig.partition(&input.stream, partition), 0)?;
+            harness.engine.join(&input.stream, &harness.partition(&input.stream, partition), 0)?;
         }
     }
-    rig.join = rig.engine.snapshot()?;
+    harness.initial_state = harness.engine.snapshot()?;
     for (number, chunks) in schedule.into_iter().enumerate() {
-        let emits = if number % 2 == 1 { rig.early() } else { Vec::new() };
-        rig.epoch(chunks, emits, false).await?;
+        let emits = if number % 2 == 1 { harness.early_queries() } else { Vec::new() };
+        harness.epoch(chunks, emits, false).await?;
         match way {
-            Way::Cut => rig.restore_newest(root).await?,
-            Way::Random { .. } if random.random_bool(0.3) => rig.keep_snapshot().await?,
-            Way::Random { .. } if random.random_bool(0.2) => rig.kill(root).await?,
+            Way::Cut => harness.restore_newest(root).await?,
+            Way::Random { .. } if random.random_bool(0.3) => harness.write_snapshot().await?,
+            Way::Random { .. } if random.random_bool(0.2) => {
+                harness.recover_after_kill(root).await?
+            }
             _ => {}
         }
     }
-    rig.epoch(Vec::new(), Vec::new(), true).await?;
-    rig.outcome()
+    harness.epoch(Vec::new(), Vec::new(), true).await?;
+    harness.outcome()
 }
 
 fn partitions(way: Way) -> i32 {
@@ -179,9 +181,9 @@ struct Recorded {
     drained: bool,
 }
 
-const MOST_WORKERS: usize = 3;
+const MAX_WORKERS: usize = 3;
 
-struct Rig {
+struct EngineHarness {
     customer: Arc<Customer>,
     tables: ReferenceTables,
     versions: tempfile::TempDir,
@@ -190,20 +192,20 @@ struct Rig {
     /// not matter.
     workers: usize,
     /// The state before the first epoch.
-    join: Snapshot,
+    initial_state: Snapshot,
     store: Arc<dyn ObjectStore>,
-    /// Epochs so far, and how many of them the kept snapshot holds.
+    /// Epochs so far, and how many of them the snapshot_at snapshot holds.
     log: Vec<Recorded>,
-    kept: Option<usize>,
+    snapshot_at: Option<usize>,
     records: Vec<OutRecord>,
     history: BTreeMap<String, Vec<RecordBatch>>,
 }
 
-impl Rig {
+impl EngineHarness {
     async fn new(root: &Path, customer: &Arc<Customer>) -> Result<Self> {
         let versions = tempfile::tempdir()?;
-        let (engine, tables) = fresh(root, customer, versions.path(), 1).await?;
-        let join = engine.snapshot()?;
+        let (engine, tables) = new_engine(root, customer, versions.path(), 1).await?;
+        let initial_state = engine.snapshot()?;
         let (log, records, history) = (Vec::new(), Vec::new(), BTreeMap::new());
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         Ok(Self {
@@ -212,10 +214,10 @@ impl Rig {
             versions,
             engine,
             workers: 1,
-            join,
+            initial_state,
             store,
             log,
-            kept: None,
+            snapshot_at: None,
             records,
             history,
         })
@@ -233,10 +235,11 @@ impl Rig {
         TopicPartition { topic: self.topic(stream), partition }
     }
 
-    /// Queries that may speak early.
-    fn early(&self) -> Vec<String> {
-        let early = self.customer.queries.iter().filter(|q| matches!(q.emit, Emit::Every(_)));
-        early.map(|q| q.name.clone()).collect()
+    /// Queries that may speak early_queries.
+    fn early_queries(&self) -> Vec<String> {
+        let early_queries =
+            self.customer.queries.iter().filter(|q| matches!(q.emit, Emit::Every(_)));
+        early_queries.map(|q| q.name.clone()).collect()
     }
 
     async fn epoch(&mut self, epoch: Epoch, emits: Vec<String>, drained: bool) -> Result<()> {
@@ -246,7 +249,7 @@ impl Rig {
             .collect();
         self.log.push(Recorded { chunks, emits, drained });
         let number = self.log.len();
-        let output = again(&mut self.engine, number, &self.log[number - 1]).await?;
+        let output = run_epoch(&mut self.engine, number, &self.log[number - 1]).await?;
         self.records.extend(output.records);
         for rows in output.history {
             self.history.entry(rows.stream).or_default().push(rows.rows);
@@ -256,28 +259,28 @@ impl Rig {
 
     /// Writes all state out and goes on with a new engine that read it back.
     async fn restore_newest(&mut self, root: &Path) -> Result<()> {
-        self.keep_snapshot().await?;
-        self.engine = self.recovered(root).await?;
+        self.write_snapshot().await?;
+        self.engine = self.restored_engine(root).await?;
         Ok(())
     }
 
-    async fn keep_snapshot(&mut self) -> Result<()> {
+    async fn write_snapshot(&mut self) -> Result<()> {
         let number = self.log.len();
         snapshot::write(&self.store, &format!("s{number}").into(), &self.engine.snapshot()?)
             .await?;
-        self.kept = Some(number);
+        self.snapshot_at = Some(number);
         Ok(())
     }
 
     /// Loses the engine, recovers another one, and insists that it is the same.
-    async fn kill(&mut self, root: &Path) -> Result<()> {
+    async fn recover_after_kill(&mut self, root: &Path) -> Result<()> {
         let before = self.engine.snapshot()?;
-        let mut engine = self.recovered(root).await?;
-        for number in self.kept.unwrap_or(0)..self.log.len() {
+        let mut engine = self.restored_engine(root).await?;
+        for number in self.snapshot_at.unwrap_or(0)..self.log.len() {
             // Partitions may be read in another order than the first time.
             let mut recorded = self.log[number].clone();
             recorded.chunks.sort_by_key(|chunk| std::cmp::Reverse(chunk.partition));
-            again(&mut engine, number + 1, &recorded).await?;
+            run_epoch(&mut engine, number + 1, &recorded).await?;
         }
         let after = engine.snapshot()?;
         if describe(&before) != describe(&after) {
@@ -291,16 +294,16 @@ impl Rig {
         Ok(())
     }
 
-    async fn recovered(&mut self, root: &Path) -> Result<Engine> {
-        self.workers = 1 + self.workers % MOST_WORKERS;
+    async fn restored_engine(&mut self, root: &Path) -> Result<Engine> {
+        self.workers = 1 + self.workers % MAX_WORKERS;
         let versions = self.versions.path();
-        let (mut engine, tables) = fresh(root, &self.customer, versions, self.workers).await?;
+        let (mut engine, tables) = new_engine(root, &self.customer, versions, self.workers).await?;
         self.tables = tables;
-        let saved = match self.kept {
+        let saved = match self.snapshot_at {
             Some(number) => snapshot::read(&self.store, &format!("s{number}").into()).await?,
             None => Snapshot {
-                manifest: self.join.manifest.clone(),
-                batches: self.join.batches.clone(),
+                manifest: self.initial_state.manifest.clone(),
+                batches: self.initial_state.batches.clone(),
             },
         };
         engine.restore(saved, &BTreeSet::new()).await?;
@@ -318,7 +321,7 @@ impl Rig {
             let records = self.records.iter().filter(|r| *r.topic == *query.plan.query.topic);
             outcome
                 .results
-                .insert(query.plan.name.clone(), standing(records, query.sink.publication)?);
+                .insert(query.plan.name.clone(), final_rows(records, query.sink.publication)?);
         }
         for record in &self.records {
             if record.topic == dead {
@@ -338,7 +341,7 @@ impl Rig {
     }
 }
 
-async fn fresh(
+async fn new_engine(
     root: &Path,
     customer: &Arc<Customer>,
     versions: &Path,
@@ -354,7 +357,7 @@ async fn fresh(
     Ok((engine, tables))
 }
 
-async fn again(
+async fn run_epoch(
     engine: &mut Engine,
     number: usize,
     recorded: &Recorded,
@@ -385,7 +388,7 @@ fn json(value: Option<&[u8]>) -> Result<Value> {
 }
 
 /// The rows that stand at the end of a results topic.
-fn standing<'a>(
+fn final_rows<'a>(
     records: impl Iterator<Item = &'a OutRecord>,
     publication: Publication,
 ) -> Result<Vec<Vec<String>>> {
@@ -411,7 +414,7 @@ fn standing<'a>(
                 assert_eq!(
                     object.remove("is_final"),
                     Some(Value::Bool(true)),
-                    "an early result was the last"
+                    "an early_queries result was the last"
                 );
                 object.remove("revision");
             }
@@ -429,7 +432,7 @@ fn dead_letter(record: &OutRecord, outcome: &mut Outcome) {
     let reason = header(sink::headers::REASON).unwrap();
     match header(sink::headers::STAGE).unwrap().as_str() {
         "query" => outcome.failed.push((header(sink::headers::QUERY).unwrap(), offset())),
-        "window" => outcome.broken.push((header(sink::headers::QUERY).unwrap(), reason)),
+        "window" => outcome.failed_windows.push((header(sink::headers::QUERY).unwrap(), reason)),
         _ => outcome.rejected.push((offset(), header(sink::headers::COLUMN), reason)),
     }
 }

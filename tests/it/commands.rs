@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::place::{LONG, place};
+use crate::sample_project::{LONG, sample_project};
 use crate::support::kafka::{Kafka, Write};
 use crate::support::process::{self, run, start};
 use crate::support::project::{Project, unique};
@@ -21,21 +21,21 @@ fn check_shows_all_errors_with_a_caret_and_a_hint() {
             "session",
             "SELECT window_start, count(*) AS c FROM SESSION(TABLE events, DESCRIPTOR(ts), INTERVAL '5' MINUTE) GROUP BY window_start, window_end",
         );
-    let said = run(project.path(), &["check"]).failed().said();
+    let output = run(project.path(), &["check"]).failed().output();
     for file in ["unknown_stream.sql:2:6", "unknown_column.sql:1:8", "no_window.sql", "session.sql"]
     {
-        assert!(said.contains(file), "{file} is not named\n{said}");
+        assert!(output.contains(file), "{file} is not named\n{output}");
     }
-    assert!(said.contains("2 | FROM evnets\n  |      ^"), "no caret under the word\n{said}");
-    assert!(said.contains("did you mean") && said.contains("'events'"), "no hint\n{said}");
-    assert!(said.contains("SESSION"), "{said}");
-    assert!(!said.contains("good.sql"), "{said}");
+    assert!(output.contains("2 | FROM evnets\n  |      ^"), "no caret under the word\n{output}");
+    assert!(output.contains("did you mean") && output.contains("'events'"), "no hint\n{output}");
+    assert!(output.contains("SESSION"), "{output}");
+    assert!(!output.contains("good.sql"), "{output}");
 }
 
 #[test]
 fn the_repository_passes_its_own_check_and_explains_the_cut() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let said = run(root, &["check"]).ok().stdout;
+    let output = run(root, &["check"]).ok().stdout;
     for query in [
         "daily_visits",
         "room_visits",
@@ -46,14 +46,14 @@ fn the_repository_passes_its_own_check_and_explains_the_cut() {
         "room_usage",
         "latency",
     ] {
-        assert!(said.contains(query), "{query} is not described\n{said}");
+        assert!(output.contains(query), "{query} is not described\n{output}");
     }
     for word in ["inputs", "windows", "kept", "topic", "key", "columns"] {
-        assert!(said.contains(word), "{word} is not described\n{said}");
+        assert!(output.contains(word), "{word} is not described\n{output}");
     }
-    let said = run(root, &["explain", "customer_a/daily_visits"]).ok().stdout.to_lowercase();
+    let output = run(root, &["explain", "customer_a/daily_visits"]).ok().stdout.to_lowercase();
     for word in ["front", "kept", "closing plan", "aggregate"] {
-        assert!(said.contains(word), "{word} is not explained\n{said}");
+        assert!(output.contains(word), "{word} is not explained\n{output}");
     }
 }
 
@@ -68,17 +68,17 @@ fn check_ends_with_what_it_found_and_warns() {
             "lost",
             "SELECT n, sum(n + 1) FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '1' DAY) GROUP BY window_start, window_end, n",
         );
-    let said = run(project.path(), &["check"]).ok().stdout;
-    assert_eq!(said.lines().last(), Some("ok: 1 customer, 2 queries"), "{said}");
-    assert!(said.contains("kept     partials: sum(events.n + 1); keys events.n\n"), "{said}");
-    assert!(said.contains("columns  ts TIMESTAMP, n BIGINT\n"), "{said}");
-    assert!(said.contains("warning  nothing tells which window a row belongs to"), "{said}");
-    assert_eq!(said.matches("warning  ").count(), 2, "{said}");
+    let output = run(project.path(), &["check"]).ok().stdout;
+    assert_eq!(output.lines().last(), Some("ok: 1 customer, 2 queries"), "{output}");
+    assert!(output.contains("kept     partials: sum(events.n + 1); keys events.n\n"), "{output}");
+    assert!(output.contains("columns  ts TIMESTAMP, n BIGINT\n"), "{output}");
+    assert!(output.contains("warning  nothing tells which window a row belongs to"), "{output}");
+    assert_eq!(output.matches("warning  ").count(), 2, "{output}");
 
     project.schema("c", "CREATE STREAM events (ts TIMESTAMP NOT NULL, n BIGINT, WATERMARK FOR ts AS ts) WITH (topics = 'e', formt = 'json');");
-    let said = run(project.path(), &["check"]).failed();
-    assert!(said.stderr.ends_with("1 error found\n"), "{}", said.stderr);
-    assert!(!said.said().contains("no stream"), "{}", said.said());
+    let output = run(project.path(), &["check"]).failed();
+    assert!(output.stderr.ends_with("1 error found\n"), "{}", output.stderr);
+    assert!(!output.output().contains("no stream"), "{}", output.output());
 }
 
 #[test]
@@ -92,15 +92,15 @@ fn a_wrong_data_dir_is_no_empty_answer() {
         &["query", "--data-dir", "nowhere", "SHOW TABLES"],
         &["replay", "--data-dir", "nowhere", "c/all"],
     ] {
-        let said = run(project.path(), arguments).failed().said();
+        let output = run(project.path(), arguments).failed().output();
         assert!(
-            said.contains("there is no history in nowhere") && said.contains("--data-dir"),
-            "{said}"
+            output.contains("there is no history in nowhere") && output.contains("--data-dir"),
+            "{output}"
         );
     }
     let range = ["replay", "c/all", "--from", "2020-01-02", "--to", "2020-01-02"];
-    let said = run(project.path(), &range).failed().said();
-    assert!(said.contains("--from is not before --to"), "{said}");
+    let output = run(project.path(), &range).failed().output();
+    assert!(output.contains("--from is not before --to"), "{output}");
 }
 
 #[test]
@@ -112,26 +112,26 @@ fn a_missing_topic_is_named_and_nothing_else_happens() {
     project
         .schema(&customer, &format!("CREATE STREAM e (ts TIMESTAMP NOT NULL, WATERMARK FOR ts AS ts) WITH (topics = '{topic}');"))
         .query(&customer, "all", "SELECT ts FROM e");
-    let said =
-        run(project.path(), &["run", "--brokers", &kafka.brokers, "--until-end"]).failed().said();
-    assert!(said.contains(&topic) && said.contains("--create-topics"), "{said}");
+    let output =
+        run(project.path(), &["run", "--brokers", &kafka.brokers, "--until-end"]).failed().output();
+    assert!(output.contains(&topic) && output.contains("--create-topics"), "{output}");
     assert!(!kafka.topics().contains(&topic));
 }
 
 #[test]
 fn until_end_leaves_windows_open_and_drain_closes_them_for_good() {
     let Some(kafka) = Kafka::require("until-end") else { return };
-    let place = place(kafka, 2);
-    place.events(0..90);
-    place.run(&["--create-topics", "--until-end"]).ok();
+    let sample = sample_project(kafka, 2);
+    sample.events(0..90);
+    sample.run(&["--create-topics", "--until-end"]).ok();
     // Two partitions' watermarks may both have passed 11:00, or one of them may be behind.
-    let early = place.results("hourly").len();
+    let early = sample.results("hourly").len();
     assert!(early == 0 || early == 2, "{early}");
-    place.events(90..125);
-    place.run(&["--until-end"]).ok();
-    assert_eq!(place.ask("SELECT count(*) FROM {c}.events"), ["125"]);
-    place.run(&["--drain"]).ok();
-    let mut rows: Vec<_> = place
+    sample.events(90..125);
+    sample.run(&["--until-end"]).ok();
+    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events"), ["125"]);
+    sample.run(&["--drain"]).ok();
+    let mut rows: Vec<_> = sample
         .results("hourly")
         .iter()
         .map(|r| {
@@ -157,40 +157,40 @@ fn until_end_leaves_windows_open_and_drain_closes_them_for_good() {
         row("12", "kitchen", "3", "3"),
     ];
     assert_eq!(rows, expected);
-    assert_eq!(place.ask("SELECT count(*) FROM {c}.hourly"), ["6"]);
+    assert_eq!(sample.ask("SELECT count(*) FROM {c}.hourly"), ["6"]);
 
-    let said = place.run(&["--until-end"]).failed().said();
-    assert!(said.contains("drained") && said.contains("--reset"), "{said}");
-    place.events(125..130);
-    place.run(&["--until-end", "--reset", &place.customer]).ok();
-    assert_eq!(place.ask("SELECT count(*) FROM {c}.events"), ["130"]);
-    run(place.project.path(), &["audit", "--brokers", &place.kafka.brokers]).ok();
+    let output = sample.run(&["--until-end"]).failed().output();
+    assert!(output.contains("drained") && output.contains("--reset"), "{output}");
+    sample.events(125..130);
+    sample.run(&["--until-end", "--reset", &sample.customer]).ok();
+    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events"), ["130"]);
+    run(sample.project.path(), &["audit", "--brokers", &sample.kafka.brokers]).ok();
 }
 
 #[test]
 fn without_history_there_are_results_and_no_tables() {
     let Some(kafka) = Kafka::require("history off") else { return };
-    let place = place(kafka, 1);
-    place.events(0..70);
-    place.run(&["--create-topics", "--drain", "--history", "off"]).ok();
-    let rows = place.results("hourly");
+    let sample = sample_project(kafka, 1);
+    sample.events(0..70);
+    sample.run(&["--create-topics", "--drain", "--history", "off"]).ok();
+    let rows = sample.results("hourly");
     assert_eq!(rows.iter().map(|r| r["events"].as_i64().unwrap()).sum::<i64>(), 70);
-    assert!(!place.project.path().join(".millstream/history").exists());
-    let said = run(place.project.path(), &["query", "SELECT * FROM nowhere"]).failed().said();
-    assert!(said.contains("nowhere"), "{said}");
+    assert!(!sample.project.path().join(".millstream/history").exists());
+    let output = run(sample.project.path(), &["query", "SELECT * FROM nowhere"]).failed().output();
+    assert!(output.contains("nowhere"), "{output}");
 }
 
 #[test]
 fn a_term_signal_stops_within_five_seconds_and_the_next_run_goes_on() {
     let Some(kafka) = Kafka::require("signal") else { return };
-    let place = place(kafka, 1);
-    place.events(0..30);
-    let brokers = place.kafka.brokers.clone();
+    let sample = sample_project(kafka, 1);
+    sample.events(0..30);
+    let brokers = sample.kafka.brokers.clone();
     let arguments = ["run", "--brokers", &brokers, "--create-topics"];
-    let mut running = start(place.project.path(), &arguments);
+    let mut running = start(sample.project.path(), &arguments);
     let deadline = Instant::now() + LONG;
-    while !place.kafka.topics().contains(&format!("millstream.{}.alerts", place.customer))
-        || place.results("alerts").len() < 10
+    while !sample.kafka.topics().contains(&format!("millstream.{}.alerts", sample.customer))
+        || sample.results("alerts").len() < 10
     {
         assert!(!running.ended() && Instant::now() < deadline, "{}", running.stderr());
         std::thread::sleep(Duration::from_millis(100));
@@ -204,26 +204,26 @@ fn a_term_signal_stops_within_five_seconds_and_the_next_run_goes_on() {
         since.elapsed(),
         finished.stderr
     );
-    place.events(30..60);
-    place.run(&["--drain"]).ok();
-    assert_eq!(place.results("alerts").len(), 20);
-    let rows = place.results("hourly");
+    sample.events(30..60);
+    sample.run(&["--drain"]).ok();
+    assert_eq!(sample.results("alerts").len(), 20);
+    let rows = sample.results("hourly");
     assert_eq!(rows.iter().map(|r| r["events"].as_i64().unwrap()).sum::<i64>(), 60);
 }
 
 #[test]
 fn replay_says_what_the_stream_said() {
     let Some(kafka) = Kafka::require("replay") else { return };
-    let place = place(kafka, 1);
-    place.events(0..125);
+    let sample = sample_project(kafka, 1);
+    sample.events(0..125);
     // Half an hour behind: refused by the 10 o'clock window, in history all the same.
-    place.events(10..13);
-    place.run(&["--create-topics", "--drain"]).ok();
-    let file = format!("queries/{}/hourly.sql", place.customer);
+    sample.events(10..13);
+    sample.run(&["--create-topics", "--drain"]).ok();
+    let file = format!("queries/{}/hourly.sql", sample.customer);
     let range = ["--from", "2024-05-01", "--to", "2024-05-02", "--format", "csv"];
     let replay = |more: &[&str]| {
         let arguments = [&["replay", &file], &range[..], more].concat();
-        let mut rows: Vec<String> = run(place.project.path(), &arguments)
+        let mut rows: Vec<String> = run(sample.project.path(), &arguments)
             .ok()
             .stdout
             .lines()
@@ -234,10 +234,10 @@ fn replay_says_what_the_stream_said() {
         rows
     };
     let mut streamed =
-        place.ask("SELECT window_start, window_end, room, events, sensors FROM {c}.hourly");
+        sample.ask("SELECT window_start, window_end, room, events, sensors FROM {c}.hourly");
     streamed.sort();
     assert_eq!(replay(&["--as-streamed"]), streamed);
-    assert_eq!(place.ask("SELECT count(*) FROM {c}.events_late WHERE query = 'hourly'"), ["3"]);
+    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events_late WHERE query = 'hourly'"), ["3"]);
     let sum = |rows: &[String]| {
         rows.iter().map(|r| r.split(',').nth(3).unwrap().parse::<i64>().unwrap()).sum::<i64>()
     };
@@ -247,13 +247,13 @@ fn replay_says_what_the_stream_said() {
 #[test]
 fn query_answers_in_every_format_and_from_every_place() {
     let Some(kafka) = Kafka::require("formats") else { return };
-    let place = place(kafka, 1);
-    place.events(0..10);
-    place.run(&["--create-topics", "--drain"]).ok();
-    let folder = place.project.path();
+    let sample = sample_project(kafka, 1);
+    sample.events(0..10);
+    sample.run(&["--create-topics", "--drain"]).ok();
+    let folder = sample.project.path();
     let sql = format!(
         "SELECT room, count(*) AS n FROM {}.events GROUP BY room ORDER BY room",
-        place.customer
+        sample.customer
     );
     let csv = run(folder, &["query", "--format", "csv", &sql]).ok().stdout;
     assert_eq!(csv, "room,n\nhall,4\nkitchen,6\n");
@@ -264,35 +264,37 @@ fn query_answers_in_every_format_and_from_every_place() {
     );
     let table = run(folder, &["query", &sql]).ok().stdout;
     assert!(table.contains("| hall") && table.contains("| room"), "{table}");
-    place.project.file("q.sql", &sql);
+    sample.project.file("q.sql", &sql);
     assert_eq!(run(folder, &["query", "--format", "csv", "--file", "q.sql"]).ok().stdout, csv);
-    let piped =
-        process::start_with(folder, &["query", "--format", "csv"], Some(&sql)).wait(LONG).ok();
+    let piped = process::start_with_stdin(folder, &["query", "--format", "csv"], Some(&sql))
+        .wait(LONG)
+        .ok();
     assert_eq!(piped.stdout, csv);
     run(folder, &["query", "--format", "parquet", "--output", "out.parquet", &sql]).ok();
     let bytes = std::fs::read(folder.join("out.parquet")).unwrap();
     assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
     // A keyed result: its name is the latest row of each key, its _changes every change.
     assert_eq!(
-        place.ask("SELECT sensor, events FROM {c}.latest ORDER BY sensor"),
+        sample.ask("SELECT sensor, events FROM {c}.latest ORDER BY sensor"),
         ["0,2", "1,2", "2,2", "3,2", "4,2"]
     );
-    let changes = place.ask("SELECT count(*) FROM {c}.latest_changes")[0].parse::<usize>().unwrap();
+    let changes =
+        sample.ask("SELECT count(*) FROM {c}.latest_changes")[0].parse::<usize>().unwrap();
     assert!(changes >= 5, "{changes}");
-    let said = run(folder, &["query", "SELECT * FROM nowhere.nothing"]).failed().said();
-    assert!(said.contains("nothing"), "{said}");
+    let output = run(folder, &["query", "SELECT * FROM nowhere.nothing"]).failed().output();
+    assert!(output.contains("nothing"), "{output}");
 }
 
 #[test]
 fn subscribe_follows_a_results_topic() {
     let Some(kafka) = Kafka::require("subscribe") else { return };
-    let place = place(kafka, 1);
-    place.events(0..10);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    let brokers = place.kafka.brokers.clone();
+    let sample = sample_project(kafka, 1);
+    sample.events(0..10);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    let brokers = sample.kafka.brokers.clone();
     let arguments = [
         "subscribe",
-        &place.customer,
+        &sample.customer,
         "alerts",
         "--brokers",
         &brokers,
@@ -300,15 +302,18 @@ fn subscribe_follows_a_results_topic() {
         "--format",
         "json",
     ];
-    let mut follower = start(place.project.path(), &arguments);
+    let mut follower = start(sample.project.path(), &arguments);
     let rows = |text: &str| text.lines().filter(|l| l.contains("\"room\":\"hall\"")).count();
     follower.until("the alerts so far", LONG, |text| rows(text) == 4);
-    place.events(10..16);
-    place.run(&["--until-end"]).ok();
+    sample.events(10..16);
+    sample.run(&["--until-end"]).ok();
     follower.until("the new alerts", LONG, |text| rows(text) == 6);
     follower.signal("INT");
-    let said = follower.wait(Duration::from_secs(10)).stderr;
-    assert!(said.contains("no more results are read") && !said.contains("snapshot"), "{said}");
+    let output = follower.wait(Duration::from_secs(10)).stderr;
+    assert!(
+        output.contains("no more results are read") && !output.contains("snapshot"),
+        "{output}"
+    );
 }
 
 #[test]
@@ -316,10 +321,10 @@ fn a_broker_that_is_not_there_is_named_within_seconds_and_without_colours() {
     let project = Project::new();
     let arguments = ["subscribe", "c", "q", "--brokers", "127.0.0.1:1"];
     let mut running = start(project.path(), &arguments);
-    running.until("the silent broker", Duration::from_secs(5), |said| {
-        said.contains("WARN")
-            && said.contains("trying again: 127.0.0.1:1")
-            && said.contains("Connection refused")
+    running.until("the silent broker", Duration::from_secs(5), |output| {
+        output.contains("WARN")
+            && output.contains("trying again: 127.0.0.1:1")
+            && output.contains("Connection refused")
     });
     assert!(!running.ended() && !running.stderr().contains('\u{1b}'), "{}", running.stderr());
 }
@@ -327,56 +332,58 @@ fn a_broker_that_is_not_there_is_named_within_seconds_and_without_colours() {
 #[test]
 fn dead_letters_are_fed_again_once_the_schema_accepts_them() {
     let Some(kafka) = Kafka::require("retry") else { return };
-    let place = place(kafka, 1);
-    place.events(0..5);
+    let sample = sample_project(kafka, 1);
+    sample.events(0..5);
     let odd = |m: i64| {
         Write::value(format!(r#"{{"ts":"2024-05-01 10:{m:02}:00","sensor":1,"place":"hall"}}"#))
     };
-    place.kafka.produce(&place.topic, (5..8).map(odd));
-    place.kafka.produce(&place.topic, [Write::value("rubbish")]);
-    place.run(&["--create-topics", "--until-end"]).ok();
-    assert_eq!(place.ask("SELECT count(*) FROM {c}.events"), ["5"]);
+    sample.kafka.produce(&sample.topic, (5..8).map(odd));
+    sample.kafka.produce(&sample.topic, [Write::value("rubbish")]);
+    sample.run(&["--create-topics", "--until-end"]).ok();
+    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events"), ["5"]);
     let retry = |more: &[&str]| {
         let arguments =
-            [&["dead-letters", "retry", "--brokers", &place.kafka.brokers][..], more].concat();
-        run(place.project.path(), &arguments).ok().stdout
+            [&["dead-letters", "retry", "--brokers", &sample.kafka.brokers][..], more].concat();
+        run(sample.project.path(), &arguments).ok().stdout
     };
     assert!(retry(&[]).contains("0 dead letters fed again, 4 still"), "nothing fits yet");
     // The room may be missing from now on.
     let schema = std::fs::read_to_string(
-        place.project.path().join(format!("schemas/{}.sql", place.customer)),
+        sample.project.path().join(format!("schemas/{}.sql", sample.customer)),
     )
     .unwrap();
-    place.project.schema(&place.customer, &schema.replace("room VARCHAR NOT NULL", "room VARCHAR"));
-    let said = retry(&[]);
-    assert!(said.contains("3 dead letters fed again, 1 still"), "{said}");
-    let said = retry(&[]);
-    assert!(said.contains("0 dead letters fed again, 1 still"), "twice: {said}");
-    let ends = place.kafka.ends(&place.topic);
+    sample
+        .project
+        .schema(&sample.customer, &schema.replace("room VARCHAR NOT NULL", "room VARCHAR"));
+    let output = retry(&[]);
+    assert!(output.contains("3 dead letters fed again, 1 still"), "{output}");
+    let output = retry(&[]);
+    assert!(output.contains("0 dead letters fed again, 1 still"), "twice: {output}");
+    let ends = sample.kafka.ends(&sample.topic);
     assert!(ends[0].1 >= 12, "{ends:?}");
 }
 
 #[test]
 fn an_edited_reference_table_takes_effect_while_running() {
     let Some(kafka) = Kafka::require("table") else { return };
-    let place = place(kafka, 1);
-    place.events(0..6);
-    let brokers = place.kafka.brokers.clone();
+    let sample = sample_project(kafka, 1);
+    sample.events(0..6);
+    let brokers = sample.kafka.brokers.clone();
     let mut running =
-        start(place.project.path(), &["run", "--brokers", &brokers, "--create-topics"]);
+        start(sample.project.path(), &["run", "--brokers", &brokers, "--create-topics"]);
     let alerts = |count: usize, running: &mut process::Running| {
         let deadline = Instant::now() + LONG;
-        let topic = format!("millstream.{}.alerts", place.customer);
-        while !place.kafka.topics().contains(&topic) || place.results("alerts").len() < count {
+        let topic = format!("millstream.{}.alerts", sample.customer);
+        while !sample.kafka.topics().contains(&topic) || sample.results("alerts").len() < count {
             assert!(!running.ended() && Instant::now() < deadline, "{}", running.stderr());
             std::thread::sleep(Duration::from_millis(100));
         }
-        assert_eq!(place.results("alerts").len(), count);
+        assert_eq!(sample.results("alerts").len(), count);
     };
     alerts(2, &mut running);
-    place.project.file("data/rooms.csv", "room,restricted\nkitchen,true\nhall,true\n");
+    sample.project.file("data/rooms.csv", "room,restricted\nkitchen,true\nhall,true\n");
     std::thread::sleep(Duration::from_secs(5));
-    place.events(6..12);
+    sample.events(6..12);
     alerts(8, &mut running);
     running.signal("TERM");
     running.wait(Duration::from_secs(30)).ok();
@@ -451,9 +458,9 @@ fn the_demo_runs_without_kafka_and_its_history_can_be_asked() {
     let during = count("customer_a.positions");
     let finished = demo.wait(LONG).ok();
     let after = count("customer_a.positions");
-    assert!(during > 0 && after >= during, "{during} then {after}\n{}", finished.said());
-    assert!(count("customer_a.daily_visits") > 0, "a day window closed\n{}", finished.said());
-    assert!(count("customer_a.dead_letters") > 0, "one sensor is broken\n{}", finished.said());
+    assert!(during > 0 && after >= during, "{during} then {after}\n{}", finished.output());
+    assert!(count("customer_a.daily_visits") > 0, "a day window closed\n{}", finished.output());
+    assert!(count("customer_a.dead_letters") > 0, "one sensor is broken\n{}", finished.output());
 }
 
 /// The data folder that the demo names in the query to try.

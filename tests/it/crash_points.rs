@@ -16,9 +16,9 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use crate::load::{Load, Produced, Stop, seed};
 use crate::support::kafka::Kafka;
 use crate::support::process::{self, Running};
+use crate::verified_load::{Load, Produced, Stop, seed};
 
 const ROUND: usize = 30;
 /// So many kills meet every point.
@@ -241,7 +241,7 @@ impl Driver<'_> {
         let running = self.start_recovered(commits);
         let environment = [("MILLSTREAM_CRASH", crash)];
         let folder = self.load.project.path();
-        let compacting = process::start_knowing(folder, &["compact", "--vacuum"], &environment);
+        let compacting = process::start_with_env(folder, &["compact", "--vacuum"], &environment);
         let finished = compacting.wait(LONG);
         self.kill(running);
         finished.status.signal() == Some(9)

@@ -10,7 +10,7 @@ use crate::support::project::{Project, unique};
 pub const LONG: Duration = Duration::from_secs(120);
 
 /// One customer over one topic: an hourly count, a filter, a view.
-pub struct Place {
+pub struct SampleProject {
     pub kafka: Kafka,
     pub project: Project,
     pub customer: String,
@@ -18,7 +18,7 @@ pub struct Place {
 }
 
 /// A project of its own with a topic of its own.
-pub fn place(kafka: Kafka, partitions: i32) -> Place {
+pub fn sample_project(kafka: Kafka, partitions: i32) -> SampleProject {
     let (customer, topic) = (unique("cli"), unique("cli_events"));
     kafka.create(&topic, partitions);
     let project = Project::new();
@@ -48,10 +48,10 @@ FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY window_sta
             "SELECT e.ts, e.sensor, e.room FROM events e JOIN rooms r ON e.room = r.room WHERE r.restricted",
         )
         .query(&customer, "latest", "SELECT sensor, max(ts) AS seen, count(*) AS events FROM events GROUP BY sensor");
-    Place { kafka, project, customer, topic }
+    SampleProject { kafka, project, customer, topic }
 }
 
-impl Place {
+impl SampleProject {
     /// Events `minute` by minute from 10:00 on, sensor and room by number.
     pub fn events(&self, minutes: std::ops::Range<i64>) {
         let event = |m: i64| {
