@@ -22,7 +22,7 @@ use cpu_time::CpuTime;
 use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use millstream::catalog;
 use millstream::planner::{QueryPlan, Relations, plan_customer};
-use millstream::time::{BEGINNING, HOUR, MINUTE, Micros, SECOND};
+use millstream::time::{HOUR, MIN_TIME, MINUTE, Micros, SECOND};
 use millstream::window::{Operator, Rows};
 use tokio::runtime::Runtime;
 
@@ -124,7 +124,7 @@ async fn epoch(
     watermark: Micros,
     relations: &Relations,
 ) -> usize {
-    let before = vec![BEGINNING; ROWS];
+    let before = vec![MIN_TIME; ROWS];
     let mut rows = 0;
     for (batch, times) in batches {
         let part = Rows { batch, event_time: times, before: &before, partition: 0 };
@@ -153,7 +153,7 @@ fn front(criterion: &mut Criterion<CpuTime>) {
         let relations = relations();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let rows = epoch(&mut operator, black_box(&batches), BEGINNING, &relations);
+                let rows = epoch(&mut operator, black_box(&batches), MIN_TIME, &relations);
                 assert!(runtime.block_on(rows) > 0);
             });
         });
@@ -178,7 +178,7 @@ fn partial(criterion: &mut Criterion<CpuTime>) {
             bencher.iter_batched(
                 || operator(&plan),
                 |mut operator| {
-                    let work = epoch(&mut operator, &batches, BEGINNING, &none);
+                    let work = epoch(&mut operator, &batches, MIN_TIME, &none);
                     assert_eq!(runtime.block_on(work), 0);
                     operator
                 },
@@ -203,7 +203,7 @@ fn close(criterion: &mut Criterion<CpuTime>) {
         let none = relations();
         let filled = || {
             let mut operator = operator(&plan);
-            runtime.block_on(epoch(&mut operator, &batches, BEGINNING, &none));
+            runtime.block_on(epoch(&mut operator, &batches, MIN_TIME, &none));
             operator
         };
         let count = runtime.block_on(epoch(&mut filled(), &[], DAY_BEGINS + HOUR, &none));
@@ -279,7 +279,7 @@ fn shapes(criterion: &mut Criterion<CpuTime>) {
                 |mut operator| {
                     let mut rows = 0;
                     for (n, (batch, times)) in events.iter().enumerate() {
-                        let before = vec![BEGINNING; ROWS];
+                        let before = vec![MIN_TIME; ROWS];
                         let partition = n % PARTITIONS;
                         let part = Rows { batch, event_time: times, before: &before, partition };
                         runtime.block_on(operator.push(&part, &none)).unwrap();

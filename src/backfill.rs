@@ -17,7 +17,7 @@ use crate::catalog::{Catalog, Customer};
 use crate::history::{self, EventScan};
 use crate::pipeline::{self, history_root, reference_tables};
 use crate::planner::{Input, QueryPlan, Relations};
-use crate::time::{BEGINNING, Clock, END, Micros};
+use crate::time::{Clock, MAX_TIME, MIN_TIME, Micros};
 use crate::window::{Operator, Rows};
 use crate::{Error, Result};
 
@@ -122,7 +122,7 @@ async fn feed(
     for step in steps.iter().filter(|_| replay.as_streamed) {
         let rows = history::late_rows(&root, &customer.name, name, &step.plan.name).await?;
         let last = rows.into_iter().map(|(row, windows)| {
-            (row, windows.into_iter().map(|(_, to)| to).max().unwrap_or(BEGINNING))
+            (row, windows.into_iter().map(|(_, to)| to).max().unwrap_or(MIN_TIME))
         });
         refused.insert(step.plan.name.clone(), last.collect());
     }
@@ -146,7 +146,7 @@ async fn feed(
         let batch = batch?;
         if any_order {
             let batch = widened(&batch, &stream.schema)?;
-            let before = vec![BEGINNING; batch.num_rows()];
+            let before = vec![MIN_TIME; batch.num_rows()];
             for step in steps.iter_mut().filter(|step| step.reads(name)) {
                 step.push(&batch, event_time, &before, 0, relations).await?;
             }
@@ -226,12 +226,12 @@ impl Part {
     /// A watermark before each row that refuses just the windows that the stream refused.
     fn before(&self, refused: Option<&Refused>, lateness: Micros) -> Vec<Micros> {
         let Some(refused) = refused.filter(|r| !r.is_empty()) else {
-            return vec![BEGINNING; self.offsets.len()];
+            return vec![MIN_TIME; self.offsets.len()];
         };
         let rows = self.offsets.iter().zip(&self.positions);
         rows.map(|(&offset, &position)| {
             let row = (self.topic.clone(), self.partition, offset, position);
-            refused.get(&row).map_or(BEGINNING, |to| to.saturating_add(lateness))
+            refused.get(&row).map_or(MIN_TIME, |to| to.saturating_add(lateness))
         })
         .collect()
     }
@@ -275,7 +275,7 @@ async fn close(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
             && let Some(upstream) = before.iter().find(|s| s.plan.name == *input)
         {
             for batch in &upstream.results {
-                let before = vec![BEGINNING; batch.num_rows()];
+                let before = vec![MIN_TIME; batch.num_rows()];
                 let times = upstream.plan.event_time.map(|column| {
                     batch
                         .column(column)
@@ -290,7 +290,7 @@ async fn close(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
                 step.results.extend(pushed.output.filter(|o| o.num_rows() > 0));
             }
         }
-        for emission in step.operator.end_epoch(END, false, true, relations).await? {
+        for emission in step.operator.end_epoch(MAX_TIME, false, true, relations).await? {
             match emission.result {
                 Ok(changes) => step.results.push(changes.upserts),
                 Err(reason) => {

@@ -22,7 +22,7 @@ pub enum Kind {
     /// Another process took over this customer: stop.
     Fenced,
     /// Another process wrote what this one writes; the log says which of the two goes on.
-    Overtaken,
+    WriteConflict,
     /// Recorded state and the world disagree (offsets gone, another cluster): a person decides.
     Recovery,
     /// The file system or object store failed: retry, or look at the disk.

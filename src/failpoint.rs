@@ -82,7 +82,7 @@ pub fn reach(point: &str) {
 
 /// A record was handed to the producer.
 #[inline(always)]
-pub fn sent(topic: &str) {
+pub fn reach_record_sent(topic: &str) {
     if !cfg!(feature = "failpoints") {
         return;
     }
@@ -97,7 +97,7 @@ pub fn sent(topic: &str) {
 
 /// Does nothing.
 #[cfg(not(feature = "failpoints"))]
-pub fn arm() -> crate::Result<()> {
+pub fn arm_from_env() -> crate::Result<()> {
     Ok(())
 }
 
@@ -106,7 +106,7 @@ pub fn arm() -> crate::Result<()> {
 /// # Errors
 /// There is no such point.
 #[cfg(feature = "failpoints")]
-pub fn arm() -> crate::Result<()> {
+pub fn arm_from_env() -> crate::Result<()> {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     let Ok(wanted) = std::env::var("MILLSTREAM_CRASH") else { return Ok(()) };

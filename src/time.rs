@@ -17,9 +17,9 @@ pub const HOUR: Micros = 60 * MINUTE;
 pub const DAY: Micros = 24 * HOUR;
 
 /// "Before everything": the watermark of a partition that has not said anything.
-pub const BEGINNING: Micros = i64::MIN;
+pub const MIN_TIME: Micros = i64::MIN;
 /// "After everything": the watermark of a drained stream.
-pub const END: Micros = i64::MAX;
+pub const MAX_TIME: Micros = i64::MAX;
 
 /// A half-open window of event time, [start, end).
 #[derive(

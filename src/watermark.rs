@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::{BEGINNING, END, Micros};
+use crate::time::{MAX_TIME, MIN_TIME, Micros};
 use crate::types::TopicPartition;
 
 /// What a stream's declaration says about time, in microseconds.
@@ -190,7 +190,7 @@ impl Watermarks {
             settings,
             drained: state.drained,
             partitions: partitions.collect(),
-            slowest: (None, END, END),
+            slowest: (None, MAX_TIME, MAX_TIME),
             now: None,
         };
         restored.begin_epoch();
@@ -206,7 +206,7 @@ impl Watermarks {
     /// Adds a partition at the stream's W. To be called between epochs; known ones stay.
     pub fn join(&mut self, partition: &TopicPartition) {
         if !self.partitions.contains_key(partition) {
-            let watermark = if self.partitions.is_empty() { BEGINNING } else { self.minimum() };
+            let watermark = if self.partitions.is_empty() { MIN_TIME } else { self.minimum() };
             let mark = Mark { watermark, seen: false, idle_at: None };
             self.partitions.insert(partition.clone(), Partition::new(mark));
             self.freeze();
@@ -216,14 +216,14 @@ impl Watermarks {
     /// The stream's watermark: rows with an event time below it are not expected.
     pub fn stream(&self) -> Micros {
         match self.partitions.is_empty() {
-            _ if self.drained => END,
-            true => BEGINNING,
+            _ if self.drained => MAX_TIME,
+            true => MIN_TIME,
             false => self.minimum(),
         }
     }
 
     fn minimum(&self) -> Micros {
-        self.partitions.values().map(|p| p.mark.watermark).min().unwrap_or(BEGINNING)
+        self.partitions.values().map(|p| p.mark.watermark).min().unwrap_or(MIN_TIME)
     }
 
     /// From here on, other partitions' rows are held back by the watermarks of now.
@@ -235,7 +235,7 @@ impl Watermarks {
     }
 
     fn freeze(&mut self) {
-        let (mut slowest, mut first, mut second) = (None, END, END);
+        let (mut slowest, mut first, mut second) = (None, MAX_TIME, MAX_TIME);
         for (key, partition) in &self.partitions {
             if slowest.is_none() || partition.frozen < first {
                 (slowest, second, first) = (Some(key), first, partition.frozen);
@@ -252,7 +252,7 @@ impl Watermarks {
             (Some(slowest), _, second) if slowest == partition => *second,
             (_, first, _) => *first,
         };
-        let own = self.partitions.get(partition).map_or(BEGINNING, |p| p.mark.watermark);
+        let own = self.partitions.get(partition).map_or(MIN_TIME, |p| p.mark.watermark);
         LateBound { own, others, delay_us: self.settings.delay_us }
     }
 
@@ -328,7 +328,7 @@ impl Watermarks {
         let timeout = self.settings.idle_timeout_us;
         let limit = now.saturating_sub(self.settings.delay_us);
         let run_on = |mark: &Mark| match mark.idle_at {
-            Some(at) if mark.watermark > BEGINNING => {
+            Some(at) if mark.watermark > MIN_TIME => {
                 let passed = now.saturating_sub(at).max(0);
                 mark.watermark.max(mark.watermark.saturating_add(passed).min(limit))
             }
@@ -337,7 +337,7 @@ impl Watermarks {
         let (idle, awake): (Vec<_>, Vec<_>) =
             self.partitions.iter().partition(|(_, p)| p.is_idle(timeout));
         let slowest = awake.iter().map(|(_, p)| p.mark.watermark).min();
-        let fastest = idle.iter().map(|(_, p)| run_on(&p.mark)).max().unwrap_or(BEGINNING);
+        let fastest = idle.iter().map(|(_, p)| run_on(&p.mark)).max().unwrap_or(MIN_TIME);
         let lift = slowest.unwrap_or(fastest);
         (idle.into_iter())
             .map(|(key, p)| (key, p.mark, run_on(&p.mark).max(lift)))
@@ -403,7 +403,7 @@ impl Watermarks {
                 now.saturating_add(left.max(0))
             }),
         };
-        let runs = partition.at_end && !partition.paused && watermark > BEGINNING;
+        let runs = partition.at_end && !partition.paused && watermark > MIN_TIME;
         let by_rate = starts.map(|at| at.saturating_add(window_end.saturating_sub(watermark)));
         let limit = window_end.saturating_add(self.settings.delay_us);
         Some(Waiting {
@@ -418,7 +418,7 @@ impl Watermarks {
     pub fn partitions(&self) -> impl Iterator<Item = PartitionView> + '_ {
         self.partitions.iter().map(|(key, p)| PartitionView {
             partition: key.clone(),
-            watermark: Some(p.mark.watermark).filter(|w| *w > BEGINNING),
+            watermark: Some(p.mark.watermark).filter(|w| *w > MIN_TIME),
             idle: p.is_idle(self.settings.idle_timeout_us),
             at_end: p.at_end,
             paused: p.paused,
@@ -483,7 +483,7 @@ mod tests {
     fn a_row_is_judged_by_the_watermark_before_it() {
         let mut watermarks = stream_of(1);
         let before = observe(&mut watermarks, 0, &[100 * SECOND, 90 * SECOND, 101 * SECOND]);
-        assert_eq!(before, [BEGINNING, 90 * SECOND, 90 * SECOND]);
+        assert_eq!(before, [MIN_TIME, 90 * SECOND, 90 * SECOND]);
         assert_eq!(watermarks.stream(), 91 * SECOND);
         assert_eq!(observe(&mut watermarks, 0, &[0]), [91 * SECOND]);
         assert_eq!(observe(&mut watermarks, 0, &[i64::MIN]), [91 * SECOND]);
@@ -594,8 +594,8 @@ mod tests {
         pass(&mut restored, 2005 * SECOND, 2005 * SECOND);
         assert_eq!(restored.stream(), 1065 * SECOND);
         restored.drain();
-        assert_eq!(restored.stream(), END);
-        assert_eq!(restored.why(END), None);
+        assert_eq!(restored.stream(), MAX_TIME);
+        assert_eq!(restored.why(MAX_TIME), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! A walk over a query's syntax tree.
+//! A visit_query over a query's syntax tree.
 //!
-//! sqlparser's visitors are generic, and each kind of visitor compiles the walk over the whole
+//! sqlparser's visitors are generic, and each kind of visitor compiles the visit_query over the whole
 //! grammar anew, some 800 functions. All walks that only look go through this one.
 
 use std::ops::ControlFlow;
@@ -10,8 +10,8 @@ use datafusion::sql::sqlparser::ast::{
 };
 use datafusion::sql::sqlparser::tokenizer::Span;
 
-/// Looks at the nodes of a tree; what it breaks with ends the walk.
-pub trait Look {
+/// Looks at the nodes of a tree; what it breaks with ends the visit_query.
+pub trait QueryVisitor {
     /// Before a query and all that is in it.
     fn query(&mut self, _query: &Query) -> ControlFlow<Span> {
         ControlFlow::Continue(())
@@ -44,16 +44,16 @@ pub trait Look {
 }
 
 /// Walks over `query`; gives where `look` broke off, if it did.
-pub fn walk(query: &Query, look: &mut dyn Look) -> Option<Span> {
+pub fn visit_query(query: &Query, look: &mut dyn QueryVisitor) -> Option<Span> {
     query.visit(&mut Walk(look)).break_value()
 }
 
-/// Walks over one expression, as [`walk`] does over a query.
-pub fn walk_expr(expr: &Expr, look: &mut dyn Look) -> Option<Span> {
+/// Walks over one expression, as [`visit_query`] does over a query.
+pub fn visit_expr(expr: &Expr, look: &mut dyn QueryVisitor) -> Option<Span> {
     expr.visit(&mut Walk(look)).break_value()
 }
 
-struct Walk<'a>(&'a mut dyn Look);
+struct Walk<'a>(&'a mut dyn QueryVisitor);
 
 impl Visitor for Walk<'_> {
     type Break = Span;

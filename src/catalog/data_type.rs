@@ -67,7 +67,7 @@ pub(super) fn arrow_type(sql: &ast::DataType, zone: Tz) -> Result<DataType, (Str
         Sql::Bytea | Sql::Varbinary(None) => DataType::Binary,
         other => {
             let name = other.to_string();
-            let hint = suggestion::hint(&name, "types", KNOWN);
+            let hint = suggestion::suggest_or_list(&name, "types", KNOWN);
             return Err((format!("unknown column type {name}"), hint));
         }
     })

@@ -82,7 +82,7 @@ pub(super) fn check_inputs(queries: &[Query], names: &Names, errors: &mut Vec<Er
                         "write '{last}': a query sees its own customer's relations by their plain names"
                     )
                 }
-                _ => suggestion::hint(&reference.name, "known here", others),
+                _ => suggestion::suggest_or_list(&reference.name, "known here", others),
             };
             errors.push(text.error(reference.span, message).hint(hint));
         }

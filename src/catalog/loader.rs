@@ -9,7 +9,7 @@ use datafusion::sql::sqlparser::tokenizer::Span;
 use crate::catalog::dependency_graph::{Names, check_inputs, in_order};
 use crate::catalog::project_files::{Layout, read, shown};
 use crate::catalog::query::Query;
-use crate::catalog::settings::{Settings, resolve};
+use crate::catalog::settings::{CustomerSettings, resolve};
 use crate::catalog::sql_text::{Segment, SqlText};
 use crate::catalog::statement::{
     self, QueryStatement, Statement, StreamStatement, TableStatement, created_names,
@@ -26,7 +26,7 @@ use crate::error::{Error, Place, Result};
 /// # Errors
 /// Everything that is wrong in any of the files.
 pub fn load(root: &Path, only: &[String]) -> Result<Catalog, Vec<Error>> {
-    let (catalog, errors) = survey(root, only)?;
+    let (catalog, errors) = load_with_errors(root, only)?;
     if errors.is_empty() { Ok(catalog) } else { Err(errors) }
 }
 
@@ -35,13 +35,13 @@ pub fn load(root: &Path, only: &[String]) -> Result<Catalog, Vec<Error>> {
 ///
 /// # Errors
 /// There is no project to read.
-pub fn survey(root: &Path, only: &[String]) -> Result<(Catalog, Vec<Error>), Vec<Error>> {
+pub fn load_with_errors(root: &Path, only: &[String]) -> Result<(Catalog, Vec<Error>), Vec<Error>> {
     let mut errors = Vec::new();
     let layout = Layout::find(root, &mut errors).map_err(|error| vec![error])?;
     for wanted in only.iter().filter(|wanted| !layout.schemas.contains_key(*wanted)) {
         let known = layout.schemas.keys().map(String::as_str);
         let error = Error::config(format!("there is no customer '{wanted}'"));
-        errors.push(error.hint(suggestion::hint(wanted, "customers", known)));
+        errors.push(error.hint(suggestion::suggest_or_list(wanted, "customers", known)));
     }
     let selected = |name: &str| only.is_empty() || only.iter().any(|wanted| wanted == name);
     for (folder, files) in &layout.queries {
@@ -77,7 +77,7 @@ pub(super) struct Draft {
     pub errors: Vec<Error>,
     tables: Vec<Table>,
     zone: Tz,
-    settings: Settings,
+    settings: CustomerSettings,
     names: Names,
 }
 
@@ -90,7 +90,7 @@ impl Draft {
             errors: Vec::new(),
             tables: Vec::new(),
             zone: Tz::UTC,
-            settings: Settings::default(),
+            settings: CustomerSettings::default(),
             names: Names::default(),
         };
         draft.read_schema(schema);

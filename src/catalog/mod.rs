@@ -38,13 +38,13 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::Span;
 
-pub use loader::{load, survey};
-pub(crate) use project_files::without_mark;
+pub use loader::{load, load_with_errors};
+pub(crate) use project_files::strip_byte_order_mark;
 pub use query::{Emit, Query, QueryKind, QueryStart};
-pub use settings::Settings;
+pub use settings::CustomerSettings;
 pub use stream::{
-    Column, ColumnSource, DEFAULT_IDLE_TIMEOUT_US, DEFAULT_MAX_FUTURE_US, Format, Metadata, Start,
-    Stream, Watermark, parse_instant,
+    ColumnSource, DEFAULT_IDLE_TIMEOUT_US, DEFAULT_MAX_FUTURE_US, Metadata, RecordFormat, Start,
+    Stream, StreamColumn, Watermark, parse_instant,
 };
 
 pub use table::{Table, TableFormat};
@@ -71,7 +71,7 @@ pub struct Customer {
     /// The zone of its calendar and of times without an offset.
     pub zone: Tz,
     /// What it set.
-    pub settings: Settings,
+    pub settings: CustomerSettings,
     /// Its streams, in the order of the file.
     pub streams: Vec<Arc<Stream>>,
     /// Its reference tables, in the order of the file.
@@ -125,12 +125,12 @@ pub fn parse_query(file: &Path, text: &str) -> Result<Box<ast::Query>> {
 ///
 /// # Errors
 /// No statement, more than one, or what cannot be cut into words.
-pub(crate) fn check_single(file: &Path, text: &str) -> Result<()> {
+pub(crate) fn check_single_statement(file: &Path, text: &str) -> Result<()> {
     only_segment(&SqlText::new(file, text)).map(drop)
 }
 
 /// What the parser says of `text`, with place and hint.
-pub(crate) fn parser_error(file: &Path, text: &str, error: ParserError) -> Error {
+pub(crate) fn explain_parser_error(file: &Path, text: &str, error: ParserError) -> Error {
     let text = SqlText::new(file, text);
     match text.tokens() {
         Ok(tokens) => parse_diagnostics::parser_error(&text, &tokens, error, None),

@@ -6,7 +6,7 @@ use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan};
 
 use crate::catalog::sql_text::{SqlText, WINDOW_FUNCTIONS, keyword};
-use crate::catalog::suggestion::nearest;
+use crate::catalog::suggestion::find_nearest;
 use crate::error::Error;
 
 /// Words that begin or join the parts of a statement.
@@ -140,18 +140,18 @@ impl<'a> Context<'a> {
         }
         let word = plain_word(name)?;
         if WINDOW_FUNCTIONS.contains(&word.to_lowercase().as_str()) {
-            let message = for_query_files(word);
-            return Some(self.text.error(name.span, message).hint(WINDOWS_OF_HISTORY));
+            let message = query_files_only(word);
+            return Some(self.text.error(name.span, message).hint(HISTORY_WINDOW_HINT));
         }
         let message = format!("there is no window function '{word}'");
-        Some(self.text.error(name.span, message).hint(window_function_hint(word)))
+        Some(self.text.error(name.span, message).hint(suggest_window_function(word)))
     }
 
     /// `INTERVAL '1' DYA`
     fn unit_of_time(&self) -> Option<Error> {
         let (interval, unit) = (self.before(2)?, self.before(0)?);
         let word = plain_word(unit).filter(|_| keyword(interval) == Keyword::INTERVAL)?;
-        let unit_meant = nearest(word, UNITS)?;
+        let unit_meant = find_nearest(word, UNITS)?;
         let message = format!("'{word}' is no unit of time");
         Some(self.text.error(unit.span, message).hint(format!("did you mean {unit_meant}?")))
     }
@@ -164,7 +164,7 @@ impl<'a> Context<'a> {
             if keyword(token) != Keyword::NoKeyword {
                 return None;
             }
-            let meant = nearest(word, CLAUSES)?;
+            let meant = find_nearest(word, CLAUSES)?;
             let next = self.words.get(self.found + 1 - back);
             let by = match next.is_some_and(|next| keyword(next) == Keyword::BY) {
                 true => " BY",
@@ -274,17 +274,17 @@ fn is_text(token: &TokenWithSpan) -> bool {
 }
 
 /// What to write instead of TUMBLE over history.
-pub(crate) const WINDOWS_OF_HISTORY: &str =
+pub(crate) const HISTORY_WINDOW_HINT: &str =
     "over history write GROUP BY date_bin(INTERVAL '1' HOUR, event_time)";
 
 /// A window function where only DataFusion's own functions are known.
-pub(crate) fn for_query_files(function: &str) -> String {
+pub(crate) fn query_files_only(function: &str) -> String {
     format!("{} is for query files", function.to_uppercase())
 }
 
 /// What to write instead of a window function that does not exist.
-pub(crate) fn window_function_hint(word: &str) -> String {
-    match nearest(word, WINDOW_FUNCTIONS) {
+pub(crate) fn suggest_window_function(word: &str) -> String {
+    match find_nearest(word, WINDOW_FUNCTIONS) {
         Some(meant) => format!("did you mean {}?", meant.to_uppercase()),
         None => "the window functions are TUMBLE and HOP".to_owned(),
     }
@@ -292,7 +292,7 @@ pub(crate) fn window_function_hint(word: &str) -> String {
 
 /// "did you mean SELECT?", for a word at which `known` are expected.
 pub(super) fn meant<const N: usize>(word: &TokenWithSpan, known: [&str; N]) -> Option<String> {
-    nearest(plain_word(word)?, known).map(|meant| format!("did you mean {meant}?"))
+    find_nearest(plain_word(word)?, known).map(|meant| format!("did you mean {meant}?"))
 }
 
 /// What the tokenizer gave up on: something that is opened and never closed. `tokens` are those

@@ -77,11 +77,11 @@ pub(super) fn read(path: &Path) -> Result<String> {
     let text = fs::read_to_string(path).map_err(|cause| {
         Error::new(Kind::Storage, format!("cannot read '{}'", shown(path).display())).because(cause)
     })?;
-    Ok(without_mark(&text).to_owned())
+    Ok(strip_byte_order_mark(&text).to_owned())
 }
 
 /// `text` without the byte order mark that some editors put in front of it.
-pub(crate) fn without_mark(text: &str) -> &str {
+pub(crate) fn strip_byte_order_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 

@@ -15,7 +15,7 @@ const KNOWN: [&str; 3] =
 
 /// The settings of a customer; `None`: the engine's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct CustomerSettings {
     /// Shortest time between two commits, in milliseconds.
     pub commit_interval_ms: Option<u64>,
     /// How much memory the customer's state may take before it spills, in bytes.
@@ -27,8 +27,8 @@ pub(super) fn resolve(
     sets: &[SetStatement],
     text: &SqlText,
     errors: &mut Vec<Error>,
-) -> (Tz, Settings) {
-    let (mut zone, mut settings) = (Tz::UTC, Settings::default());
+) -> (Tz, CustomerSettings) {
+    let (mut zone, mut settings) = (Tz::UTC, CustomerSettings::default());
     for (index, SetStatement { key, value }) in sets.iter().enumerate() {
         if sets.iter().take(index).any(|other| other.key.value == key.value) {
             errors.push(text.error(key.span, format!("'{}' is set twice", key.value)));
@@ -47,7 +47,7 @@ pub(super) fn resolve(
             other => {
                 let full =
                     if other.contains('.') { other.to_owned() } else { format!("{PREFIX}{other}") };
-                let hint = suggestion::hint(&full, "settings", KNOWN);
+                let hint = suggestion::suggest_or_list(&full, "settings", KNOWN);
                 errors.push(text.error(key.span, format!("unknown setting '{other}'")).hint(hint));
             }
         }
@@ -75,7 +75,7 @@ fn time_zone(value: &Word, text: &SqlText, errors: &mut Vec<Error>) -> Option<Tz
     let zone = value.value.parse::<Tz>();
     if zone.is_err() {
         let names = TZ_VARIANTS.iter().map(|zone| zone.name());
-        let hint = suggestion::nearest(&value.value, names).map_or_else(
+        let hint = suggestion::find_nearest(&value.value, names).map_or_else(
             || "use a name of the IANA database, e.g. 'Europe/Helsinki'".to_owned(),
             |known| format!("did you mean '{known}'?"),
         );

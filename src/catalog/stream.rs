@@ -65,13 +65,13 @@ pub struct Stream {
     /// Its name in SQL.
     pub name: String,
     /// All columns, in declared order.
-    pub columns: Vec<Column>,
+    pub columns: Vec<StreamColumn>,
     /// Its event time and how much disorder to expect.
     pub watermark: Watermark,
     /// The topics that it reads.
     pub topics: Topics,
     /// How the records are encoded.
-    pub format: Format,
+    pub format: RecordFormat,
     /// Where a partition without recorded progress begins.
     pub start: Start,
     /// A partition that is quiet at its end for so long is idle.
@@ -88,7 +88,7 @@ pub struct Stream {
 
 /// One column of a stream.
 #[derive(Debug, Clone)]
-pub struct Column {
+pub struct StreamColumn {
     /// Its name: the JSON key of a payload column.
     pub name: String,
     /// Its Arrow type; a TIMESTAMP is microseconds in the customer's zone.
@@ -135,7 +135,7 @@ pub enum Metadata {
 
 /// The encoding of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum RecordFormat {
     /// JSON objects, one a record or several separated by newlines.
     Json,
 }
@@ -163,7 +163,7 @@ pub struct Watermark {
 impl Stream {
     /// All columns, in declared order.
     pub fn schema(&self) -> SchemaRef {
-        let field = |c: &Column| Field::new(&c.name, c.data_type.clone(), c.nullable);
+        let field = |c: &StreamColumn| Field::new(&c.name, c.data_type.clone(), c.nullable);
         Arc::new(Schema::new(self.columns.iter().map(field).collect::<Vec<_>>()))
     }
 
@@ -209,7 +209,7 @@ fn columns(
     text: &SqlText,
     zone: Tz,
     errors: &mut Vec<Error>,
-) -> Vec<(Column, bool)> {
+) -> Vec<(StreamColumn, bool)> {
     let mut seen = HashSet::new();
     let mut columns = Vec::new();
     for clause in clauses {
@@ -257,8 +257,10 @@ fn columns(
             }
         };
         let nullable = clause.not_null.is_none();
-        columns
-            .push((Column { name, data_type, nullable, source, place: text.place(span) }, known));
+        columns.push((
+            StreamColumn { name, data_type, nullable, source, place: text.place(span) },
+            known,
+        ));
     }
     columns
 }
@@ -289,8 +291,11 @@ impl Metadata {
 fn metadata(word: &Word, text: &SqlText, errors: &mut Vec<Error>) -> Option<Metadata> {
     let found = METADATA.iter().find(|(name, _)| *name == word.value);
     if found.is_none() {
-        let hint =
-            suggestion::hint(&word.value, "metadata", METADATA.iter().map(|(name, _)| *name));
+        let hint = suggestion::suggest_or_list(
+            &word.value,
+            "metadata",
+            METADATA.iter().map(|(name, _)| *name),
+        );
         errors.push(text.error(word.span, format!("unknown metadata '{}'", word.value)).hint(hint));
     }
     found.map(|(_, metadata)| *metadata)
@@ -303,7 +308,7 @@ fn check_format(format: &Word, data_type: &DataType, text: &SqlText, errors: &mu
         errors.push(text.error(format.span, "only a TIMESTAMP has a FORMAT"));
     } else if !value.contains('%') {
         if !EPOCHS.contains(&value) {
-            let hint = suggestion::nearest(value, EPOCHS).map_or_else(
+            let hint = suggestion::find_nearest(value, EPOCHS).map_or_else(
                 || "e.g. '%Y-%m-%d %H:%M:%S', or 'epoch_s', 'epoch_ms', 'epoch_us'".to_owned(),
                 |known| format!("did you mean '{known}'?"),
             );
@@ -322,7 +327,7 @@ fn check_format(format: &Word, data_type: &DataType, text: &SqlText, errors: &mu
 fn watermark(
     stream: &Word,
     clauses: &[WatermarkClause],
-    columns: &[(Column, bool)],
+    columns: &[(StreamColumn, bool)],
     text: &SqlText,
     errors: &mut Vec<Error>,
 ) -> Option<Watermark> {
@@ -341,7 +346,7 @@ fn watermark(
     match columns.iter().find(|(column, _)| column.name == name.value) {
         None => {
             let known = columns.iter().map(|(column, _)| column.name.as_str());
-            let hint = suggestion::hint(&name.value, "columns", known);
+            let hint = suggestion::suggest_or_list(&name.value, "columns", known);
             let message = format!("the watermark's column '{}' does not exist", name.value);
             errors.push(text.error(name.span, message).hint(hint));
             return None;
@@ -405,12 +410,12 @@ fn interval_us(interval: &ast::Interval) -> Result<i64, String> {
     duration::parse(&text).map_err(|error| error.message)
 }
 
-fn format(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Format {
+fn format(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> RecordFormat {
     if let Some(value) = options.get("format").filter(|v| !v.value.eq_ignore_ascii_case("json")) {
         let message = format!("unknown format '{}'", value.value);
         errors.push(text.error(value.span, message).hint("the only format is 'json'"));
     }
-    Format::Json
+    RecordFormat::Json
 }
 
 fn start(options: &WithOptions<'_>, text: &SqlText, zone: Tz, errors: &mut Vec<Error>) -> Start {

@@ -4,7 +4,10 @@
 const NAMES_IN_A_HINT: usize = 12;
 
 /// The nearest of `known` to `word`, if it is near enough to be meant.
-pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn find_nearest<'a>(
+    word: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     let word = word.to_lowercase();
     let limit = (word.chars().count() / 3).max(1);
     (known.into_iter())
@@ -15,9 +18,13 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
 }
 
 /// "did you mean 'x'?" or, when nothing is near, the whole list.
-pub(crate) fn hint<'a>(word: &str, what: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn suggest_or_list<'a>(
+    word: &str,
+    what: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> String {
     let known: Vec<&str> = known.into_iter().collect();
-    match nearest(word, known.iter().copied()) {
+    match find_nearest(word, known.iter().copied()) {
         Some(candidate) => format!("did you mean '{candidate}'?"),
         None if known.is_empty() => format!("there are no {what} here"),
         None => format!("{what}: {}", known.join(", ")),
@@ -25,9 +32,9 @@ pub(crate) fn hint<'a>(word: &str, what: &str, known: impl IntoIterator<Item = &
 }
 
 /// "did you mean 'x'?" or, when nothing is near, what there is; nothing where there is nothing.
-pub(crate) fn among<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let mut known: Vec<&str> = known.into_iter().collect();
-    if let Some(candidate) = nearest(word, known.iter().copied()) {
+    if let Some(candidate) = find_nearest(word, known.iter().copied()) {
         return Some(format!("did you mean '{candidate}'?"));
     }
     let more = known.len().saturating_sub(NAMES_IN_A_HINT);
@@ -68,15 +75,15 @@ mod tests {
     #[test]
     fn near_words() {
         let known = ["topics", "topic_pattern", "format", "start"];
-        assert_eq!(nearest("topic", known), Some("topics"));
-        assert_eq!(nearest("Tpoics", known), Some("topics"));
-        assert_eq!(nearest("fromat", known), Some("format"));
-        assert_eq!(nearest("whatever", known), None);
-        assert_eq!(hint("xyz", "options", ["a", "b"]), "options: a, b");
-        assert_eq!(among("xyz", ["a", "b"]).as_deref(), Some("there are: a, b"));
-        assert_eq!(among("xyz", []), None);
+        assert_eq!(find_nearest("topic", known), Some("topics"));
+        assert_eq!(find_nearest("Tpoics", known), Some("topics"));
+        assert_eq!(find_nearest("fromat", known), Some("format"));
+        assert_eq!(find_nearest("whatever", known), None);
+        assert_eq!(suggest_or_list("xyz", "options", ["a", "b"]), "options: a, b");
+        assert_eq!(suggest("xyz", ["a", "b"]).as_deref(), Some("there are: a, b"));
+        assert_eq!(suggest("xyz", []), None);
         let many: Vec<String> = (0..14).map(|n| format!("column_{n}")).collect();
-        let hint = among("xyz", many.iter().map(String::as_str)).unwrap();
+        let hint = suggest("xyz", many.iter().map(String::as_str)).unwrap();
         assert!(hint.ends_with("column_11 and 2 more"), "{hint}");
     }
 }

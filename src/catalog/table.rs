@@ -59,7 +59,7 @@ impl Table {
             "csv" => Some(TableFormat::Csv),
             "parquet" => Some(TableFormat::Parquet),
             other => {
-                let hint = suggestion::hint(other, "formats", ["CSV", "PARQUET"]);
+                let hint = suggestion::suggest_or_list(other, "formats", ["CSV", "PARQUET"]);
                 let message = format!("a table cannot be stored as '{other}'");
                 errors.push(text.error(statement.format.span, message).hint(hint));
                 None

@@ -9,7 +9,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 use datafusion::sql::sqlparser::tokenizer::Span;
 
-use crate::catalog::ast_visitor::{Look, walk};
+use crate::catalog::ast_visitor::{QueryVisitor, visit_query};
 use crate::catalog::sql_text::WINDOW_FUNCTIONS;
 use crate::catalog::statement::folded;
 
@@ -24,7 +24,7 @@ pub(super) struct Reference {
 /// All mentions in `query`, in textual order as far as the tree keeps it.
 pub(super) fn references(query: &ast::Query) -> Vec<Reference> {
     let mut collector = Collector::default();
-    walk(query, &mut collector);
+    visit_query(query, &mut collector);
     collector.found
 }
 
@@ -64,7 +64,7 @@ impl Collector {
         let all = with.cte_tables.iter().map(|cte| fold(&cte.alias.name));
         self.hidden.push(if with.recursive { all.collect() } else { HashSet::new() });
         for cte in &with.cte_tables {
-            walk(&cte.query, self);
+            visit_query(&cte.query, self);
             self.walked.insert(address(&cte.query));
             if let Some(level) = self.hidden.last_mut() {
                 level.insert(fold(&cte.alias.name));
@@ -90,7 +90,7 @@ impl Collector {
     }
 }
 
-impl Look for Collector {
+impl QueryVisitor for Collector {
     fn query(&mut self, query: &ast::Query) -> ControlFlow<Span> {
         if self.skipping > 0 || self.walked.contains(&address(query)) {
             self.skipping += 1;

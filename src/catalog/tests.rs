@@ -102,7 +102,7 @@ fn the_shipped_schemas() {
         positions.watermark,
         Watermark { column: "event_time".into(), delay_us: 30 * SECOND }
     );
-    assert_eq!((positions.format, positions.start), (Format::Json, Start::Earliest));
+    assert_eq!((positions.format, positions.start), (RecordFormat::Json, Start::Earliest));
     assert_eq!(positions.idle_timeout_us, DEFAULT_IDLE_TIMEOUT_US);
     assert_eq!((positions.max_future_us, positions.max_drift_us), (DEFAULT_MAX_FUTURE_US, None));
     assert!(positions.history);
@@ -254,7 +254,7 @@ fn settings_and_tables() {
     let customer = catalog.customer("c").unwrap();
     assert_eq!(customer.zone, chrono_tz::UTC);
     let expected =
-        Settings { commit_interval_ms: Some(250), memory_limit_bytes: Some(2_000_000_000) };
+        CustomerSettings { commit_interval_ms: Some(250), memory_limit_bytes: Some(2_000_000_000) };
     assert_eq!(customer.settings, expected);
     let table = customer.table("t").unwrap();
     let columns = table.columns.as_ref().unwrap();

@@ -25,7 +25,8 @@ impl<'a> WithOptions<'a> {
         for (index, clause) in clauses.iter().enumerate() {
             let key = &clause.key;
             if !known.contains(&key.value.as_str()) {
-                let hint = suggestion::hint(&key.value, "options", known.iter().copied());
+                let hint =
+                    suggestion::suggest_or_list(&key.value, "options", known.iter().copied());
                 let message = format!("{owner} has no option '{}'", key.value);
                 errors.push(text.error(key.span, message).hint(hint));
             } else if clauses.iter().take(index).any(|other| other.key.value == key.value) {

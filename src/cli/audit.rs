@@ -23,7 +23,7 @@ use crate::commit::{Progress, read_log};
 use crate::sink::{self, headers};
 use crate::source::chunk::Chunk;
 use crate::source::{Cluster, KafkaConfig, blocking};
-use crate::types::{Position, TopicPartition};
+use crate::types::{SourcePosition, TopicPartition};
 use crate::{Result, history, pipeline};
 
 /// Prove from Kafka and the tables that nothing is lost and nothing is twice.
@@ -39,7 +39,7 @@ pub struct Args {
 struct Audited {
     stream: String,
     partition: TopicPartition,
-    at: Position,
+    at: SourcePosition,
     outcome: Outcome,
 }
 
@@ -140,7 +140,11 @@ async fn audit(
 }
 
 /// What Kafka has of a partition up to its recorded position.
-async fn count(kafka: &KafkaConfig, partition: &TopicPartition, at: Position) -> Result<Outcome> {
+async fn count(
+    kafka: &KafkaConfig,
+    partition: &TopicPartition,
+    at: SourcePosition,
+) -> Result<Outcome> {
     let not = |why| Ok(Outcome::NotCounted { why, is_fault: true });
     let Some((low, high)) = bounds(kafka, partition).await? else {
         return not("not counted: it is gone from Kafka".to_owned());
@@ -204,7 +208,7 @@ async fn read_history(
 async fn recorded(
     kafka: &KafkaConfig,
     customer: &Customer,
-) -> Result<(BTreeMap<TopicPartition, Position>, BTreeSet<String>)> {
+) -> Result<(BTreeMap<TopicPartition, SourcePosition>, BTreeSet<String>)> {
     let mut positions = BTreeMap::new();
     let mut ids: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for record in &read_log(kafka, &customer.name).await? {
@@ -213,7 +217,7 @@ async fn recorded(
             ids.entry(topic).or_default().insert(id);
         }
         let Progress { joined, positions: moved, .. } = record;
-        let begun = |offset| Position { offset, joined: offset, ..Position::default() };
+        let begun = |offset| SourcePosition { offset, joined: offset, ..SourcePosition::default() };
         positions.extend(joined.into_iter().map(|join| (join.partition, begun(join.offset))));
         positions.extend(moved);
     }

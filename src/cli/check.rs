@@ -29,7 +29,7 @@ pub struct ExplainArgs {
 pub async fn run(args: Args) -> Result<ExitCode> {
     let mut queries = 0;
     let (catalog, mut errors) =
-        match catalog::survey(&args.project.project, &args.project.customers) {
+        match catalog::load_with_errors(&args.project.project, &args.project.customers) {
             Ok(read) => read,
             Err(errors) => return Ok(failed(&errors)),
         };
@@ -234,5 +234,5 @@ pub async fn explain(args: ExplainArgs) -> Result<ExitCode> {
         }
     }
     Err(Error::config(format!("there is no query '{}'", args.query))
-        .hint_if(suggestion::among(&args.query, seen.iter().map(String::as_str))))
+        .hint_if(suggestion::suggest(&args.query, seen.iter().map(String::as_str))))
 }

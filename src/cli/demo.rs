@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::catalog::{self, Catalog, Topics};
 use crate::cli::{live, run};
 use crate::commit::log_topic;
-use crate::sensors::{Driver, Faults, Pace, Profile, Settings, Simulation};
+use crate::sensors::{Driver, Faults, Pace, Profile, Simulation, SimulationSettings};
 use crate::source::KafkaConfig;
 use crate::telemetry::{Metrics, StatusBoard};
 use crate::time::{Clock, DAY};
@@ -180,7 +180,7 @@ fn sensors(
         let Ok(profile) = Profile::named(&customer.name) else { continue };
         let mut faults: Faults = args.faults.parse()?;
         faults.silences.retain(|silence| profile.topics.contains(&silence.topic));
-        let settings = Settings {
+        let settings = SimulationSettings {
             seed: args.seed,
             rate: crate::sensors::units::rate(&args.rate)?,
             speed: crate::sensors::units::speed(&args.speed)?,

@@ -202,7 +202,7 @@ fn log_filter(level: &str) -> String {
 }
 
 async fn dispatch(command: Command) -> Result<ExitCode> {
-    crate::failpoint::arm()?;
+    crate::failpoint::arm_from_env()?;
     match command {
         Command::Demo(args) => demo::run(args).await,
         Command::Run(args) => run::run(args).await,

@@ -147,7 +147,7 @@ fn load_sound(project: &Project) -> Option<(Arc<Catalog>, Vec<String>)> {
         Err(errors) => errors,
     };
     crate::cli::print_errors(&errors);
-    let (all, _) = catalog::survey(&project.project, &project.customers).ok()?;
+    let (all, _) = catalog::load_with_errors(&project.project, &project.customers).ok()?;
     let names = all.customers.iter().map(|customer| customer.name.clone());
     let is_sound =
         |name: &String| catalog::load(&project.project, std::slice::from_ref(name)).is_ok();

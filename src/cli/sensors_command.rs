@@ -10,8 +10,8 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime, TimeZone};
 use chrono_tz::Tz;
 
 use crate::cli::Kafka;
-use crate::sensors::driver::{Driver, Pace, Sent};
-use crate::sensors::{Faults, Profile, Reading, Settings, Simulation, recording, units};
+use crate::sensors::driver::{DeliveryCounters, Driver, Pace};
+use crate::sensors::{Faults, Profile, Reading, Simulation, SimulationSettings, recording, units};
 use crate::source::{Cluster, KafkaConfig, NewTopic};
 use crate::time::{Clock, DAY, Micros, SECOND};
 use crate::{Error, Kind, Result};
@@ -133,7 +133,7 @@ fn readings(args: &Args, profile: &Profile, now: Micros) -> Result<(Readings, BT
     Ok((Box::new(simulation), profile.topics.iter().cloned().collect()))
 }
 
-fn settings(args: &Args, zone: Tz, now: Micros) -> Result<Settings> {
+fn settings(args: &Args, zone: Tz, now: Micros) -> Result<SimulationSettings> {
     let fast_us = match args.duration_us {
         Some(duration_us) => (duration_us as f64 * (args.speed - 1.0)) as Micros,
         None => FAST_FROM_US,
@@ -143,7 +143,7 @@ fn settings(args: &Args, zone: Tz, now: Micros) -> Result<Settings> {
         None if args.speed > 1.0 => now - fast_us / SECOND * SECOND,
         None => now,
     };
-    Ok(Settings {
+    Ok(SimulationSettings {
         seed: args.seed,
         rate: args.rate,
         speed: args.speed,
@@ -212,7 +212,7 @@ async fn prepare_topics(
 }
 
 /// Waits for the driver's end; says how far it is now and then.
-async fn follow(driver: &Driver) -> Arc<Sent> {
+async fn follow(driver: &Driver) -> Arc<DeliveryCounters> {
     let sent = driver.sent();
     let (mut reported, mut records) = (Instant::now(), 0);
     while !driver.is_finished() {

@@ -159,7 +159,7 @@ impl TransactionalProducer {
                 headers,
                 record.timestamp_ms,
             )?;
-            failpoint::sent(&record.topic);
+            failpoint::reach_record_sent(&record.topic);
         }
         let progress = Some(output.progress.as_ref());
         self.send(

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::commit::process::Process;
 use crate::time::Micros;
-use crate::types::{Position, TopicPartition};
+use crate::types::{SourcePosition, TopicPartition};
 use crate::watermark::ClockDecision;
 use crate::{Error, Kind, Result};
 
@@ -42,7 +42,7 @@ pub struct Progress {
     pub joined: Vec<Joined>,
     /// Where each partition that moved stood at the epoch's end.
     #[serde(default)]
-    pub positions: BTreeMap<TopicPartition, Position>,
+    pub positions: BTreeMap<TopicPartition, SourcePosition>,
     /// Watermarks that the clock moved at the epoch's end, by stream.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub decisions: BTreeMap<String, Vec<ClockDecision>>,
@@ -178,7 +178,7 @@ pub struct Recovered {
     /// The newest record.
     pub last: Option<Progress>,
     /// Where every partition stands after the newest record.
-    pub positions: BTreeMap<TopicPartition, Position>,
+    pub positions: BTreeMap<TopicPartition, SourcePosition>,
     /// The ids of the topics that they are partitions of, where the broker has ids.
     pub topics: BTreeMap<String, String>,
 }

@@ -25,8 +25,8 @@ const SOURCE: &str = "query";
 /// [`Kind::Sql`] with its place in `text` and a hint; [`Kind::Storage`]. The stream's own errors
 /// are made readable by [`sql_error`].
 pub async fn run_sql(context: &SessionContext, text: &str) -> Result<SendableRecordBatchStream> {
-    let text = catalog::without_mark(text);
-    catalog::check_single(Path::new(SOURCE), text)?;
+    let text = catalog::strip_byte_order_mark(text);
+    catalog::check_single_statement(Path::new(SOURCE), text)?;
     let source = in_text(text);
     let state = context.state();
     let dialect = state.config().options().sql_parser.dialect;
@@ -160,7 +160,7 @@ fn explain(context: Option<&SessionContext>, source: &Source<'_>, error: DataFus
             Err(other) => Error::new(Kind::Storage, "history could not be read").because(other),
         },
         DataFusionError::SQL(cause, _) => {
-            catalog::parser_error(Path::new(SOURCE), source.text, *cause)
+            catalog::explain_parser_error(Path::new(SOURCE), source.text, *cause)
         }
         error => match missing_table(&error) {
             Some(table) => no_table(context, source, &table),
@@ -191,7 +191,7 @@ fn no_table(context: Option<&SessionContext>, source: &Source<'_>, table: &str) 
     let elsewhere: Vec<&str> =
         known.iter().map(String::as_str).filter(|name| name.ends_with(&qualified)).collect();
     let hint = match elsewhere.is_empty() {
-        true => suggestion::among(short, known.iter().map(String::as_str)),
+        true => suggestion::suggest(short, known.iter().map(String::as_str)),
         false => Some(format!("write {}", elsewhere.join(" or "))),
     };
     let error = Error::sql(format!("there is no table '{short}'"))

@@ -243,7 +243,7 @@ pub(super) fn log_store(path: &Path) -> Result<LogStoreRef> {
         .map_err(|()| Error::config(format!("{} is no usable path", absolute.display())))?;
     let builder = DeltaTableBuilder::from_url(url.clone()).map_err(fail)?;
     #[cfg(test)]
-    let builder = match crate::storage::tests::faulty_store::wrap(path, true) {
+    let builder = match crate::storage::tests::faulty_store::open_faulty(path, true) {
         Some(store) => builder.with_storage_backend(store, url),
         None => builder,
     };

@@ -12,7 +12,7 @@ use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
 use datafusion::error::Result as DataFusionResult;
 
 use crate::telemetry::status::Status;
-use crate::time::{BEGINNING, END, Micros};
+use crate::time::{MAX_TIME, MIN_TIME, Micros};
 
 const WATERMARKS: &str = "watermarks";
 const WINDOWS: &str = "windows";
@@ -39,7 +39,7 @@ impl StatusSchema {
     }
 
     fn times(&self, values: impl Iterator<Item = Option<Micros>>) -> ArrayRef {
-        let known = values.map(|time| time.filter(|&time| time != BEGINNING && time != END));
+        let known = values.map(|time| time.filter(|&time| time != MIN_TIME && time != MAX_TIME));
         let array: TimestampMicrosecondArray = known.collect();
         Arc::new(array.with_timezone(self.zone.clone()))
     }

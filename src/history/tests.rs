@@ -154,7 +154,7 @@ async fn of_two_writers_the_second_to_commit_is_stopped() {
     ours.append("1084", 0, &events([(0, START)]), 1).await.unwrap();
     theirs.append("1084", 0, &events([(0, START), (1, START)]), 2).await.unwrap();
     ours.commit(START).await.unwrap();
-    assert_eq!(theirs.commit(START).await.unwrap_err().kind, Kind::Overtaken);
+    assert_eq!(theirs.commit(START).await.unwrap_err().kind, Kind::WriteConflict);
     assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 1);
 }
 

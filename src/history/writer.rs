@@ -39,7 +39,7 @@ use crate::history::compaction::Compactor;
 use crate::history::delta_table::{self, TableSpec};
 use crate::history::write_buffer::Buffer;
 use crate::history::{compaction, delta_error, parquet_file, txn_positions};
-use crate::storage::in_time;
+use crate::storage::with_timeout;
 use crate::time::{Micros, SECOND};
 use crate::{Error, Kind, Result};
 
@@ -275,7 +275,7 @@ impl Writer {
     /// commit comes first). Without anything to commit it does nothing.
     ///
     /// # Errors
-    /// [`Kind::Overtaken`] if another process wrote these offsets; [`Kind::Storage`] after several
+    /// [`Kind::WriteConflict`] if another process wrote these offsets; [`Kind::Storage`] after several
     /// attempts: nothing is lost then, and the call may be repeated.
     pub async fn commit(&mut self, now: Micros) -> Result<Committed> {
         self.last_commit = Some(now);
@@ -353,7 +353,7 @@ impl Writer {
     /// The last offset of a partition that the table contains, as of the present snapshot.
     async fn committed_offset(&self, partition: &Partition) -> Result<Option<i64>> {
         let app = self.app_id(partition);
-        let read = in_time(self.state.transaction_version(self.store.as_ref(), app)).await?;
+        let read = with_timeout(self.state.transaction_version(self.store.as_ref(), app)).await?;
         read.map_err(|error| delta_error(&self.path, "reading positions", error))
     }
 
@@ -385,9 +385,12 @@ impl Writer {
                         })??;
                     let path = object_store::path::Path::from(encoded.path.as_str());
                     reach("delta.file");
-                    in_time(store.put(&path, encoded.bytes.into())).await?.map_err(|error| {
-                        Error::new(Kind::Storage, "a history file cannot be stored").because(error)
-                    })?;
+                    with_timeout(store.put(&path, encoded.bytes.into())).await?.map_err(
+                        |error| {
+                            Error::new(Kind::Storage, "a history file cannot be stored")
+                                .because(error)
+                        },
+                    )?;
                     reach("delta.file.written");
                     Ok::<Add, Error>(encoded.add)
                 }
@@ -409,7 +412,7 @@ impl Writer {
                 match self.look(&begun.moved).await {
                     Ok(true) => return Ok(()),
                     Ok(false) => {}
-                    Err(error) if error.kind == Kind::Overtaken || attempt == ATTEMPTS => {
+                    Err(error) if error.kind == Kind::WriteConflict || attempt == ATTEMPTS => {
                         return Err(error);
                     }
                     Err(error) => {
@@ -464,7 +467,7 @@ impl Writer {
         let commit = CommitBuilder::from(properties)
             .with_actions(begun.adds.iter().cloned().map(Action::Add).collect())
             .build(Some(&self.state), self.store.clone(), operation);
-        let finalized = in_time(commit.into_future()).await;
+        let finalized = with_timeout(commit.into_future()).await;
         // A silence is an error like others: the commit may have happened.
         let finalized =
             finalized.map_err(|error| DeltaTableError::generic(error.to_string()))??;
@@ -475,9 +478,9 @@ impl Writer {
     /// of `moved`, false if it does not.
     ///
     /// # Errors
-    /// [`Kind::Overtaken`] if it contains anything else: somebody else writes this table.
+    /// [`Kind::WriteConflict`] if it contains anything else: somebody else writes this table.
     async fn look(&mut self, moved: &HashMap<Partition, Position>) -> Result<bool> {
-        let state = in_time(DeltaTableState::try_new(self.store.as_ref(), None)).await?;
+        let state = with_timeout(DeltaTableState::try_new(self.store.as_ref(), None)).await?;
         self.state = state.map_err(|error| delta_error(&self.path, "reading", error))?;
         let mut there = 0;
         let mut absent = None;
@@ -504,7 +507,7 @@ impl Writer {
         let (topic, number) = partition;
         let text =
             |offset: Option<i64>| offset.map_or("nothing".to_owned(), |last| last.to_string());
-        Error::new(Kind::Overtaken, format!("another process writes {}", self.path.display()))
+        Error::new(Kind::WriteConflict, format!("another process writes {}", self.path.display()))
             .detail(format!(
                 "{topic}/{number}: we wrote up to offset {}, the table has {}",
                 text(ours.committed),

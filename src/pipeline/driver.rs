@@ -21,7 +21,7 @@ use crate::failpoint::reach;
 use crate::source::Event;
 use crate::source::chunk::Chunk;
 use crate::time::{Micros, SECOND};
-use crate::types::{HistoryRows, OutRecord, Position, TopicPartition};
+use crate::types::{HistoryRows, OutRecord, SourcePosition, TopicPartition};
 use crate::watermark::ClockDecision;
 use crate::{Error, Kind, Result};
 
@@ -68,7 +68,7 @@ pub struct Pipeline {
     pub(super) commit: Option<Commit>,
     pub(super) commit_time: Duration,
     pub(super) committed_at: Instant,
-    pub(super) recorded: BTreeMap<TopicPartition, Position>,
+    pub(super) recorded: BTreeMap<TopicPartition, SourcePosition>,
     pub(super) joins: mpsc::Receiver<Look>,
     pub(super) waiting_joins: Vec<Joined>,
     pub(super) known: watch::Sender<Known>,
@@ -564,7 +564,7 @@ async fn finished(commit: &mut Option<Commit>) -> Result<Committed> {
     }
 }
 
-fn positions(engine: &Engine) -> BTreeMap<TopicPartition, Position> {
+fn positions(engine: &Engine) -> BTreeMap<TopicPartition, SourcePosition> {
     engine
         .streams
         .values()
@@ -575,8 +575,8 @@ fn positions(engine: &Engine) -> BTreeMap<TopicPartition, Position> {
 /// Positions that differ from what was recorded last.
 fn moved(
     engine: &Engine,
-    recorded: &BTreeMap<TopicPartition, Position>,
-) -> BTreeMap<TopicPartition, Position> {
+    recorded: &BTreeMap<TopicPartition, SourcePosition>,
+) -> BTreeMap<TopicPartition, SourcePosition> {
     let mut now = positions(engine);
     now.retain(|partition, at| recorded.get(partition) != Some(at));
     now

@@ -15,7 +15,7 @@ use crate::sink::headers;
 use crate::telemetry::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
 use crate::telemetry::{Metrics, StatusBoard};
 use crate::time::{Clock, Micros, Window};
-use crate::time::{END, SECOND};
+use crate::time::{MAX_TIME, SECOND};
 use crate::types::{OutRecord, TopicPartition};
 use crate::watermark::Waiting;
 
@@ -289,7 +289,7 @@ fn because(waiting: &Waiting, zone: Tz) -> String {
 
 /// What `W` means to people: `None` before the first event and after a drain.
 fn spoken(watermark: Micros) -> Option<Micros> {
-    (watermark != crate::time::BEGINNING && watermark != END).then_some(watermark)
+    (watermark != crate::time::MIN_TIME && watermark != MAX_TIME).then_some(watermark)
 }
 
 /// Seconds of a span of microseconds.

@@ -82,7 +82,7 @@ impl Snapshots {
             let message = format!("the folder {} cannot be made", folder.display());
             Error::new(Kind::Storage, message).hint("look at --data-dir").because(e)
         })?;
-        let store = storage::local(&folder).map_err(|e| {
+        let store = storage::open_local(&folder).map_err(|e| {
             Error::new(Kind::Storage, "the snapshot folder cannot be opened").because(e)
         })?;
         Ok(Self {

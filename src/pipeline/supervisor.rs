@@ -37,7 +37,7 @@ pub async fn run(
         let begun = Instant::now();
         let result = run_pipeline(&catalog, &customer, &mut options, stop.clone(), &mut life).await;
         let Err(mut error) = result else { return Ok(()) };
-        let mut overtaken = error.kind == Kind::Overtaken;
+        let mut overtaken = error.kind == Kind::WriteConflict;
         if overtaken {
             error = life.overtaken(&customer.name, &options, error).await;
             overtaken = error.kind == Kind::Storage;

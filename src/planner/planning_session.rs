@@ -305,5 +305,5 @@ impl SchemaProvider for Scope {
 fn unknown_relation(name: &TableReference, relations: &Relations) -> DataFusionError {
     let known = relations.keys().map(String::as_str).filter(|name| !name.starts_with("__"));
     let message = format!("there is no stream, query or table '{name}'");
-    through_datafusion(&message, &suggestion::among(name.table(), known).unwrap_or_default())
+    through_datafusion(&message, &suggestion::suggest(name.table(), known).unwrap_or_default())
 }

@@ -11,7 +11,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 use datafusion::sql::sqlparser::tokenizer;
 
-use crate::catalog::ast_visitor::{Look, walk};
+use crate::catalog::ast_visitor::{QueryVisitor, visit_query};
 use crate::catalog::{Emit, Query, QueryKind, suggestion};
 use crate::error::{Error, Place};
 use crate::planner::errors::{Source, in_query, in_source, keyword_in, place_of_span, two_columns};
@@ -104,7 +104,7 @@ impl Planner<'_> {
                 .filter(|(_, leaf)| leaf.relation.is_streamed())
                 .map(|(name, _)| name.as_str());
             return Err(at(&window.input, format!("there is no stream or query '{name}'"))
-                .hint_if(suggestion::among(&name, names)));
+                .hint_if(suggestion::suggest(&name, names)));
         };
         if !leaf.relation.is_streamed() {
             return Err(at(&window.input, format!("'{name}' is no stream, and has no windows"))
@@ -422,7 +422,7 @@ impl Planner<'_> {
 
     fn select_place(&self) -> Place {
         let mut finder = SelectFinder::default();
-        walk(&self.query.select, &mut finder);
+        visit_query(&self.query.select, &mut finder);
         let span = finder.group_by.or(finder.select);
         span.and_then(|span| place_of_span(self.query, span))
             .unwrap_or_else(|| self.query.place.clone())
@@ -514,7 +514,7 @@ struct SelectFinder {
     select: Option<tokenizer::Span>,
 }
 
-impl Look for SelectFinder {
+impl QueryVisitor for SelectFinder {
     fn select(&mut self, select: &SelectBody) -> ControlFlow<tokenizer::Span> {
         self.select.get_or_insert(select.select_token.0.span);
         if let GroupByExpr::Expressions(exprs, _) = &select.group_by

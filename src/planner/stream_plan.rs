@@ -12,7 +12,7 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
 use datafusion::sql::sqlparser::ast;
 
-use crate::catalog::{Column, ColumnSource, Stream};
+use crate::catalog::{ColumnSource, Stream, StreamColumn};
 use crate::error::{Error, Kind, Place, Result};
 use crate::planner::errors::{describe, explained, find_in};
 use crate::planner::functions::volatile_in;
@@ -116,7 +116,7 @@ fn plan_column(
     session: &Session,
     stream: &Stream,
     known: &[FieldRef],
-    column: &Column,
+    column: &StreamColumn,
     field: &FieldRef,
     expr: &ast::Expr,
 ) -> Result<Arc<dyn PhysicalExpr>> {

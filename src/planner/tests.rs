@@ -37,7 +37,7 @@ fn place() -> Place {
 
 fn stream(columns: Vec<(&str, DataType, bool, Option<&str>)>) -> Arc<Stream> {
     let columns = (columns.into_iter())
-        .map(|(name, data_type, nullable, computed)| Column {
+        .map(|(name, data_type, nullable, computed)| StreamColumn {
             name: name.to_owned(),
             data_type,
             nullable,
@@ -56,7 +56,7 @@ fn stream(columns: Vec<(&str, DataType, bool, Option<&str>)>) -> Arc<Stream> {
         columns,
         watermark: Watermark { column: "event_time".to_owned(), delay_us: 0 },
         topics: Topics::List(vec!["positions".to_owned()]),
-        format: Format::Json,
+        format: RecordFormat::Json,
         start: Start::Earliest,
         idle_timeout_us: 30_000_000,
         max_future_us: 300_000_000,
@@ -105,7 +105,7 @@ fn customer(queries: Vec<Arc<Query>>) -> Customer {
     Customer {
         name: "home".to_owned(),
         zone: ZONE,
-        settings: Settings::default(),
+        settings: CustomerSettings::default(),
         streams: vec![positions()],
         tables: Vec::new(),
         queries,

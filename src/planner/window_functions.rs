@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::ast::{
 use datafusion::sql::sqlparser::tokenizer::Span;
 
 use crate::catalog::Query;
-use crate::catalog::parse_diagnostics::window_function_hint;
+use crate::catalog::parse_diagnostics::suggest_window_function;
 use crate::error::Error;
 use crate::planner::errors::place_of_span;
 use crate::time::{DAY, HOUR, MINUTE, SECOND};
@@ -102,7 +102,7 @@ impl Resolver<'_> {
             _ => {
                 return Err(self
                     .error(format!("there is no table function '{function}'"), span)
-                    .hint(window_function_hint(function)));
+                    .hint(suggest_window_function(function)));
             }
         };
         let misused = |what: &str| self.error(what.to_owned(), span).hint(usage);

@@ -31,14 +31,14 @@ pub enum Pace {
 
 /// What a driver has done so far; shared, read at any time.
 #[derive(Debug, Default)]
-pub struct Sent {
+pub struct DeliveryCounters {
     records: AtomicU64,
     bytes: AtomicU64,
     failed: AtomicU64,
     first_failure: std::sync::Mutex<Option<String>>,
 }
 
-impl Sent {
+impl DeliveryCounters {
     /// Records that the broker has taken.
     pub fn records(&self) -> u64 {
         self.records.load(Ordering::Relaxed)
@@ -68,7 +68,7 @@ const NAP: Duration = Duration::from_millis(20);
 const FLUSH: Duration = Duration::from_secs(10);
 
 /// Counts what became of each record.
-struct Counting(Arc<Sent>);
+struct Counting(Arc<DeliveryCounters>);
 
 impl ClientContext for Counting {}
 
@@ -89,7 +89,7 @@ impl ProducerContext for Counting {
 /// A thread that sends readings.
 #[derive(Debug)]
 pub struct Driver {
-    sent: Arc<Sent>,
+    sent: Arc<DeliveryCounters>,
     thread: JoinHandle<Result<()>>,
 }
 
@@ -105,7 +105,7 @@ impl Driver {
     where
         I: Iterator<Item = Reading> + Send + 'static,
     {
-        let sent = Arc::new(Sent::default());
+        let sent = Arc::new(DeliveryCounters::default());
         let counting = sent.clone();
         let thread = std::thread::Builder::new()
             .name("sensors".to_owned())
@@ -114,7 +114,7 @@ impl Driver {
     }
 
     /// What it has done so far.
-    pub fn sent(&self) -> Arc<Sent> {
+    pub fn sent(&self) -> Arc<DeliveryCounters> {
         self.sent.clone()
     }
 
@@ -124,7 +124,7 @@ impl Driver {
     }
 
     /// Waits for the end. Blocks. Fails if the broker could not be reached or refused a record.
-    pub fn join(self) -> Result<Arc<Sent>> {
+    pub fn join(self) -> Result<Arc<DeliveryCounters>> {
         self.thread.join().map_err(|_| Error::internal("the sensors' thread panicked"))??;
         Ok(self.sent)
     }
@@ -140,7 +140,7 @@ fn produce(
     readings: impl Iterator<Item = Reading>,
     pace: Pace,
     stop: &watch::Receiver<bool>,
-    sent: &Arc<Sent>,
+    sent: &Arc<DeliveryCounters>,
 ) -> Result<()> {
     client.set("enable.idempotence", "true").set("linger.ms", "5");
     let producer: ThreadedProducer<Counting> = ThreadedProducer::from_config_and_context(
@@ -180,7 +180,7 @@ fn send(
     producer: &ThreadedProducer<Counting>,
     reading: &Reading,
     stop: &watch::Receiver<bool>,
-    sent: &Sent,
+    sent: &DeliveryCounters,
 ) -> Result<()> {
     let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&reading.topic);
     record.key = reading.key.as_deref();
@@ -217,7 +217,7 @@ pub fn per_topic<'a>(readings: impl IntoIterator<Item = &'a Reading>) -> BTreeMa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sensors::{Profile, Settings, Simulation};
+    use crate::sensors::{Profile, Simulation, SimulationSettings};
     use crate::time::SECOND;
     use rdkafka::consumer::{BaseConsumer, Consumer};
     use rdkafka::mocking::MockCluster;
@@ -231,8 +231,12 @@ mod tests {
             broker.create_topic(topic, 1, 1).unwrap();
         }
         let faults = "malformed=5%,duplicate=5%,tombstone=5%".parse().unwrap();
-        let settings =
-            Settings { rate: 300.0, duration_us: Some(SECOND), faults, ..Settings::default() };
+        let settings = SimulationSettings {
+            rate: 300.0,
+            duration_us: Some(SECOND),
+            faults,
+            ..SimulationSettings::default()
+        };
         let readings: Vec<Reading> = Simulation::new(&profile, settings).unwrap().collect();
         let client = || {
             let mut client = ClientConfig::new();
@@ -268,7 +272,7 @@ mod tests {
         client.set("bootstrap.servers", broker.bootstrap_servers());
         let profile =
             Profile { topics: vec!["1084".to_owned()], ..Profile::named("customer_a").unwrap() };
-        let simulation = Simulation::new(&profile, Settings::default()).unwrap();
+        let simulation = Simulation::new(&profile, SimulationSettings::default()).unwrap();
         let (stop, stopping) = watch::channel(false);
         let driver = Driver::start(client, simulation, Pace::RealTime, stopping).unwrap();
         stop.send(true).unwrap();

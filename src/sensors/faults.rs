@@ -19,7 +19,7 @@ use crate::time::{DAY, HOUR, MINUTE, Micros, SECOND};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// A payload that no schema of positions accepts.
-    Malformed(Malformed),
+    MalformedPayload(MalformedPayload),
     /// The same payload once more, right after it.
     Duplicate,
     /// An event time from one minute to thirty hours ago.
@@ -40,16 +40,27 @@ pub enum Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Choice {
     One(Fault),
-    Of(&'static [Malformed]),
+    Of(&'static [MalformedPayload]),
 }
 
 /// The words of a specification.
 const WORDS: [(&str, Choice); 10] = [
-    ("malformed", Choice::Of(&Malformed::ALL)),
-    ("null", Choice::Of(&[Malformed::NullPerson, Malformed::NullRoom, Malformed::NullTime])),
+    ("malformed", Choice::Of(&MalformedPayload::ALL)),
+    (
+        "null",
+        Choice::Of(&[
+            MalformedPayload::NullPerson,
+            MalformedPayload::NullRoom,
+            MalformedPayload::NullTime,
+        ]),
+    ),
     (
         "wrong-type",
-        Choice::Of(&[Malformed::TextPerson, Malformed::FractionalPerson, Malformed::ObjectRoom]),
+        Choice::Of(&[
+            MalformedPayload::TextPerson,
+            MalformedPayload::FractionalPerson,
+            MalformedPayload::ObjectRoom,
+        ]),
     ),
     ("duplicate", Choice::One(Fault::Duplicate)),
     ("late", Choice::One(Fault::Late)),
@@ -64,8 +75,8 @@ macro_rules! malformed {
     ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
         /// The kinds of malformed payloads. Each gives exactly one rejected message.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Malformed { $($(#[$doc])* $name),* }
-        impl Malformed {
+        pub enum MalformedPayload { $($(#[$doc])* $name),* }
+        impl MalformedPayload {
             /// Every kind.
             pub const ALL: [Self; [$($text),*].len()] = [$(Self::$name),*];
             /// Its name in reports.
@@ -152,7 +163,9 @@ impl Faults {
             if at < *share {
                 return Some(match WORDS[*word].1 {
                     Choice::One(fault) => fault,
-                    Choice::Of(kinds) => Fault::Malformed(kinds[rng.random_range(0..kinds.len())]),
+                    Choice::Of(kinds) => {
+                        Fault::MalformedPayload(kinds[rng.random_range(0..kinds.len())])
+                    }
                 });
             }
             at -= share;
@@ -280,7 +293,7 @@ pub(super) fn payload(
     };
     Some(match fault {
         Some(Fault::Tombstone) => return None,
-        Some(Fault::Malformed(kind)) => malformed_payload(kind, person, &date, &time, room),
+        Some(Fault::MalformedPayload(kind)) => malformed_payload(kind, person, &date, &time, room),
         Some(Fault::Unpadded) if face.hour() < 10 => good(&time[1..], room).into_bytes(),
         Some(Fault::Spelling) => good(&time, &second_spelling(room, rng)).into_bytes(),
         _ => good(&time, room).into_bytes(),
@@ -301,39 +314,49 @@ fn second_spelling(room: &str, rng: &mut StdRng) -> String {
     room.split(' ').map(capital).collect::<Vec<_>>().join(" ") + " "
 }
 
-fn malformed_payload(kind: Malformed, person: i64, date: &str, time: &str, room: &str) -> Vec<u8> {
+fn malformed_payload(
+    kind: MalformedPayload,
+    person: i64,
+    date: &str,
+    time: &str,
+    room: &str,
+) -> Vec<u8> {
     let (id, d, t, r) =
         (person.to_string(), format!("\"{date}\""), format!("\"{time}\""), format!("\"{room}\""));
     let good = position(&id, &d, &t, &r);
     let text = match kind {
-        Malformed::PlainText => format!("sensor {id} restarted"),
-        Malformed::Truncated => good[..good.len() - 9].to_owned(),
-        Malformed::Empty => String::new(),
-        Malformed::Array => format!("[{id}, {d}, {t}, {r}]"),
-        Malformed::Scalar => id,
-        Malformed::InvalidUtf8 => return invalid_utf8(&good, room),
-        Malformed::TrailingComma => good.replace('}', ",}"),
-        Malformed::SingleQuotes => good.replace('"', "'"),
-        Malformed::LeadingZero => position(&format!("0{id}"), &d, &t, &r),
-        Malformed::NotANumber => position("NaN", &d, &t, &r),
-        Malformed::ControlCharacter => position(&id, &d, &t, &format!("\"\u{1}{room}\"")),
-        Malformed::TrailingText => format!("{good} ok"),
-        Malformed::NullPerson => position("null", &d, &t, &r),
-        Malformed::NullRoom => position(&id, &d, &t, "null"),
-        Malformed::NullTime => position(&id, &d, "null", &r),
-        Malformed::MissingPerson => {
+        MalformedPayload::PlainText => format!("sensor {id} restarted"),
+        MalformedPayload::Truncated => good[..good.len() - 9].to_owned(),
+        MalformedPayload::Empty => String::new(),
+        MalformedPayload::Array => format!("[{id}, {d}, {t}, {r}]"),
+        MalformedPayload::Scalar => id,
+        MalformedPayload::InvalidUtf8 => return invalid_utf8(&good, room),
+        MalformedPayload::TrailingComma => good.replace('}', ",}"),
+        MalformedPayload::SingleQuotes => good.replace('"', "'"),
+        MalformedPayload::LeadingZero => position(&format!("0{id}"), &d, &t, &r),
+        MalformedPayload::NotANumber => position("NaN", &d, &t, &r),
+        MalformedPayload::ControlCharacter => position(&id, &d, &t, &format!("\"\u{1}{room}\"")),
+        MalformedPayload::TrailingText => format!("{good} ok"),
+        MalformedPayload::NullPerson => position("null", &d, &t, &r),
+        MalformedPayload::NullRoom => position(&id, &d, &t, "null"),
+        MalformedPayload::NullTime => position(&id, &d, "null", &r),
+        MalformedPayload::MissingPerson => {
             format!("{{\"ts_date\": {d}, \"ts_time\": {t}, \"room\": {r}}}")
         }
-        Malformed::MissingRoom => {
+        MalformedPayload::MissingRoom => {
             format!("{{\"part_id\": {id}, \"ts_date\": {d}, \"ts_time\": {t}}}")
         }
-        Malformed::MissingDate => format!("{{\"part_id\": {id}, \"ts_time\": {t}, \"room\": {r}}}"),
-        Malformed::TextPerson => position("\"unknown\"", &d, &t, &r),
-        Malformed::FractionalPerson => position(&format!("{id}.5"), &d, &t, &r),
-        Malformed::HugePerson => position("99999999999999999999", &d, &t, &r),
-        Malformed::ObjectRoom => position(&id, &d, &t, &format!("{{\"name\": {r}}}")),
-        Malformed::ImpossibleDate => position(&id, &format!("\"{}1345\"", &date[..4]), &t, &r),
-        Malformed::ImpossibleTime => position(&id, &d, "\"25:61:00\"", &r),
+        MalformedPayload::MissingDate => {
+            format!("{{\"part_id\": {id}, \"ts_time\": {t}, \"room\": {r}}}")
+        }
+        MalformedPayload::TextPerson => position("\"unknown\"", &d, &t, &r),
+        MalformedPayload::FractionalPerson => position(&format!("{id}.5"), &d, &t, &r),
+        MalformedPayload::HugePerson => position("99999999999999999999", &d, &t, &r),
+        MalformedPayload::ObjectRoom => position(&id, &d, &t, &format!("{{\"name\": {r}}}")),
+        MalformedPayload::ImpossibleDate => {
+            position(&id, &format!("\"{}1345\"", &date[..4]), &t, &r)
+        }
+        MalformedPayload::ImpossibleTime => position(&id, &d, "\"25:61:00\"", &r),
     };
     text.into_bytes()
 }
@@ -386,8 +409,8 @@ mod tests {
 
     #[test]
     fn malformed_payloads_are_of_many_kinds_and_none_is_good() {
-        assert!(Malformed::ALL.len() >= 12);
-        for kind in Malformed::ALL {
+        assert!(MalformedPayload::ALL.len() >= 12);
+        for kind in MalformedPayload::ALL {
             let bytes = malformed_payload(kind, 1084, "20191030", "14:06:35", "living room");
             let object = serde_json::from_slice::<serde_json::Value>(&bytes).ok();
             let good = object.as_ref().is_some_and(|o| {

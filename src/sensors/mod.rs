@@ -1,7 +1,7 @@
 //! Simulated sensors: persons who carry one each and move through their rooms all day.
 //!
 //! A [`Simulation`] is an iterator of [`Reading`]s, a pure function of its profile and
-//! [`Settings`]: the same seed gives the same bytes. The demo and the tests run it in-process
+//! [`SimulationSettings`]: the same seed gives the same bytes. The demo and the tests run it in-process
 //! (tests keep the readings for their oracle); [`driver`] sends readings to a broker at their pace.
 //!
 //! Two clocks: readings are *sent* at real times counted from the start (`after_us`, by the rate)
@@ -25,8 +25,8 @@ use chrono_tz::Tz;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-pub use driver::{Driver, Pace, Sent};
-pub use faults::{Fault, Faults, Malformed, Silence};
+pub use driver::{DeliveryCounters, Driver, Pace};
+pub use faults::{Fault, Faults, MalformedPayload, Silence};
 pub use routine::Routine;
 
 use crate::error::{Error, Result};
@@ -78,7 +78,7 @@ impl Profile {
 
 /// How a simulation runs.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct SimulationSettings {
     /// Same seed, same readings.
     pub seed: u64,
     /// Readings per second of real time, over all sensors, before faults.
@@ -95,7 +95,7 @@ pub struct Settings {
     pub faults: Faults,
 }
 
-impl Default for Settings {
+impl Default for SimulationSettings {
     /// Seed 1, 100 readings a second in real time, from 2019-10-30T00:00:00Z, for ever, no faults.
     fn default() -> Self {
         let start = 1_572_393_600 * SECOND;
@@ -136,7 +136,7 @@ pub struct Reading {
 impl Reading {
     /// Whether it is a good row: one that the customer's schema decodes, late or not.
     pub fn is_good(&self) -> bool {
-        !matches!(self.fault, Some(Fault::Malformed(_) | Fault::Tombstone | Fault::Future))
+        !matches!(self.fault, Some(Fault::MalformedPayload(_) | Fault::Tombstone | Fault::Future))
     }
 }
 
@@ -152,7 +152,7 @@ struct Person {
 
 /// The readings of a profile's sensors, in the order in which they are sent.
 pub struct Simulation {
-    settings: Settings,
+    settings: SimulationSettings,
     zone: Tz,
     routine: Routine,
     persons: Vec<Person>,
@@ -164,7 +164,7 @@ pub struct Simulation {
 impl Simulation {
     /// Fails for a profile without topics, a topic that is no number, or a fault of a sensor that
     /// is not there.
-    pub fn new(profile: &Profile, settings: Settings) -> Result<Self> {
+    pub fn new(profile: &Profile, settings: SimulationSettings) -> Result<Self> {
         if profile.topics.is_empty() {
             return Err(Error::config("a simulation needs a sensor at least")
                 .hint("name topics, as in --topics 1084,1085"));
@@ -289,11 +289,15 @@ mod tests {
     use crate::time::{DAY, HOUR, MINUTE};
     use std::collections::{BTreeMap, BTreeSet};
 
-    fn run(customer: &str, faults: &str, change: impl FnOnce(&mut Settings)) -> Vec<Reading> {
-        let mut settings = Settings {
+    fn run(
+        customer: &str,
+        faults: &str,
+        change: impl FnOnce(&mut SimulationSettings),
+    ) -> Vec<Reading> {
+        let mut settings = SimulationSettings {
             faults: faults.parse().unwrap(),
             duration_us: Some(MINUTE),
-            ..Settings::default()
+            ..SimulationSettings::default()
         };
         change(&mut settings);
         Simulation::new(&Profile::named(customer).unwrap(), settings).unwrap().collect()
@@ -344,7 +348,7 @@ mod tests {
         let mut kinds = BTreeSet::new();
         for reading in &readings {
             let name = match reading.fault {
-                Some(Fault::Malformed(kind)) => {
+                Some(Fault::MalformedPayload(kind)) => {
                     kinds.insert(kind);
                     "malformed"
                 }
@@ -368,7 +372,7 @@ mod tests {
         ] {
             assert!((counts[name] - percent).abs() < 0.1 * percent + 0.03, "{counts:?}");
         }
-        assert_eq!(kinds.len(), Malformed::ALL.len());
+        assert_eq!(kinds.len(), MalformedPayload::ALL.len());
         let copies = readings.windows(2).filter(|w| w[1].fault == Some(Fault::Duplicate));
         assert!(copies.into_iter().all(|w| w[0].payload == w[1].payload && w[0].fault.is_none()));
     }
@@ -387,8 +391,10 @@ mod tests {
         assert_eq!(of("1084", 20, 40), 0);
         assert!(of("1084", 0, 20) > 600 && of("1084", 40, 60) > 600 && of("1085", 20, 40) > 600);
         let profile = Profile::named("customer_a").unwrap();
-        let settings =
-            Settings { faults: "silent=99@1s..2s".parse().unwrap(), ..Settings::default() };
+        let settings = SimulationSettings {
+            faults: "silent=99@1s..2s".parse().unwrap(),
+            ..SimulationSettings::default()
+        };
         assert!(
             Simulation::new(&profile, settings)
                 .err()

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failpoint::reach;
-use crate::storage::in_time;
+use crate::storage::with_timeout;
 use crate::{Error, Kind, Result};
 
 /// The version of this layout.
@@ -85,7 +85,7 @@ pub async fn write(store: &Arc<dyn ObjectStore>, path: &Path, snapshot: &Snapsho
         };
         let place = path.clone().join(file.file.as_str());
         reach("snapshot.file");
-        in_time(store.put(&place, PutPayload::from(bytes))).await?.map_err(failed)?;
+        with_timeout(store.put(&place, PutPayload::from(bytes))).await?.map_err(failed)?;
         reach("snapshot.file.written");
         files.push(file);
     }
@@ -94,7 +94,7 @@ pub async fn write(store: &Arc<dyn ObjectStore>, path: &Path, snapshot: &Snapsho
         .map_err(|error| Error::internal("a snapshot's manifest is no JSON").because(error))?;
     let place = path.clone().join(MANIFEST);
     reach("snapshot.manifest");
-    in_time(store.put(&place, PutPayload::from(text))).await?.map_err(failed)?;
+    with_timeout(store.put(&place, PutPayload::from(text))).await?.map_err(failed)?;
     reach("snapshot.manifest.written");
     verify(store, path, &manifest).await?;
     reach("snapshot.verified");
@@ -108,7 +108,7 @@ async fn verify(store: &Arc<dyn ObjectStore>, path: &Path, written: &Manifest) -
     }
     for file in &written.files {
         let place = path.clone().join(file.file.as_str());
-        let meta = in_time(store.head(&place)).await?;
+        let meta = with_timeout(store.head(&place)).await?;
         let size = meta.map_err(|error| storage(path, "verified", error))?.size;
         if size != file.bytes {
             return Err(damaged(
@@ -208,7 +208,7 @@ async fn get(store: &Arc<dyn ObjectStore>, path: &Path, file: &str) -> Result<By
     };
     let place = path.clone().join(file);
     let read = async { store.get(&place).await?.bytes().await };
-    in_time(read).await?.map_err(failed)
+    with_timeout(read).await?.map_err(failed)
 }
 
 async fn in_background<T: Send + 'static>(

@@ -21,10 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 ///
 /// # Errors
 /// There is no such folder.
-pub fn local(folder: &Path) -> object_store::Result<Arc<dyn ObjectStore>> {
+pub fn open_local(folder: &Path) -> object_store::Result<Arc<dyn ObjectStore>> {
     let store = LocalFileSystem::new_with_prefix(folder)?.with_automatic_cleanup(true);
     #[cfg(test)]
-    if let Some(faulty) = tests::faulty_store::wrap(folder, false) {
+    if let Some(faulty) = tests::faulty_store::open_faulty(folder, false) {
         return Ok(faulty);
     }
     Ok(Arc::new(store))
@@ -34,7 +34,7 @@ pub fn local(folder: &Path) -> object_store::Result<Arc<dyn ObjectStore>> {
 ///
 /// # Errors
 /// It does not: the store hangs.
-pub async fn in_time<T>(asked: impl Future<Output = T>) -> Result<T> {
+pub async fn with_timeout<T>(asked: impl Future<Output = T>) -> Result<T> {
     let answer = tokio::time::timeout(PATIENCE, asked).await;
     answer.map_err(|_| {
         let message = format!("the disk has not answered for {} s", PATIENCE.as_secs());

@@ -12,7 +12,7 @@ use prometheus::{
 
 use crate::error::{Error, Result};
 use crate::telemetry::status::{PartitionStatus, QueryStatus, Status, StreamStatus};
-use crate::time::{BEGINNING, END, Micros, SECOND};
+use crate::time::{MAX_TIME, MIN_TIME, Micros, SECOND};
 
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -301,7 +301,7 @@ impl Metrics {
 
 /// Unix time in seconds; a watermark that has not said anything, or that is drained, is left out.
 fn set_time(family: &GaugeVec, labels: &[&str], at: Option<Micros>) {
-    if let Some(at) = at.filter(|at| (BEGINNING + 1..END).contains(at)) {
+    if let Some(at) = at.filter(|at| (MIN_TIME + 1..MAX_TIME).contains(at)) {
         family.with_label_values(labels).set(at as f64 / SECOND as f64);
     }
 }
@@ -350,7 +350,7 @@ mod tests {
         metrics.partition(
             "customer_a",
             "positions",
-            &PartitionStatus { watermark: Some(BEGINNING), ..partition },
+            &PartitionStatus { watermark: Some(MIN_TIME), ..partition },
         );
         let stream = StreamStatus {
             name: "positions".to_owned(),

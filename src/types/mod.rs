@@ -8,6 +8,6 @@ mod window_spec;
 
 pub use event_rows::{HistoryRows, event_schema};
 pub use out_record::OutRecord;
-pub use position::Position;
+pub use position::SourcePosition;
 pub use topic_partition::TopicPartition;
 pub use window_spec::{Size, TruncUnit, WindowSpec};

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where a partition stood, and its account so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
+pub struct SourcePosition {
     /// The next offset to be read.
     pub offset: i64,
     /// The first offset that was read: where the partition joined.

@@ -53,7 +53,7 @@ pub enum WindowSpec {
 
 impl Size {
     /// Its length in elapsed time, days as 24 hours and months as 31 days.
-    pub(crate) fn nominal(self) -> i64 {
+    pub(crate) fn nominal_us(self) -> i64 {
         match self {
             Self::Fixed(us) => us,
             Self::Days(n) => i64::from(n) * DAY,
@@ -63,7 +63,7 @@ impl Size {
     }
 
     /// Whether its windows end by the local clock rather than by elapsed time.
-    pub(crate) fn by_local_clock(self) -> bool {
+    pub(crate) fn is_local_time_aligned(self) -> bool {
         match self {
             Self::Fixed(us) => us > HOUR && DAY % us == 0,
             Self::Days(_) | Self::Weeks(_) | Self::Months(_) => true,
@@ -71,11 +71,11 @@ impl Size {
     }
 
     /// No window of this size lasts longer than this, whatever the zone's clock does.
-    pub(crate) fn longest(self) -> i64 {
+    pub(crate) fn max_length_us(self) -> i64 {
         match self {
-            Self::Fixed(us) if self.by_local_clock() => us + 2 * HOUR,
+            Self::Fixed(us) if self.is_local_time_aligned() => us + 2 * HOUR,
             Self::Fixed(us) => us,
-            calendar => calendar.nominal() + DAY + 2 * HOUR,
+            calendar => calendar.nominal_us() + DAY + 2 * HOUR,
         }
     }
 }
@@ -88,7 +88,7 @@ impl WindowSpec {
 
     /// Refuses sizes that are not positive, and hops of too many windows a row.
     pub fn validate(&self) -> Result<()> {
-        let positive = |size: &Size, what: &str| match size.nominal() > 0 {
+        let positive = |size: &Size, what: &str| match size.nominal_us() > 0 {
             true => Ok(()),
             false => Err(Error::sql(format!("the {what} of a window must be positive"))),
         };
@@ -99,7 +99,7 @@ impl WindowSpec {
             Self::Hop { slide, size, .. } => {
                 positive(slide, "slide")?;
                 positive(size, "size")?;
-                let windows = size.nominal() / slide.nominal();
+                let windows = size.nominal_us() / slide.nominal_us();
                 if windows > MOST_WINDOWS {
                     let found = format!("every row would belong to {windows} windows");
                     return Err(Error::sql("the slide is too short for the size").detail(found));

@@ -56,11 +56,13 @@ impl Grid {
             Size::Fixed(step) if step <= HOUR && HOUR % step == 0 => {
                 Self::Midnight { step, offset }
             }
-            Size::Fixed(step) if size.by_local_clock() => Self::Local { step, origin: offset },
+            Size::Fixed(step) if size.is_local_time_aligned() => {
+                Self::Local { step, origin: offset }
+            }
             Size::Fixed(step) => Self::Fixed { step, origin: offset },
-            Size::Days(_) => Self::Local { step: size.nominal(), origin: offset },
+            Size::Days(_) => Self::Local { step: size.nominal_us(), origin: offset },
             // 1970-01-01 was a Thursday.
-            Size::Weeks(_) => Self::Local { step: size.nominal(), origin: offset - 3 * DAY },
+            Size::Weeks(_) => Self::Local { step: size.nominal_us(), origin: offset - 3 * DAY },
             Size::Months(n) => Self::Months { months: i64::from(n), origin: 0, offset, utc: false },
         }
     }
@@ -235,7 +237,7 @@ impl Assigner {
                 self.tumble(t, Grid::Months { months, origin, offset: 0, utc: true })
             }
             WindowSpec::DateBin { stride, origin } => {
-                self.tumble(t, Grid::Fixed { step: stride.nominal(), origin })
+                self.tumble(t, Grid::Fixed { step: stride.nominal_us(), origin })
             }
             WindowSpec::DateTrunc { unit } => self.truncate(t, unit),
         }
@@ -263,7 +265,7 @@ impl Assigner {
                 pane.start = pane.start.max(window.end);
             }
             let (before, _) = grid.around(start.at.saturating_sub(1), &mut self.zone);
-            let reaches = before.at.saturating_add(size.longest()) > latest.at;
+            let reaches = before.at.saturating_add(size.max_length_us()) > latest.at;
             if before.at >= start.at || !reaches {
                 break;
             }
@@ -276,15 +278,17 @@ impl Assigner {
     /// The end of the window of `size` that starts at `start`.
     fn end(&mut self, start: Mark, size: Size, offset: i64) -> Micros {
         let by_clock = match size {
-            _ if !size.by_local_clock() => return start.at.saturating_add(size.nominal()),
+            _ if !size.is_local_time_aligned() => {
+                return start.at.saturating_add(size.nominal_us());
+            }
             Size::Months(n) => {
                 let label = add_months(start.label.saturating_sub(offset), i64::from(n));
                 self.zone.first(label.saturating_add(offset))
             }
-            _ => self.zone.first(start.label.saturating_add(size.nominal())),
+            _ => self.zone.first(start.label.saturating_add(size.nominal_us())),
         };
         // A clock put back by more than the window's size would end it before its start.
-        if by_clock > start.at { by_clock } else { start.at.saturating_add(size.nominal()) }
+        if by_clock > start.at { by_clock } else { start.at.saturating_add(size.nominal_us()) }
     }
 
     /// DataFusion's `date_trunc` (datafusion-functions, datetime/date_trunc.rs), and where the

@@ -10,7 +10,7 @@ use arrow::compute::take_record_batch;
 
 use crate::error::Result;
 use crate::planner::QueryPlan;
-use crate::time::{BEGINNING, Micros, Window};
+use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::merge_tree::Kept;
 
 /// More rows than this of one partition, bucket and slot are merged before the epoch ends, lest few
@@ -33,11 +33,11 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     /// A view's only one.
-    pub const WHOLE: Self = Self { window: Window { start: 0, end: 0 }, refused: BEGINNING };
+    pub const WHOLE: Self = Self { window: Window { start: 0, end: 0 }, refused: MIN_TIME };
 
     /// A window, or the rows of a pane that no window refused.
     pub fn of(window: Window) -> Self {
-        Self { window, refused: BEGINNING }
+        Self { window, refused: MIN_TIME }
     }
 }
 

@@ -23,7 +23,7 @@ use chrono_tz::Tz;
 use crate::catalog::Emit;
 use crate::error::Result;
 use crate::planner::{Content, PlanKind, QueryPlan, Relations};
-use crate::time::{BEGINNING, Micros, Window};
+use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::changelog::difference;
 use crate::window::epoch_buffer::{Bucket, EpochBuffer};
 use crate::window::failed_rows::{is_fault_of_data, reason};
@@ -116,7 +116,7 @@ impl Operator {
             plan,
             intake,
             first_end: None,
-            watermark: BEGINNING,
+            watermark: MIN_TIME,
             windows: BTreeMap::new(),
             view: OpenWindow { changed: true, ..OpenWindow::default() },
         })

@@ -30,7 +30,7 @@ use arrow::array::RecordBatch;
 use crate::error::Result;
 use crate::planner::{Content, QueryPlan};
 use crate::state::SlidingKeySet;
-use crate::time::{BEGINNING, Micros, Window};
+use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::epoch_buffer::Bucket;
 use crate::window::merge_tree::{Kept, MergeTree};
 
@@ -99,9 +99,9 @@ impl Stacks {
 impl Panes {
     pub fn new() -> Self {
         let stacks = Stacks {
-            served: BEGINNING,
-            until: BEGINNING,
-            front_until: BEGINNING,
+            served: MIN_TIME,
+            until: MIN_TIME,
+            front_until: MIN_TIME,
             back_from: None,
             back: Kept::new(),
             sets: Vec::new(),
@@ -129,7 +129,7 @@ impl Panes {
         });
         let news = bucket.refused < pane.known_from;
         pane.known_from = pane.known_from.min(bucket.refused);
-        if stacked || bucket.refused > BEGINNING {
+        if stacked || bucket.refused > MIN_TIME {
             pane.late.push((bucket.refused, distinct(plan, kept).await?));
         } else {
             pane.tiers.pile(plan, kept).await?;

@@ -15,7 +15,7 @@ use chrono_tz::Tz;
 
 use crate::error::Result;
 use crate::planner::{PlanKind, QueryPlan, Relations};
-use crate::time::{BEGINNING, Micros, Window};
+use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::assigner::Assigner;
 use crate::window::epoch_buffer::{Bucket, EpochBuffer, Runs, row_of, select};
 use crate::window::failed_rows::isolate;
@@ -95,7 +95,7 @@ impl RowAssigner {
             assigner,
             panes: plan.panes,
             lateness_us: plan.query.allowed_lateness_us.max(0),
-            watermark: BEGINNING,
+            watermark: MIN_TIME,
             buffer: EpochBuffer::default(),
             plan,
         })
@@ -207,7 +207,7 @@ impl RowAssigner {
             if !self.panes {
                 windows.iter().filter(|w| !gone(w)).for_each(|w| add(Bucket::of(*w)));
             } else if taken_until.is_some() {
-                let refused = refused.map_or(BEGINNING, |(_, latest)| latest.end);
+                let refused = refused.map_or(MIN_TIME, |(_, latest)| latest.end);
                 add(Bucket { window: pane, refused });
             }
             first = next;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::types::Position;
+use crate::types::SourcePosition;
 
 const RECORD: u8 = 1;
 const TOMBSTONE: u8 = 2;
@@ -87,7 +87,7 @@ impl Ledger {
     }
 
     /// The account, held to what the log recorded of the partition if that begins where this does.
-    pub fn account(self, recorded: Option<Position>) -> Account {
+    pub fn account(self, recorded: Option<SourcePosition>) -> Account {
         let count =
             |bits: u8, wanted: u8| self.seen.iter().filter(|s| **s & bits == wanted).count();
         let records = count(RECORD, RECORD) as u64;
@@ -137,8 +137,8 @@ mod tests {
         ledger
     }
 
-    fn recorded() -> Position {
-        Position { decoded: 4, rejected: 2, tombstones: 1, ..Position::default() }
+    fn recorded() -> SourcePosition {
+        SourcePosition { decoded: 4, rejected: 2, tombstones: 1, ..SourcePosition::default() }
     }
 
     fn faults(ledger: Ledger) -> Vec<String> {
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_the_log_says_otherwise_is_a_fault() {
-        let said = ledger().account(Some(Position { decoded: 5, ..recorded() })).faults;
+        let said = ledger().account(Some(SourcePosition { decoded: 5, ..recorded() })).faults;
         assert_eq!(said, ["decoded: 4 here, 5 in the log"]);
     }
 }

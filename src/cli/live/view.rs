@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::cli::live::{LeftOut, Shown};
 use crate::telemetry::status::{QueryStatus, Status};
-use crate::time::{BEGINNING, END, Micros, SECOND};
+use crate::time::{MAX_TIME, MIN_TIME, Micros, SECOND};
 
 /// Rates are taken over this time: long enough to be steady, short enough to see a change.
 const RATE_US: Micros = 5 * SECOND;
@@ -91,8 +91,8 @@ pub fn is_alert(query: &QueryStatus) -> bool {
 /// An instant on the clock's face of the customer, and the zone that it is in.
 pub fn local(at: Option<Micros>, zone: &str) -> String {
     match at {
-        None | Some(BEGINNING) => "nothing yet".to_owned(),
-        Some(END) => "drained".to_owned(),
+        None | Some(MIN_TIME) => "nothing yet".to_owned(),
+        Some(MAX_TIME) => "drained".to_owned(),
         Some(at) => match DateTime::from_timestamp_micros(at) {
             Some(at) => clock(at.with_timezone(&tz(zone))),
             None => "out of range".to_owned(),

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
     use crate::commit::process::Process;
     use crate::commit::progress::{Joined, Skipped, SnapshotRef, VERSION};
-    use crate::types::Position;
+    use crate::types::SourcePosition;
     use crate::types::TopicPartition;
     use crate::watermark::ClockDecision;
 
@@ -73,7 +73,7 @@ mod tests {
             let snapshot = SnapshotRef { epoch, path, log_offset: edge(random) };
             random.random_bool(0.4).then_some(snapshot)
         };
-        let position = Position {
+        let position = SourcePosition {
             offset: edge(random),
             joined: edge(random),
             decoded: random.random(),

@@ -34,8 +34,8 @@ use crate::planner::{CustomerPlan, Input, PlanKind, QueryPlan, Relations, Stream
 use crate::sink::{self, DeadLetter, Publication, ResultSink, Stage};
 use crate::source::chunk::Chunk;
 use crate::state::Snapshot;
-use crate::time::{BEGINNING, Micros};
-use crate::types::{HistoryRows, OutRecord, Position, TopicPartition};
+use crate::time::{MIN_TIME, Micros};
+use crate::types::{HistoryRows, OutRecord, SourcePosition, TopicPartition};
 use crate::watermark::{ClockDecision, Watermarks};
 use crate::window::{self, Changes, Emission, FailedRow, Operator, OperatorState, Pushed};
 use crate::{Error, Kind, Result};
@@ -123,7 +123,7 @@ impl QueryStage {
             emitted: 0,
             late: 0,
             newest: Vec::new(),
-            forwarded: BEGINNING,
+            forwarded: MIN_TIME,
         })
     }
 
@@ -183,7 +183,7 @@ impl Engine {
     }
 
     /// Goes on with a partition where it was left, with its account; nothing is known of its time.
-    pub fn resume_at(&mut self, partition: &TopicPartition, at: Position) -> Result<()> {
+    pub fn resume_at(&mut self, partition: &TopicPartition, at: SourcePosition) -> Result<()> {
         let streams = self.streams.values();
         let mut reading = streams.filter(|s| s.plan.stream.topics.matches(&partition.topic));
         let Some(stream) = reading.next().map(|s| s.plan.stream.name.clone()) else {
@@ -202,7 +202,7 @@ impl Engine {
     }
 
     /// The next offset of a partition, if it joined.
-    pub fn position(&self, partition: &TopicPartition) -> Option<Position> {
+    pub fn position(&self, partition: &TopicPartition) -> Option<SourcePosition> {
         let stage = self.streams.get(self.topics.get(&partition.topic)?)?;
         stage.positions.get(partition).copied()
     }
@@ -416,14 +416,12 @@ impl Engine {
     fn watermark(&self, input: &Input) -> Micros {
         match input {
             Input::Stream(name) => {
-                self.streams.get(name).map_or(BEGINNING, |s| s.watermarks.stream())
+                self.streams.get(name).map_or(MIN_TIME, |s| s.watermarks.stream())
             }
-            Input::Query(name) => self
-                .queries
-                .iter()
-                .find(|q| q.plan.name == *name)
-                .map_or(BEGINNING, |q| q.forwarded),
-            Input::Views => BEGINNING,
+            Input::Query(name) => {
+                self.queries.iter().find(|q| q.plan.name == *name).map_or(MIN_TIME, |q| q.forwarded)
+            }
+            Input::Views => MIN_TIME,
         }
     }
 
@@ -440,7 +438,7 @@ impl Engine {
             Some(column) => {
                 batch.column(column).as_primitive::<TimestampMicrosecondType>().values().to_vec()
             }
-            None => vec![BEGINNING; batch.num_rows()],
+            None => vec![MIN_TIME; batch.num_rows()],
         };
         let before = vec![before; times.len()];
         let rows = window::Rows { batch, event_time: &times, before: &before, partition: rank };

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::catalog::{ColumnSource, Stream};
 use crate::pipeline::engine::worker::ChunkResult;
 use crate::planner::StreamPlan;
-use crate::types::{Position, TopicPartition};
+use crate::types::{SourcePosition, TopicPartition};
 use crate::watermark::{WatermarkSettings, Watermarks};
 
 /// A source stream's watermarks and positions.
@@ -18,7 +18,7 @@ pub struct StreamStage {
     /// Its partitions' watermarks.
     pub watermarks: Watermarks,
     /// Its partitions' positions and accounts.
-    pub positions: BTreeMap<TopicPartition, Position>,
+    pub positions: BTreeMap<TopicPartition, SourcePosition>,
     /// Rows decoded since the start.
     pub rows_read: u64,
     /// Bytes read since the start.
@@ -71,10 +71,10 @@ impl StreamStage {
 
     /// Adds a partition that is read from `offset`.
     pub fn join(&mut self, partition: &TopicPartition, offset: i64) {
-        self.positions.entry(partition.clone()).or_insert(Position {
+        self.positions.entry(partition.clone()).or_insert(SourcePosition {
             offset,
             joined: offset,
-            ..Position::default()
+            ..SourcePosition::default()
         });
         self.watermarks.join(partition);
     }

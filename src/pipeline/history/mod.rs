@@ -323,7 +323,7 @@ mod tests {
     use super::*;
     use crate::cli::run::following;
     use crate::source::KafkaConfig;
-    use crate::storage::tests::faulty_store::Fault;
+    use crate::storage::tests::faulty_store::StoreFault;
     use crate::telemetry::StatusBoard;
     use arrow::datatypes::{DataType, Field, Schema};
 
@@ -361,9 +361,9 @@ mod tests {
     #[tokio::test]
     async fn what_waits_is_told_while_the_disk_refuses_the_first_commit() {
         let folder = tempfile::tempdir().unwrap();
-        let faults = crate::storage::tests::faulty_store::below(folder.path());
+        let faults = crate::storage::tests::faulty_store::inject_faults(folder.path());
         let mut history = start(folder.path()).await;
-        faults.set(Some(Fault::ErrorBefore));
+        faults.set(Some(StoreFault::ErrorBefore));
         history.epoch(1, row(1)).await.unwrap();
         let mut waits = history.waits.clone();
         let soon = waits.wait_for(|since| since.is_some());

@@ -14,7 +14,7 @@ use crate::commit::{Joined, Recovered, Skipped, SnapshotRef};
 use crate::pipeline::engine::Engine;
 use crate::source::{Cluster, blocking};
 use crate::state::Snapshot;
-use crate::types::{HistoryRows, Position, TopicPartition, event_schema};
+use crate::types::{HistoryRows, SourcePosition, TopicPartition, event_schema};
 use crate::{Error, Kind, Result};
 
 /// What becomes of a gap.
@@ -59,7 +59,7 @@ pub fn wanted(
 pub fn saved_offsets(saved: &Snapshot) -> Result<BTreeMap<TopicPartition, i64>> {
     let mut offsets = BTreeMap::new();
     for stream in saved.manifest["streams"].as_object().into_iter().flat_map(|s| s.values()) {
-        let positions: BTreeMap<TopicPartition, Position> =
+        let positions: BTreeMap<TopicPartition, SourcePosition> =
             serde_json::from_value(stream["positions"].clone()).map_err(|e| {
                 Error::new(Kind::Recovery, "the snapshot lacks a stream's positions").because(e)
             })?;
@@ -88,7 +88,7 @@ pub async fn find(
 }
 
 /// Why a pipeline does not begin. `recorded` is how far the log says that it came.
-pub fn error(gap: &Skipped, recorded: Option<&Position>, customer: &str) -> Error {
+pub fn error(gap: &Skipped, recorded: Option<&SourcePosition>, customer: &str) -> Error {
     let Skipped { partition, from, to } = gap;
     let message = format!(
         "{partition} has no offset {from} any more: {} offsets that are needed are gone",

@@ -15,7 +15,7 @@ use crate::history;
 use crate::pipeline::*;
 use crate::source::KafkaConfig;
 use crate::source::tests::mock::{fill_with, real_kafka, unique};
-use crate::storage::tests::faulty_store::{Fault, Faults};
+use crate::storage::tests::faulty_store::{StoreFault, StoreFaults};
 use crate::telemetry::{Metrics, StatusBoard};
 
 const LONG: Duration = Duration::from_secs(90);
@@ -26,14 +26,14 @@ struct Scene {
     customer: String,
     topic: String,
     options: PipelineConfig,
-    faults: Arc<Faults>,
+    faults: Arc<StoreFaults>,
 }
 
 fn scene(kafka: &KafkaConfig, name: &str) -> Scene {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     std::fs::create_dir(&data).unwrap();
-    let faults = crate::storage::tests::faulty_store::below(&data);
+    let faults = crate::storage::tests::faulty_store::inject_faults(&data);
     let customer = unique(name).replace('-', "_");
     let topic = crate::source::tests::mock::new_topic(kafka, name, 1);
     let file = |name: String, text: String| {
@@ -119,7 +119,7 @@ async fn kept(data: &Path, scene: &Scene, table: &str) -> (i64, i64) {
     (count(0), count(1))
 }
 
-async fn goes_on(name: &str, fault: Fault) {
+async fn goes_on(name: &str, fault: StoreFault) {
     let Some(kafka) = real_kafka(name) else { return };
     let scene = scene(&kafka, name);
     let (stop, stopping) = watch::channel(false);
@@ -135,7 +135,7 @@ async fn goes_on(name: &str, fault: Fault) {
         scene.until("history and snapshots meet the fault", both).await;
         scene.send(2);
         scene.until_results(3 * EACH).await;
-        if !matches!(fault, Fault::Slow(_)) {
+        if !matches!(fault, StoreFault::Slow(_)) {
             let old = || scene.metric("snapshot_age_seconds") > 3.0;
             let waits = || scene.metric("history_waits_seconds") > 0.0;
             scene.until("history's lag shows", waits).await;
@@ -172,25 +172,25 @@ async fn goes_on(name: &str, fault: Fault) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_refuses_stops_nothing() {
-    goes_on("refuses", Fault::ErrorBefore).await;
+    goes_on("refuses", StoreFault::ErrorBefore).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_does_what_it_refuses_makes_nothing_twice() {
-    goes_on("refuses_after", Fault::ErrorAfter).await;
+    goes_on("refuses_after", StoreFault::ErrorAfter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_unavailable_stops_nothing() {
-    goes_on("unavailable", Fault::Unavailable).await;
+    goes_on("unavailable", StoreFault::Unavailable).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_hangs_stops_nothing() {
-    goes_on("hangs", Fault::Hang).await;
+    goes_on("hangs", StoreFault::Hang).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_disk_stops_nothing() {
-    goes_on("slow", Fault::Slow(Duration::from_millis(400))).await;
+    goes_on("slow", StoreFault::Slow(Duration::from_millis(400))).await;
 }

@@ -3,9 +3,9 @@
 use datafusion::execution::SessionStateDefaults;
 
 use crate::catalog::parse_diagnostics::{
-    WINDOWS_OF_HISTORY, for_query_files, window_function_hint,
+    HISTORY_WINDOW_HINT, query_files_only, suggest_window_function,
 };
-use crate::catalog::suggestion::nearest;
+use crate::catalog::suggestion::find_nearest;
 use crate::planner::errors::{Explained, sentence};
 use crate::planner::sql_display::plain;
 
@@ -29,7 +29,7 @@ pub(super) fn unknown(name: &str) -> Explained {
     let explained = Explained::new(format!("there is no function '{name}'"));
     let lower = name.to_lowercase();
     if lower == "descriptor" {
-        return Explained::new(for_query_files(name)).word(name).hint(WINDOWS_OF_HISTORY);
+        return Explained::new(query_files_only(name)).word(name).hint(HISTORY_WINDOW_HINT);
     }
     if ["tumble", "hop"].contains(&lower.as_str()) {
         let upper = lower.to_uppercase();
@@ -46,7 +46,7 @@ pub(super) fn unknown(name: &str) -> Explained {
         return explained.hint(*hint);
     }
     let known = all_functions();
-    match nearest(&lower, known.iter().map(String::as_str)) {
+    match find_nearest(&lower, known.iter().map(String::as_str)) {
         Some(near) => explained.hint(format!("did you mean '{near}'?")),
         None => explained.hint("millstream query 'SHOW FUNCTIONS' lists all functions"),
     }
@@ -55,9 +55,10 @@ pub(super) fn unknown(name: &str) -> Explained {
 /// `table function 'tumbel' not found`
 pub(super) fn unknown_in_from(name: &str) -> Explained {
     if ["tumble", "hop"].contains(&name.to_lowercase().as_str()) {
-        return Explained::new(for_query_files(name)).word(name).hint(WINDOWS_OF_HISTORY);
+        return Explained::new(query_files_only(name)).word(name).hint(HISTORY_WINDOW_HINT);
     }
-    Explained::new(format!("there is no table function '{name}'")).hint(window_function_hint(name))
+    Explained::new(format!("there is no table function '{name}'"))
+        .hint(suggest_window_function(name))
 }
 
 fn window_functions() -> Vec<String> {

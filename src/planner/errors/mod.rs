@@ -179,7 +179,7 @@ fn valid_columns(field: &Column, valid: &[Column]) -> Option<String> {
     if let (Some(wanted), false) = (&wanted, is_known) {
         let having = valid.iter().filter(|column| column.name == field.name);
         let relations: Vec<String> = having.filter_map(relation_of).collect();
-        let near = suggestion::nearest(wanted, relations.iter().map(String::as_str));
+        let near = suggestion::find_nearest(wanted, relations.iter().map(String::as_str));
         if let Some(relation) = near.or(relations.first().map(String::as_str)) {
             return Some(format!("did you mean '{relation}.{}'?", field.name));
         }
@@ -190,7 +190,7 @@ fn valid_columns(field: &Column, valid: &[Column]) -> Option<String> {
             names.push(&column.name);
         }
     }
-    suggestion::among(&field.name, names)
+    suggestion::suggest(&field.name, names)
 }
 
 /// Marks a message of ours that travels through DataFusion.

@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{self, Token, TokenWithSpan, Tokenizer};
 
 use crate::catalog::Query;
-use crate::catalog::ast_visitor::{Look, walk, walk_expr};
+use crate::catalog::ast_visitor::{QueryVisitor, visit_expr, visit_query};
 use crate::error::Place;
 use crate::planner::sql_display::sql_type;
 
@@ -54,7 +54,7 @@ impl<'a> Source<'a> {
     pub(super) fn find_call(&self, function: &str, arguments: &str) -> Option<Place> {
         let types: Vec<&str> = arguments.split(", ").collect();
         let mut finder = CallFinder { function, types: &types, columns: self.columns };
-        Some(self.place_of_parser(walk(self.select?, &mut finder)?))
+        Some(self.place_of_parser(visit_query(self.select?, &mut finder)?))
     }
 
     /// Where `word` first stands behind the word `start`, which is a clause's.
@@ -70,7 +70,7 @@ impl<'a> Source<'a> {
     pub(crate) fn find(&self, word: &str) -> Option<Place> {
         let last = word.rsplit('.').next().unwrap_or(word);
         let mut finder = Finder { name: last };
-        let span = self.select.and_then(|select| walk(select, &mut finder));
+        let span = self.select.and_then(|select| visit_query(select, &mut finder));
         let token = || self.tokens().iter().find(|token| is_word(token, last)).map(|t| t.span);
         let span = span.filter(|span| span.start.line > 0).or_else(token)?;
         Some(self.place_of_parser(span))
@@ -130,7 +130,7 @@ pub(crate) fn place_of_span(query: &Query, span: tokenizer::Span) -> Option<Plac
 /// Where `word` first stands in an expression.
 pub(crate) fn find_in(expr: &ast::Expr, word: &str) -> Option<tokenizer::Span> {
     let last = word.rsplit('.').next().unwrap_or(word);
-    walk_expr(expr, &mut Finder { name: last }).filter(|span| span.start.line > 0)
+    visit_expr(expr, &mut Finder { name: last }).filter(|span| span.start.line > 0)
 }
 
 /// The keyword with which a message of ours begins, as in "ORDER BY over a stream never ends".
@@ -161,7 +161,7 @@ impl CallFinder<'_> {
     }
 }
 
-impl Look for CallFinder<'_> {
+impl QueryVisitor for CallFinder<'_> {
     fn expr(&mut self, expr: &ast::Expr) -> ControlFlow<tokenizer::Span> {
         let ast::Expr::Function(function) = expr else { return ControlFlow::Continue(()) };
         let FunctionArguments::List(list) = &function.args else {
@@ -196,7 +196,7 @@ impl Finder<'_> {
     }
 }
 
-impl Look for Finder<'_> {
+impl QueryVisitor for Finder<'_> {
     fn relation(&mut self, relation: &ObjectName) -> ControlFlow<tokenizer::Span> {
         self.check_object(relation)
     }

@@ -223,7 +223,7 @@ fn types(message: &str) -> Option<Explained> {
     }
     if let Some(name) = message.strip_prefix("Unsupported SQL type ") {
         let explained = Explained::new(format!("there is no type '{name}'"));
-        return Some(explained.hint(suggestion::hint(name, "types", TYPES)));
+        return Some(explained.hint(suggestion::suggest_or_list(name, "types", TYPES)));
     }
     if let Some(casts) = message.strip_prefix("Unsupported CAST from ") {
         let (from, to) = casts.split_once(" to ")?;

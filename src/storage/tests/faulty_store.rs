@@ -19,7 +19,7 @@ use object_store::{
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum StoreFault {
     /// A write fails and has done nothing.
     ErrorBefore,
     /// A write is done, and fails all the same.
@@ -34,20 +34,20 @@ pub enum Fault {
 
 /// The faults of all stores below a folder.
 #[derive(Debug, Default)]
-pub struct Faults {
-    now: Mutex<Option<Fault>>,
+pub struct StoreFaults {
+    now: Mutex<Option<StoreFault>>,
     /// How many writes of snapshots met one, and how many of history.
     pub snapshots: AtomicU64,
     pub history: AtomicU64,
 }
 
-impl Faults {
-    pub fn set(&self, fault: Option<Fault>) {
+impl StoreFaults {
+    pub fn set(&self, fault: Option<StoreFault>) {
         *self.now.lock().unwrap() = fault;
     }
 }
 
-type Known = Mutex<HashMap<PathBuf, Arc<Faults>>>;
+type Known = Mutex<HashMap<PathBuf, Arc<StoreFaults>>>;
 
 fn known() -> &'static Known {
     static KNOWN: OnceLock<Known> = OnceLock::new();
@@ -55,15 +55,15 @@ fn known() -> &'static Known {
 }
 
 /// From now on stores below `folder` fail when they are told to.
-pub fn below(folder: &Folder) -> Arc<Faults> {
-    let faults = Arc::new(Faults::default());
+pub fn inject_faults(folder: &Folder) -> Arc<StoreFaults> {
+    let faults = Arc::new(StoreFaults::default());
     known().lock().unwrap().insert(std::fs::canonicalize(folder).unwrap(), faults.clone());
     faults
 }
 
 /// The store of a folder below one that was named; with `whole` that of the whole disk, as the
 /// Delta library wants it.
-pub fn wrap(folder: &Folder, whole: bool) -> Option<Arc<dyn ObjectStore>> {
+pub fn open_faulty(folder: &Folder, whole: bool) -> Option<Arc<dyn ObjectStore>> {
     let folder = std::fs::canonicalize(folder).ok()?;
     let known = known().lock().unwrap();
     let (_, faults) = known.iter().find(|(root, _)| folder.starts_with(root))?;
@@ -78,7 +78,7 @@ pub fn wrap(folder: &Folder, whole: bool) -> Option<Arc<dyn ObjectStore>> {
 #[derive(Debug)]
 struct Faulty {
     store: LocalFileSystem,
-    faults: Arc<Faults>,
+    faults: Arc<StoreFaults>,
     snapshots: bool,
 }
 
@@ -102,12 +102,12 @@ impl Faulty {
         }
         match fault {
             None => Ok(false),
-            Some(Fault::ErrorBefore) if writes => Err(refused("an error before")),
-            Some(Fault::ErrorAfter) => Ok(writes),
-            Some(Fault::ErrorBefore) => Ok(false),
-            Some(Fault::Unavailable) => Err(refused("503 Service Unavailable")),
-            Some(Fault::Hang) => std::future::pending().await,
-            Some(Fault::Slow(by)) => {
+            Some(StoreFault::ErrorBefore) if writes => Err(refused("an error before")),
+            Some(StoreFault::ErrorAfter) => Ok(writes),
+            Some(StoreFault::ErrorBefore) => Ok(false),
+            Some(StoreFault::Unavailable) => Err(refused("503 Service Unavailable")),
+            Some(StoreFault::Hang) => std::future::pending().await,
+            Some(StoreFault::Slow(by)) => {
                 tokio::time::sleep(by).await;
                 Ok(false)
             }
@@ -154,7 +154,7 @@ impl ObjectStore for Faulty {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let listed = self.store.list(prefix);
-        if *self.faults.now.lock().unwrap() == Some(Fault::Unavailable) {
+        if *self.faults.now.lock().unwrap() == Some(StoreFault::Unavailable) {
             let refused = futures::future::ready(Err(refused("503 Service Unavailable")));
             return futures::stream::once(refused).boxed();
         }

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::planner::Relations;
-use crate::time::{BEGINNING, END, MINUTE, Micros, Window};
+use crate::time::{MAX_TIME, MIN_TIME, MINUTE, Micros, Window};
 use crate::types::TopicPartition;
 use crate::watermark::{WatermarkSettings, Watermarks};
 use crate::window::tests::test_plan::{Shape, TestQuery, plan};
@@ -84,7 +84,7 @@ async fn a_window_closes_at_its_end_to_the_microsecond() {
     const E: Micros = 60 * MINUTE;
     for (watermark, closed) in [(E - 1, 0), (E, 1), (E + 1, 1)] {
         let mut hourly = operator(query(Shape::Tumble(60)));
-        push(&mut hourly, &[(E - 1, 1, 10), (0, 1, 10), (E, 2, 10)], BEGINNING).await;
+        push(&mut hourly, &[(E - 1, 1, 10), (0, 1, 10), (E, 2, 10)], MIN_TIME).await;
         let said = end(&mut hourly, watermark, false).await;
         assert_eq!(said.len(), closed);
         assert_eq!(hourly.open_windows().len(), 2 - closed);
@@ -112,7 +112,7 @@ async fn a_row_is_late_from_the_end_on_to_the_microsecond() {
 #[tokio::test]
 async fn a_row_can_be_late_for_one_window_and_in_time_for_another() {
     let mut hop = operator(query(Shape::Hop(10, 30)));
-    push(&mut hop, &[(25 * MINUTE, 1, 10)], BEGINNING).await;
+    push(&mut hop, &[(25 * MINUTE, 1, 10)], MIN_TIME).await;
     // Windows from 0, 10 and 20 hold minute 25.
     let pushed = push(&mut hop, &[(25 * MINUTE, 1, 5)], 30 * MINUTE).await;
     let first = Window { start: 0, end: 30 * MINUTE };
@@ -122,7 +122,7 @@ async fn a_row_can_be_late_for_one_window_and_in_time_for_another() {
     assert_eq!(brief(&said), [(0, vec![(1, 1, 100)], true, 1), (10, vec![(1, 2, 300)], true, 1)]);
     let pushed = push(&mut hop, &[(25 * MINUTE, 1, 1)], 45 * MINUTE).await;
     assert_eq!((pushed.late[0].first.start, pushed.late[0].last.start), (0, 10 * MINUTE));
-    let said = end(&mut hop, END, false).await;
+    let said = end(&mut hop, MAX_TIME, false).await;
     assert_eq!(brief(&said), [(20, vec![(1, 3, 1300)], true, 1)]);
     assert_eq!((hop.state_rows(), hop.open_windows().len()), (0, 0));
 }
@@ -134,7 +134,7 @@ async fn a_bad_row_or_window_stops_no_other() {
     rows.insert(3, (0, 1, 0));
     rows.push((61 * MINUTE, 2, 10));
     rows.push((61 * MINUTE, 2, 0));
-    let pushed = push(&mut hourly, &rows, BEGINNING).await;
+    let pushed = push(&mut hourly, &rows, MIN_TIME).await;
     let failed: Vec<_> = pushed.failed.iter().map(|f| f.row).collect();
     assert_eq!(failed, [3, 15]);
     assert!(pushed.failed[0].reason.to_lowercase().contains("zero"), "{:?}", pushed.failed);
@@ -144,7 +144,7 @@ async fn a_bad_row_or_window_stops_no_other() {
     assert_eq!(hourly.state_rows(), 0);
 
     let mut stateless = operator(query(Shape::Stateless));
-    let pushed = push(&mut stateless, &[(0, 1, 10), (0, 1, 0), (0, 1, 5)], END).await;
+    let pushed = push(&mut stateless, &[(0, 1, 10), (0, 1, 0), (0, 1, 5)], MAX_TIME).await;
     assert_eq!(pushed.failed.len(), 1);
     let output = pushed.output.unwrap();
     assert_eq!(output.column(0).as_primitive::<Int64Type>().values(), &[100, 200]);
@@ -153,12 +153,12 @@ async fn a_bad_row_or_window_stops_no_other() {
 #[tokio::test]
 async fn early_results_are_revised_until_they_are_final() {
     let mut hourly = operator(TestQuery { early: true, ..query(Shape::Tumble(60)) });
-    push(&mut hourly, &[(0, 1, 10), (0, 2, 10)], BEGINNING).await;
+    push(&mut hourly, &[(0, 1, 10), (0, 2, 10)], MIN_TIME).await;
     assert_eq!(brief(&end(&mut hourly, 0, false).await), []);
     let said = end(&mut hourly, 1, true).await;
     assert_eq!(brief(&said), [(0, vec![(1, 1, 100), (2, 1, 100)], false, 1)]);
     assert_eq!(brief(&end(&mut hourly, 2, true).await), []);
-    push(&mut hourly, &[(0, 2, 10), (0, 3, 10)], BEGINNING).await;
+    push(&mut hourly, &[(0, 2, 10), (0, 3, 10)], MIN_TIME).await;
     let said = end(&mut hourly, 3, true).await;
     assert_eq!(brief(&said), [(0, vec![(2, 2, 200), (3, 1, 100)], false, 2)]);
     let said = end(&mut hourly, 60 * MINUTE, true).await;
@@ -171,7 +171,7 @@ async fn early_results_are_revised_until_they_are_final() {
 async fn allowed_lateness_corrects_a_closed_window() {
     for shape in [Shape::Tumble(60), Shape::Hop(60, 120)] {
         let mut hourly = operator(TestQuery { lateness: 30, ..query(shape) });
-        push(&mut hourly, &[(MINUTE, 1, 10), (MINUTE, 2, 10)], BEGINNING).await;
+        push(&mut hourly, &[(MINUTE, 1, 10), (MINUTE, 2, 10)], MIN_TIME).await;
         assert_eq!(end(&mut hourly, 60 * MINUTE, false).await.len(), 1);
         push(&mut hourly, &[(2 * MINUTE, 2, 10)], 89 * MINUTE).await;
         let said = end(&mut hourly, 89 * MINUTE, false).await;
@@ -180,7 +180,7 @@ async fn allowed_lateness_corrects_a_closed_window() {
         end(&mut hourly, 90 * MINUTE, false).await;
         let pushed = push(&mut hourly, &[(2 * MINUTE, 2, 10)], 90 * MINUTE).await;
         assert_eq!(pushed.late.len(), 1);
-        end(&mut hourly, END, false).await;
+        end(&mut hourly, MAX_TIME, false).await;
         assert_eq!(hourly.state_rows(), 0);
     }
 }
@@ -189,11 +189,11 @@ async fn allowed_lateness_corrects_a_closed_window() {
 async fn a_view_says_what_changed() {
     let mut view = operator(query(Shape::View));
     assert_eq!(brief(&end(&mut view, 0, false).await), []);
-    push(&mut view, &[(0, 1, 10), (0, 2, 10)], END).await;
+    push(&mut view, &[(0, 1, 10), (0, 2, 10)], MAX_TIME).await;
     assert_eq!(brief(&end(&mut view, 0, false).await)[0].1, [(1, 1, 100), (2, 1, 100)]);
     assert_eq!(brief(&end(&mut view, 0, false).await), []);
     for n in 2..30 {
-        push(&mut view, &[(0, 2, 10)], END).await;
+        push(&mut view, &[(0, 2, 10)], MAX_TIME).await;
         let said = end(&mut view, 0, false).await;
         if n != 13 {
             assert_eq!(
@@ -216,7 +216,7 @@ async fn a_large_set_counts_each_value_once() {
     for epoch in 0..EPOCHS {
         // Half of the values were there an epoch ago.
         let rows: Vec<Row> = (1..=2 * NEW).map(|v| (v, 1, epoch * NEW + v)).collect();
-        push(&mut hourly, &rows, BEGINNING).await;
+        push(&mut hourly, &rows, MIN_TIME).await;
         end(&mut hourly, 0, false).await;
         if epoch % 10 == 7 {
             let state = hourly.snapshot().unwrap();
@@ -225,7 +225,7 @@ async fn a_large_set_counts_each_value_once() {
     }
     let values = usize::try_from((EPOCHS + 1) * NEW).unwrap();
     assert!((values..values + 100).contains(&hourly.state_rows()), "{}", hourly.state_rows());
-    let said = end(&mut hourly, END, false).await;
+    let said = end(&mut hourly, MAX_TIME, false).await;
     let upserts = &said[0].result.as_ref().unwrap().upserts;
     let distinct = upserts.column_by_name("d").unwrap().as_primitive::<Int64Type>();
     assert_eq!(distinct.values(), &[(EPOCHS + 1) * NEW]);
@@ -278,7 +278,7 @@ async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (T
             }
         }
         let last = epoch + 1 == epochs.len();
-        let watermark = if last { END } else { watermarks.stream() };
+        let watermark = if last { MAX_TIME } else { watermarks.stream() };
         for emission in end(&mut query, watermark, epoch % 3 == 0).await {
             apply(&mut said, test, emission);
         }
