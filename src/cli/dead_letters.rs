@@ -125,12 +125,12 @@ async fn waiting(kafka: &crate::source::KafkaConfig, customer: &Customer) -> Res
 }
 
 fn letter(chunk: &Chunk, record: &Record) -> Option<Letter> {
-    let own = chunk.headers(record).filter(|(name, _)| !headers::is_ours(name));
+    let own = chunk.headers(record).filter(|(name, _)| !headers::is_reserved(name));
     let copy = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
     Some(Letter {
         id: (chunk.partition, record.offset),
         topic: chunk.header(record, headers::TOPIC)?,
-        cut: chunk.header(record, headers::CUT).is_some(),
+        cut: chunk.header(record, headers::TRUNCATED).is_some(),
         key: chunk.key(record).map(copy),
         value: chunk.value(record).map(copy)?,
         headers: own

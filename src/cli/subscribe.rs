@@ -306,7 +306,7 @@ fn cell(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::{DeadLetter, Origin, Stage};
+    use crate::sink::{DeadLetter, FailureStage, SourceMessage};
 
     fn print(format: Format, records: &[(Option<&str>, Option<&str>)]) -> String {
         let mut printer = Printer::new(format, Vec::new());
@@ -394,12 +394,12 @@ mod tests {
             append_time: false,
         };
         let letter = DeadLetter {
-            stage: Stage::Decode,
+            stage: FailureStage::Decode,
             query: None,
             column: Some("part_id".to_owned()),
             reason: "column part_id: \"abc\" is no BIGINT (at byte 11)".to_owned(),
         };
-        let origin = Origin { chunk: &source, record: &source.records[0], position: 1 };
+        let origin = SourceMessage { chunk: &source, record: &source.records[0], position: 1 };
         let out = letter.from_source(&"millstream.a.dead_letters".into(), origin, None);
         // Kafka's own layout; zigzag numbers below 64 are one byte.
         let mut bytes = [b"a key".as_slice(), value].concat();

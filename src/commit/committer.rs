@@ -63,7 +63,7 @@ pub struct EpochOutput {
 
 /// An epoch is committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Committed {
+pub struct CommittedEpoch {
     /// From begin to commit, repeated attempts included.
     pub took: Duration,
     /// The progress record's offset in the log, or a lower one where it is not known exactly.
@@ -80,7 +80,7 @@ pub struct Committer {
 }
 
 type Reply<T> = oneshot::Sender<Result<T>>;
-type Job = (EpochOutput, Reply<Committed>);
+type Job = (EpochOutput, Reply<CommittedEpoch>);
 
 impl Committer {
     /// Fences every other process of this customer and ends what it left open, then reads the
@@ -127,7 +127,7 @@ impl Committer {
     /// Final ones: `Fenced` (another process took over), `Data` (a record that Kafka does not
     /// take, whatever its size; another output for this epoch may be committed instead), `Config`
     /// (a missing topic), `Kafka` (a permission). The epoch is not committed.
-    pub async fn commit(&self, output: EpochOutput) -> Result<Committed> {
+    pub async fn commit(&self, output: EpochOutput) -> Result<CommittedEpoch> {
         let (reply, answer) = oneshot::channel();
         self.jobs.send((output, reply)).map_err(stopped)?;
         answer.await.map_err(stopped)?
@@ -205,7 +205,7 @@ impl Session {
             // The pipeline may be gone; the epoch is committed all the same.
             let done = |(log_offset, diverted)| {
                 let took = begun.elapsed();
-                Committed { took, log_offset, diverted }
+                CommittedEpoch { took, log_offset, diverted }
             };
             let _ = reply.send(outcome.map(done));
             if self.stop.load(Ordering::Acquire) {

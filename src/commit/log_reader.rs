@@ -39,7 +39,7 @@ pub async fn read_log(kafka: &KafkaConfig, customer: &str) -> Result<Vec<Bytes>>
 ///
 /// # Errors
 /// No broker answers, or the topic is missing.
-pub async fn glance_at_log(kafka: &KafkaConfig, customer: &str) -> Result<Vec<Bytes>> {
+pub async fn read_stable_log(kafka: &KafkaConfig, customer: &str) -> Result<Vec<Bytes>> {
     read_until(kafka, customer, Until::FirstEnd).await
 }
 

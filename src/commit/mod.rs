@@ -14,10 +14,12 @@ mod resend;
 
 pub mod committer;
 
-pub use committer::{Committed, Committer, EpochOutput};
-pub use log_reader::{glance_at_log, log_topic, read_log};
+pub use committer::{CommittedEpoch, Committer, EpochOutput};
+pub use log_reader::{log_topic, read_log, read_stable_log};
 pub use process::Process;
-pub use progress::{Joined, Progress, Recovered, Skipped, SnapshotRef, VERSION};
+pub use progress::{
+    PROGRESS_VERSION, PartitionJoin, Progress, RecoveredLog, SkippedOffsets, SnapshotRef,
+};
 pub use resend::resend;
 
 #[cfg(test)]

@@ -23,12 +23,12 @@ use crate::watermark::ClockDecision;
 use crate::{Error, Kind, Result};
 
 /// The version of the record's format that this code writes.
-pub const VERSION: u32 = 1;
+pub const PROGRESS_VERSION: u32 = 1;
 
 /// One epoch, as the log keeps it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Format, see [`VERSION`].
+    /// Format, see [`PROGRESS_VERSION`].
     pub version: u32,
     /// The epoch's number, from 1.
     pub epoch: u64,
@@ -39,7 +39,7 @@ pub struct Progress {
     pub now: Micros,
     /// Partitions that joined at the epoch's start, with the offset at which each began.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub joined: Vec<Joined>,
+    pub joined: Vec<PartitionJoin>,
     /// Where each partition that moved stood at the epoch's end.
     #[serde(default)]
     pub positions: BTreeMap<TopicPartition, SourcePosition>,
@@ -72,7 +72,7 @@ pub struct Progress {
     pub clean: bool,
     /// Offsets that were needed and that Kafka no longer had: passed over, as `--on-gap skip` wants.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub skipped: Vec<Skipped>,
+    pub skipped: Vec<SkippedOffsets>,
     /// Every window was closed at the epoch's end, and the pipeline is finished.
     #[serde(default, skip_serializing_if = "is_false")]
     pub drained: bool,
@@ -86,7 +86,7 @@ pub struct Progress {
 
 /// A partition that joined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Joined {
+pub struct PartitionJoin {
     /// The stream that it belongs to.
     pub stream: String,
     /// The partition.
@@ -100,7 +100,7 @@ pub struct Joined {
 
 /// Offsets of a partition that Kafka no longer had: from `from` to before `to`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Skipped {
+pub struct SkippedOffsets {
     /// The partition.
     pub partition: TopicPartition,
     /// The first offset that was wanted.
@@ -121,7 +121,7 @@ pub struct SnapshotRef {
     pub log_offset: i64,
 }
 
-impl Joined {
+impl PartitionJoin {
     /// Its topic and that topic's id.
     pub fn named_topic(&self) -> Option<(String, String)> {
         Some((self.partition.topic.to_string(), self.topic_id.clone()?))
@@ -142,7 +142,7 @@ impl Progress {
 
     /// The ids of topics that it tells.
     pub fn topic_ids(&self) -> impl Iterator<Item = (String, String)> + '_ {
-        let named = self.joined.iter().filter_map(Joined::named_topic);
+        let named = self.joined.iter().filter_map(PartitionJoin::named_topic);
         self.topics.clone().into_iter().chain(named)
     }
 
@@ -153,9 +153,9 @@ impl Progress {
                 .because(e)
                 .hint("the topic millstream.<customer>.log must hold only what Millstream wrote")
         })?;
-        if record.version > VERSION {
+        if record.version > PROGRESS_VERSION {
             let message = format!(
-                "the internal log was written by a newer Millstream (format {}, this one knows {VERSION})",
+                "the internal log was written by a newer Millstream (format {}, this one knows {PROGRESS_VERSION})",
                 record.version
             );
             return Err(Error::new(Kind::Recovery, message).hint("run the newer version"));
@@ -166,7 +166,7 @@ impl Progress {
 
 /// What the log says: where to begin, and which epochs to run again.
 #[derive(Debug, Clone, Default)]
-pub struct Recovered {
+pub struct RecoveredLog {
     /// The state to load: the newest full record's snapshot; `None` at the very beginning.
     pub snapshot: Option<SnapshotRef>,
     /// The snapshot before it, to load where the newest is damaged.
@@ -183,8 +183,8 @@ pub struct Recovered {
     pub topics: BTreeMap<String, String>,
 }
 
-impl Recovered {
-    /// Reads a log, oldest record first. What it lacks is told by [`Recovered::verify`].
+impl RecoveredLog {
+    /// Reads a log, oldest record first. What it lacks is told by [`RecoveredLog::verify`].
     pub fn from_log(records: &[Bytes]) -> Result<Self> {
         let records =
             records.iter().map(|bytes| Progress::decode(bytes)).collect::<Result<Vec<_>>>()?;
@@ -245,13 +245,15 @@ mod tests {
         let snapshot =
             snapshot.map(|epoch| SnapshotRef { epoch, path: format!("{epoch}"), log_offset: 0 });
         let full = snapshot.is_some();
-        Progress { version: VERSION, epoch, full, snapshot, ..Default::default() }.encode().unwrap()
+        Progress { version: PROGRESS_VERSION, epoch, full, snapshot, ..Default::default() }
+            .encode()
+            .unwrap()
     }
 
     #[test]
     fn epochs_after_the_newest_snapshot_run_again() {
         let log = [record(1, None), record(2, None), record(3, Some(2)), record(4, None)];
-        let recovered = Recovered::from_log(&log).unwrap();
+        let recovered = RecoveredLog::from_log(&log).unwrap();
         assert_eq!(recovered.snapshot.as_ref().unwrap().epoch, 2);
         let again = recovered.after(recovered.snapshot.as_ref()).unwrap();
         assert_eq!(again.iter().map(|r| r.epoch).collect::<Vec<_>>(), [3, 4]);
@@ -261,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_hole_in_the_log_is_an_error() {
-        let read = |log: &[Bytes]| Recovered::from_log(log).unwrap();
+        let read = |log: &[Bytes]| RecoveredLog::from_log(log).unwrap();
         assert!(read(&[record(1, None), record(3, None)]).verify().is_err());
         assert!(read(&[record(2, None)]).verify().is_err());
         let cut = read(&[record(5, Some(4))]);
@@ -278,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_record_of_a_newer_format_is_refused() {
-        let record = Progress { version: VERSION + 1, epoch: 1, ..Default::default() };
+        let record = Progress { version: PROGRESS_VERSION + 1, epoch: 1, ..Default::default() };
         let error = Progress::decode(&record.encode().unwrap()).unwrap_err();
         assert_eq!(error.kind, Kind::Recovery);
     }

@@ -1,7 +1,7 @@
 //! Chunks to record batches: JSON objects, read by the schema, straight into Arrow's buffers.
 //!
 //! - Every message of a chunk ends in exactly one of three ways: as a row of the batch, as a
-//!   [`Rejected`] with its column, reason and bytes, or as a counted tombstone. One bad message
+//!   [`RejectedMessage`] with its column, reason and bytes, or as a counted tombstone. One bad message
 //!   never takes a good one with it, and leaves nothing in the batch.
 //! - What RFC 8259 allows is accepted (objects nested up to 128 deep), and nothing else. A record
 //!   holds one object or several, separated by white space, newlines among them.
@@ -69,7 +69,7 @@ pub struct Decoded {
     /// Of each row: which message of its record it was, from 0.
     pub positions: Vec<u32>,
     /// The bad messages, in order.
-    pub rejected: Vec<Rejected>,
+    pub rejected: Vec<RejectedMessage>,
     /// Records without a value.
     pub tombstones: u64,
     /// Keys of good messages that are no columns.
@@ -78,36 +78,36 @@ pub struct Decoded {
 
 /// A message that is no row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejected {
+pub struct RejectedMessage {
     /// The index of its record in the chunk.
     pub record: u32,
     /// Which message of its record it was, from 0.
     pub position: u32,
     /// The column that refused it, if one did.
     pub column: Option<String>,
-    /// Why.
-    pub reason: Why,
+    /// Rejection.
+    pub reason: Rejection,
     /// Where it stands in the chunk's bytes.
     pub bytes: Range<u32>,
 }
 
-/// Why a message is no row. `Display` says it to people with value and place, [`Why::as_str`]
+/// Rejection a message is no row. `Display` says it to people with value and place, [`Rejection::as_str`]
 /// is a word for metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Why {
+pub struct Rejection {
     /// What kind of fault it is.
     pub kind: Reason,
     text: String,
 }
 
-impl Why {
+impl Rejection {
     /// A word for metrics: one of few, whatever the message holds.
     pub fn as_str(&self) -> &'static str {
         self.kind.as_str()
     }
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
@@ -177,7 +177,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Why a message is refused, and by which column.
+/// Rejection a message is refused, and by which column.
 type Refusal = (Option<usize>, Reason);
 
 /// Decodes chunks of JSON by a schema.
@@ -296,8 +296,9 @@ impl Decoder {
                     let own = begin..scanner.position();
                     let text = rejection::explain(kind, field, bytes, own.clone(), end);
                     let column = field.map(|field| field.name.clone());
-                    let (reason, bytes) = (Why { kind, text }, own.start as u32..own.end as u32);
-                    out.rejected.push(Rejected { record, position, column, reason, bytes });
+                    let (reason, bytes) =
+                        (Rejection { kind, text }, own.start as u32..own.end as u32);
+                    out.rejected.push(RejectedMessage { record, position, column, reason, bytes });
                 }
             }
             position += 1;
@@ -305,8 +306,8 @@ impl Decoder {
         if position == 0 {
             let kind = Reason::Empty;
             let (column, bytes) = (None, value.clone());
-            let reason = Why { kind, text: kind.to_string() };
-            out.rejected.push(Rejected { record, position, column, reason, bytes });
+            let reason = Rejection { kind, text: kind.to_string() };
+            out.rejected.push(RejectedMessage { record, position, column, reason, bytes });
         }
     }
 
@@ -369,7 +370,7 @@ struct Output {
     ascii: Range<usize>,
     records: Vec<u32>,
     positions: Vec<u32>,
-    rejected: Vec<Rejected>,
+    rejected: Vec<RejectedMessage>,
 }
 
 /// The part of the chunk's bytes from its first value to its last, if it is all ASCII: then no

@@ -16,7 +16,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::catalog::Emit;
-use crate::commit::{Committed, EpochOutput, Joined, Process, Progress, SnapshotRef, VERSION};
+use crate::commit::{
+    CommittedEpoch, EpochOutput, PROGRESS_VERSION, PartitionJoin, Process, Progress, SnapshotRef,
+};
 use crate::failpoint::reach;
 use crate::source::Event;
 use crate::source::chunk::Chunk;
@@ -43,7 +45,7 @@ const PENDING_BYTES: usize = 64 << 20;
 /// A commit under way, and what follows when it is through.
 pub(super) struct Commit {
     epoch: u64,
-    task: JoinHandle<Result<Committed>>,
+    task: JoinHandle<Result<CommittedEpoch>>,
     history: Vec<HistoryRows>,
     names_snapshot: Option<SnapshotRef>,
     began: Instant,
@@ -54,7 +56,7 @@ pub(super) struct Commit {
 #[derive(Default)]
 pub(super) struct Open {
     now: Micros,
-    joined: Vec<Joined>,
+    joined: Vec<PartitionJoin>,
     tables: BTreeMap<String, String>,
     began: Option<Instant>,
 }
@@ -70,7 +72,7 @@ pub struct Pipeline {
     pub(super) committed_at: Instant,
     pub(super) recorded: BTreeMap<TopicPartition, SourcePosition>,
     pub(super) joins: mpsc::Receiver<Look>,
-    pub(super) waiting_joins: Vec<Joined>,
+    pub(super) waiting_joins: Vec<PartitionJoin>,
     pub(super) known: watch::Sender<Known>,
     /// Since when the lookout waits for an answer, and what it was told instead.
     pub(super) asked: watch::Receiver<(Option<Instant>, Option<String>)>,
@@ -336,7 +338,7 @@ impl Pipeline {
             return self.begun.history.epoch(self.begun.epoch, output.history).await;
         }
         let mut record = Progress {
-            version: VERSION,
+            version: PROGRESS_VERSION,
             epoch,
             now: open.now,
             joined: open.joined,
@@ -409,7 +411,7 @@ impl Pipeline {
     }
 
     /// A commit came back.
-    async fn committed(&mut self, done: Result<Committed>) -> Result<()> {
+    async fn committed(&mut self, done: Result<CommittedEpoch>) -> Result<()> {
         let done = done?;
         let Some(commit) = self.commit.take() else { return Ok(()) };
         self.commit_time = (self.commit_time * 3 + done.took) / 4;
@@ -510,7 +512,7 @@ impl Pipeline {
         self.begun.snapshots.poll(true).await?;
         let reference = self.begun.snapshots.take_ready();
         let mut record = Progress {
-            version: VERSION,
+            version: PROGRESS_VERSION,
             epoch: self.begun.epoch + 1,
             now: self.clock(),
             clean: true,
@@ -555,7 +557,7 @@ fn unanswered() -> Error {
 }
 
 /// The end of the commit under way; never, when none is.
-async fn finished(commit: &mut Option<Commit>) -> Result<Committed> {
+async fn finished(commit: &mut Option<Commit>) -> Result<CommittedEpoch> {
     match commit {
         Some(commit) => (&mut commit.task)
             .await

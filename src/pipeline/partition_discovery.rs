@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use crate::Result;
-use crate::commit::Joined;
+use crate::commit::PartitionJoin;
 use crate::pipeline::engine::Engine;
 use crate::pipeline::topics::new_partitions;
 use crate::source::{Cluster, KafkaConfig, blocking};
@@ -21,7 +21,7 @@ pub type Ends = HashMap<TopicPartition, i64>;
 
 /// What the lookout found at the broker.
 pub struct Look {
-    pub joined: Vec<Joined>,
+    pub joined: Vec<PartitionJoin>,
     pub ends: Ends,
 }
 

@@ -20,7 +20,7 @@ use object_store::path::Path;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::commit::{Progress, Recovered, SnapshotRef, log_topic};
+use crate::commit::{Progress, RecoveredLog, SnapshotRef, log_topic};
 use crate::failpoint::reach;
 use crate::pipeline::PipelineConfig;
 use crate::source::{Cluster, blocking};
@@ -113,7 +113,10 @@ impl Snapshots {
     ///
     /// # Errors
     /// Neither can be read, or the log lacks the epochs after the older one.
-    pub async fn load(&mut self, recovered: &Recovered) -> Result<Option<(SnapshotRef, Snapshot)>> {
+    pub async fn load(
+        &mut self,
+        recovered: &RecoveredLog,
+    ) -> Result<Option<(SnapshotRef, Snapshot)>> {
         let Some(newest) = recovered.snapshot.clone() else { return Ok(None) };
         let damage = match self.read(&newest).await {
             Ok(state) => {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, Customer};
-use crate::commit::{Process, Progress, glance_at_log};
+use crate::commit::{Process, Progress, read_stable_log};
 use crate::pipeline::OnMissingOffsets;
 use crate::pipeline::driver::Pipeline;
 use crate::pipeline::history::output_archiver::{self};
@@ -84,7 +84,7 @@ impl Life {
     /// begins again behind them.
     async fn overtaken(&self, customer: &str, options: &PipelineConfig, error: Error) -> Error {
         let newest = async {
-            let log = glance_at_log(&options.kafka, customer).await?;
+            let log = read_stable_log(&options.kafka, customer).await?;
             log.last().map(|record| Progress::decode(record)).transpose()
         };
         let newest = match newest.await {

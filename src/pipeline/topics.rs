@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::catalog::{Start, Topics};
-use crate::commit::{Joined, log_topic};
+use crate::commit::{PartitionJoin, log_topic};
 use crate::pipeline::engine::Engine;
 use crate::pipeline::{PipelineConfig, history_root};
-use crate::sink::{self, Content, DEFAULT_LIMIT, SizeLimits};
+use crate::sink::{self, DEFAULT_LIMIT, SizeLimits, TopicContent};
 use crate::source::{Cluster, NewTopic, blocking};
 use crate::types::TopicPartition;
 use crate::{Error, Kind, Result};
@@ -20,7 +20,7 @@ pub fn new_partitions(
     cluster: &Cluster,
     engine_streams: &[(Arc<crate::catalog::Stream>, BTreeSet<TopicPartition>)],
     first: bool,
-) -> Result<Vec<Joined>> {
+) -> Result<Vec<PartitionJoin>> {
     let topics = cluster.topics()?;
     let mut joined = Vec::new();
     for (stream, known) in engine_streams {
@@ -44,7 +44,7 @@ pub fn new_partitions(
                     topic_id = cluster.topic_id(topic)?;
                 }
                 let (stream, topic_id) = (stream.name.clone(), topic_id.clone());
-                joined.push(Joined { stream, partition: tp, offset, topic_id });
+                joined.push(PartitionJoin { stream, partition: tp, offset, topic_id });
             }
         }
     }
@@ -55,13 +55,13 @@ pub fn new_partitions(
 pub async fn limits(cluster: &Arc<Cluster>, engine: &Engine) -> Result<SizeLimits> {
     let customer = &engine.customer;
     let dead = sink::dead_letter_topic(&customer.name);
-    let mut outputs: HashMap<Arc<str>, Content> = HashMap::new();
+    let mut outputs: HashMap<Arc<str>, TopicContent> = HashMap::new();
     for query in &engine.queries {
-        let content = Content::Results(query.plan.name.clone(), query.sink.publication);
+        let content = TopicContent::Results(query.plan.name.clone(), query.sink.publication);
         outputs.insert(query.sink.topic.clone(), content);
     }
     for stream in &customer.streams {
-        outputs.insert(sink::late_topic(&customer.name, &stream.name), Content::Late);
+        outputs.insert(sink::late_topic(&customer.name, &stream.name), TopicContent::Late);
     }
     let mut topics: Vec<_> = outputs.keys().cloned().collect();
     topics.push(dead.clone());
@@ -69,7 +69,7 @@ pub async fn limits(cluster: &Arc<Cluster>, engine: &Engine) -> Result<SizeLimit
     let mut limits: HashMap<_, _> =
         topics.iter().map(|topic| (topic.clone(), DEFAULT_LIMIT)).collect();
     limits.extend(blocking(move || cluster.message_limits(&topics)).await?);
-    Ok(SizeLimits::new(limits, sink::replacement(dead, outputs)))
+    Ok(SizeLimits::new(limits, sink::replace_oversized(dead, outputs)))
 }
 
 /// Creates what is missing, or names it.

@@ -11,11 +11,11 @@ use crate::types::OutRecord;
 /// Names of the headers that a dead letter carries besides its own.
 pub mod headers {
     /// Whether a header of that name is one of these, and not the record's own.
-    pub fn is_ours(name: &[u8]) -> bool {
+    pub fn is_reserved(name: &[u8]) -> bool {
         name.starts_with(b"millstream.")
     }
 
-    /// Where it failed: a [`crate::sink::Stage`].
+    /// Where it failed: a [`crate::sink::FailureStage`].
     pub const STAGE: &str = "millstream.stage";
     /// The query that refused the row or whose window failed.
     pub const QUERY: &str = "millstream.query";
@@ -32,7 +32,7 @@ pub mod headers {
     /// What is wrong with it.
     pub const REASON: &str = "millstream.reason";
     /// What the record had before it was cut to what the topic takes.
-    pub const CUT: &str = "millstream.cut";
+    pub const TRUNCATED: &str = "millstream.cut";
     /// The record's Kafka timestamp, in milliseconds.
     pub const TIMESTAMP: &str = "millstream.timestamp";
 }
@@ -43,7 +43,7 @@ const LONGEST_REASON: usize = 1_000;
 
 /// Where a dead letter failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub enum FailureStage {
     /// The bytes are not what the schema says.
     Decode,
     /// A computed column of the stream failed.
@@ -58,7 +58,7 @@ pub enum Stage {
     Result,
 }
 
-impl fmt::Display for Stage {
+impl fmt::Display for FailureStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Decode => "decode",
@@ -73,7 +73,7 @@ impl fmt::Display for Stage {
 
 /// The message of a chunk that failed.
 #[derive(Debug, Clone, Copy)]
-pub struct Origin<'a> {
+pub struct SourceMessage<'a> {
     /// Its chunk.
     pub chunk: &'a Chunk,
     /// Its record.
@@ -86,8 +86,8 @@ pub struct Origin<'a> {
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
     /// Where it failed.
-    pub stage: Stage,
-    /// The query, for [`Stage::Query`] and [`Stage::Window`].
+    pub stage: FailureStage,
+    /// The query, for [`FailureStage::Query`] and [`FailureStage::Window`].
     pub query: Option<String>,
     /// The column at fault, if one is.
     pub column: Option<String>,
@@ -101,10 +101,10 @@ impl DeadLetter {
     pub fn from_source(
         &self,
         topic: &Arc<str>,
-        origin: Origin<'_>,
+        origin: SourceMessage<'_>,
         value: Option<Bytes>,
     ) -> OutRecord {
-        let Origin { chunk, record, position } = origin;
+        let SourceMessage { chunk, record, position } = origin;
         let bytes = |range: &std::ops::Range<u32>| {
             chunk.bytes.slice(range.start as usize..range.end as usize)
         };
@@ -176,7 +176,8 @@ mod tests {
     #[test]
     fn a_reason_is_bounded() {
         let said = |reason: String| {
-            let letter = DeadLetter { stage: Stage::Query, query: None, column: None, reason };
+            let letter =
+                DeadLetter { stage: FailureStage::Query, query: None, column: None, reason };
             let record = letter.from_window(&"t".into(), Bytes::new());
             let (_, value) = record.headers.into_iter().next_back().unwrap();
             String::from_utf8(value.unwrap().to_vec()).unwrap()

@@ -70,7 +70,7 @@ pub fn late_rows(
 }
 
 /// The origin columns of rows of one partition.
-pub fn origins(
+pub fn origin_columns(
     topic: &str,
     partition: i32,
     offsets: Vec<i64>,

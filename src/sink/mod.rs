@@ -18,12 +18,12 @@ use arrow::json::writer::{LineDelimited, WriterBuilder};
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 
-pub use dead_letter::{DeadLetter, Origin, Stage, headers};
+pub use dead_letter::{DeadLetter, FailureStage, SourceMessage, headers};
 pub use late_rows::late_schema;
-pub use late_rows::{late_rows, origins};
-pub use oversized::{Content, replacement};
+pub use late_rows::{late_rows, origin_columns};
+pub use oversized::{TopicContent, replace_oversized};
 pub use results::{Publication, ResultSink};
-pub use size_limit::{DEFAULT_LIMIT, Replace, SizeLimits, size_of};
+pub use size_limit::{DEFAULT_LIMIT, ReplaceOversized, SizeLimits, size_of};
 
 use crate::Result;
 

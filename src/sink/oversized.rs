@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
-use crate::sink::{DeadLetter, Publication, Replace, Stage, headers, size_of};
+use crate::sink::{DeadLetter, FailureStage, Publication, ReplaceOversized, headers, size_of};
 use crate::types::OutRecord;
 
 /// A text in a late row that is longer than this is cut when the row is too large.
@@ -22,7 +22,7 @@ const PART: usize = 4;
 
 /// What a topic has.
 #[derive(Debug, Clone)]
-pub enum Content {
+pub enum TopicContent {
     /// A query's results.
     Results(String, Publication),
     /// Late rows.
@@ -30,13 +30,16 @@ pub enum Content {
 }
 
 /// The rule for a customer whose dead letters go to `dead`, and whose `topics` have this content.
-pub fn replacement(dead: Arc<str>, topics: HashMap<Arc<str>, Content>) -> Arc<Replace> {
+pub fn replace_oversized(
+    dead: Arc<str>,
+    topics: HashMap<Arc<str>, TopicContent>,
+) -> Arc<ReplaceOversized> {
     Arc::new(move |record, limit| {
         if record.topic == dead {
             return (cut_letter(record, limit), None);
         }
         let content = topics.get(&record.topic);
-        if matches!(content, Some(Content::Late))
+        if matches!(content, Some(TopicContent::Late))
             && let Some(shorter) = cut_texts(&record)
             && size_of(&shorter) <= limit
         {
@@ -45,9 +48,9 @@ pub fn replacement(dead: Arc<str>, topics: HashMap<Arc<str>, Content>) -> Arc<Re
         let size = size_of(&record);
         let topic = &record.topic;
         let letter = DeadLetter {
-            stage: Stage::Result,
+            stage: FailureStage::Result,
             query: match content {
-                Some(Content::Results(query, _)) => Some(query.clone()),
+                Some(TopicContent::Results(query, _)) => Some(query.clone()),
                 _ => None,
             },
             column: None,
@@ -56,7 +59,8 @@ pub fn replacement(dead: Arc<str>, topics: HashMap<Arc<str>, Content>) -> Arc<Re
             ),
         };
         // What was said of the key before holds no longer.
-        let is_keyed = matches!(content, Some(Content::Results(_, p)) if *p != Publication::Append);
+        let is_keyed =
+            matches!(content, Some(TopicContent::Results(_, p)) if *p != Publication::Append);
         let gone = (is_keyed && record.value.is_some()).then(|| OutRecord {
             value: None,
             headers: Vec::new(),
@@ -87,14 +91,14 @@ fn cut_letter(mut letter: OutRecord, limit: usize) -> OutRecord {
     let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
     let (mut ours, mut own): (Vec<_>, Vec<_>) = std::mem::take(&mut letter.headers)
         .into_iter()
-        .partition(|(name, _)| headers::is_ours(name.as_bytes()));
+        .partition(|(name, _)| headers::is_reserved(name.as_bytes()));
     let own_bytes: usize = own.iter().map(|(name, value)| name.len() + length(value)).sum();
     let was = format!(
         "key: {} bytes, value: {} bytes, headers: {own_bytes} bytes",
         length(&letter.key),
         length(&letter.value)
     );
-    ours.push((headers::CUT.to_owned(), Some(was.into())));
+    ours.push((headers::TRUNCATED.to_owned(), Some(was.into())));
     let (key, value) = (letter.key.take(), letter.value.take());
     letter.headers = ours;
     let mut room = limit.saturating_sub(size_of(&letter));
@@ -124,13 +128,13 @@ mod tests {
     }
 
     fn replace_with(record: OutRecord, limit: usize) -> (OutRecord, Option<OutRecord>) {
-        let results = |publication| Content::Results("visits".to_owned(), publication);
+        let results = |publication| TopicContent::Results("visits".to_owned(), publication);
         let topics = HashMap::from([
             ("r".into(), results(Publication::Append)),
             ("view".into(), results(Publication::Upsert)),
-            ("late".into(), Content::Late),
+            ("late".into(), TopicContent::Late),
         ]);
-        replacement("dead".into(), topics)(record, limit)
+        replace_oversized("dead".into(), topics)(record, limit)
     }
 
     fn replace(record: OutRecord, limit: usize) -> OutRecord {
@@ -165,7 +169,7 @@ mod tests {
         let cut = replace(large, 2_000);
         assert!(size_of(&cut) == 2_000, "{}", size_of(&cut));
         assert_eq!(
-            header(&cut, headers::CUT),
+            header(&cut, headers::TRUNCATED),
             "key: 3 bytes, value: 5000 bytes, headers: 903 bytes"
         );
         assert_eq!(cut.key.as_deref(), Some(b"key".as_slice()));

@@ -23,13 +23,14 @@ const DEPTH: usize = 3;
 
 /// Gives what takes the place of a record that is larger than the limit, which is in bytes of
 /// [`size_of`], and perhaps one to go before that. It is asked again for what is too large as well.
-pub type Replace = dyn Fn(OutRecord, usize) -> (OutRecord, Option<OutRecord>) + Send + Sync;
+pub type ReplaceOversized =
+    dyn Fn(OutRecord, usize) -> (OutRecord, Option<OutRecord>) + Send + Sync;
 
 /// The limits of the topics that a customer writes.
 #[derive(Clone)]
 pub struct SizeLimits {
     by_topic: HashMap<Arc<str>, usize>,
-    replace: Arc<Replace>,
+    replace: Arc<ReplaceOversized>,
 }
 
 /// What became of records.
@@ -51,7 +52,7 @@ pub fn size_of(record: &OutRecord) -> usize {
 
 impl SizeLimits {
     /// `by_topic` in bytes, for each topic that is written.
-    pub fn new(by_topic: HashMap<Arc<str>, usize>, replace: Arc<Replace>) -> Self {
+    pub fn new(by_topic: HashMap<Arc<str>, usize>, replace: Arc<ReplaceOversized>) -> Self {
         Self { by_topic, replace }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millstream::catalog;
-use millstream::commit::Recovered;
+use millstream::commit::RecoveredLog;
 use millstream::pipeline::{self, Engine};
 use millstream::state::snapshot_store as snapshot;
 use object_store::ObjectStore;
@@ -242,7 +242,7 @@ async fn continues_from_format(format: &str) {
         let text = std::fs::read_to_string(root.join(name)).unwrap();
         text.lines().map(|line| Bytes::copy_from_slice(line.as_bytes())).collect()
     };
-    let recovered = Recovered::from_log(&lines("log.jsonl")).unwrap();
+    let recovered = RecoveredLog::from_log(&lines("log.jsonl")).unwrap();
     recovered.verify().unwrap();
     let last = recovered.last.clone().unwrap();
     let reference = last.snapshot.clone().unwrap();

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use crate::Kind;
-use crate::commit::progress::{Progress, Recovered};
+use crate::commit::progress::{Progress, RecoveredLog};
 
 /// Reads records one by one and as one log; gives how many of them are records.
 ///
@@ -26,10 +26,10 @@ pub fn check(records: &[Bytes]) -> Result<usize, String> {
             Err(error) => return Err(format!("an error that does not help: {error}")),
         }
     }
-    if Recovered::from_log(records).is_ok() != (good.len() == records.len()) {
+    if RecoveredLog::from_log(records).is_ok() != (good.len() == records.len()) {
         return Err("a log is not what its records are".to_owned());
     }
-    let log = Recovered::from_log(&good).map_err(|error| error.to_string())?;
+    let log = RecoveredLog::from_log(&good).map_err(|error| error.to_string())?;
     let whole = log.records.windows(2).all(|two| Some(two[1].epoch) == two[0].epoch.checked_add(1));
     if log.verify().is_ok() && !whole {
         return Err("a log with a hole passes".to_owned());
@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
     use crate::commit::process::Process;
-    use crate::commit::progress::{Joined, Skipped, SnapshotRef, VERSION};
+    use crate::commit::progress::{PROGRESS_VERSION, PartitionJoin, SkippedOffsets, SnapshotRef};
     use crate::types::SourcePosition;
     use crate::types::TopicPartition;
     use crate::watermark::ClockDecision;
@@ -82,9 +82,9 @@ mod tests {
             skipped: random.random(),
         };
         let skipped =
-            Skipped { partition: partition(random), from: edge(random), to: edge(random) };
+            SkippedOffsets { partition: partition(random), from: edge(random), to: edge(random) };
         let process = Process { id: random.random(), host: text(random), began: edge(random) };
-        let joined = Joined {
+        let joined = PartitionJoin {
             stream: text(random),
             partition: partition(random),
             offset: edge(random),
@@ -94,7 +94,7 @@ mod tests {
             ClockDecision { partition: partition(random), watermark: edge(random), at: 7 };
         let texts = |random: &mut StdRng| BTreeMap::from([(text(random), text(random))]);
         Progress {
-            version: VERSION,
+            version: PROGRESS_VERSION,
             epoch,
             full: random.random_bool(0.3),
             now: edge(random),

@@ -92,7 +92,7 @@ pub fn chunk(values: &[Option<Vec<u8>>]) -> Chunk {
 pub struct Tally {
     /// Rows.
     pub good: u64,
-    /// Rejected messages.
+    /// RejectedMessage messages.
     pub bad: u64,
 }
 

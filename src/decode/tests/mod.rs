@@ -397,7 +397,7 @@ fn summary(decoded: &Decoded) -> Vec<String> {
             (0..batch.num_columns()).map(|column| show(batch, column, row)).collect();
         format!("{}.{} {}", decoded.records[row], decoded.positions[row], values.join(" "))
     };
-    let rejected = |rejected: &Rejected| {
+    let rejected = |rejected: &RejectedMessage| {
         let column = rejected.column.as_deref().unwrap_or("-");
         let (record, position) = (rejected.record, rejected.position);
         format!(

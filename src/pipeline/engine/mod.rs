@@ -31,7 +31,7 @@ use crate::pipeline::engine::stream_state::StreamStage;
 use crate::pipeline::engine::worker::{ChunkResult, Epoch, QueryOutput, Task, Work};
 use crate::pipeline::engine::worker_pool::WorkerPool;
 use crate::planner::{CustomerPlan, Input, PlanKind, QueryPlan, Relations, StreamPlan};
-use crate::sink::{self, DeadLetter, Publication, ResultSink, Stage};
+use crate::sink::{self, DeadLetter, FailureStage, Publication, ResultSink};
 use crate::source::chunk::Chunk;
 use crate::state::Snapshot;
 use crate::time::{MIN_TIME, Micros};
@@ -503,7 +503,7 @@ impl Engine {
     /// A query's expression failed for a row that came on no chunk.
     fn row_failed(&mut self, index: usize, rows: &RecordBatch, failed: &FailedRow) -> Result<()> {
         let letter = DeadLetter {
-            stage: Stage::Query,
+            stage: FailureStage::Query,
             query: Some(self.queries[index].plan.name.clone()),
             column: None,
             reason: failed.reason.clone(),
@@ -517,7 +517,7 @@ impl Engine {
 
     fn window_failed(&mut self, query: &str, emission: &Emission) {
         let letter = DeadLetter {
-            stage: Stage::Window,
+            stage: FailureStage::Window,
             query: Some(query.to_owned()),
             column: None,
             reason: emission.result.as_ref().err().cloned().unwrap_or_default(),

@@ -16,9 +16,9 @@ use arrow::record_batch::RecordBatch;
 use chrono_tz::Tz;
 
 use crate::catalog::{ColumnSource, Metadata, Stream};
-use crate::decode::{Decoder, Field, Rejected};
+use crate::decode::{Decoder, Field, RejectedMessage};
 use crate::planner::StreamPlan;
-use crate::sink::{DeadLetter, Origin, Stage};
+use crate::sink::{DeadLetter, FailureStage, SourceMessage};
 use crate::source::chunk::{Chunk, Record};
 use crate::time::Micros;
 use crate::types::OutRecord;
@@ -159,7 +159,7 @@ impl RowReader {
                     kept[row] = false;
                     let column = self.plan.stream.watermark.column.clone();
                     let letter = DeadLetter {
-                        stage: Stage::Column,
+                        stage: FailureStage::Column,
                         query: None,
                         column: Some(column),
                         reason,
@@ -220,7 +220,7 @@ impl RowReader {
             };
             *kept = false;
             let letter = DeadLetter {
-                stage: Stage::EventTime,
+                stage: FailureStage::EventTime,
                 query: None,
                 column: Some(stream.watermark.column.clone()),
                 reason: reason.to_owned(),
@@ -246,16 +246,16 @@ struct DeadLetters<'a> {
 }
 
 impl DeadLetters<'_> {
-    fn rejected(&mut self, rejected: &Rejected) {
+    fn rejected(&mut self, rejected: &RejectedMessage) {
         let record = &self.chunk.records[rejected.record as usize];
         let letter = DeadLetter {
-            stage: Stage::Decode,
+            stage: FailureStage::Decode,
             query: None,
             column: rejected.column.clone(),
             reason: rejected.reason.to_string(),
         };
         let bytes = rejected.bytes.start as usize..rejected.bytes.end as usize;
-        let origin = Origin { chunk: self.chunk, record, position: rejected.position };
+        let origin = SourceMessage { chunk: self.chunk, record, position: rejected.position };
         let value = Some(self.chunk.bytes.slice(bytes));
         self.records.push(letter.from_source(self.topic, origin, value));
         self.reasons.push(rejected.reason.as_str());
@@ -263,7 +263,7 @@ impl DeadLetters<'_> {
 
     fn row(&mut self, letter: &DeadLetter, record: u32, position: u32, reason: &'static str) {
         let record = &self.chunk.records[record as usize];
-        let origin = Origin { chunk: self.chunk, record, position };
+        let origin = SourceMessage { chunk: self.chunk, record, position };
         self.records.push(letter.from_source(self.topic, origin, None));
         self.reasons.push(reason);
     }

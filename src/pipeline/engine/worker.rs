@@ -17,7 +17,7 @@ use chrono_tz::Tz;
 
 use crate::pipeline::engine::row_reader::{Read, RowReader, Rows};
 use crate::planner::{Input, QueryPlan, Relations, StreamPlan};
-use crate::sink::{self, DeadLetter, Origin, ResultSink, Stage};
+use crate::sink::{self, DeadLetter, FailureStage, ResultSink, SourceMessage};
 use crate::source::chunk::{Chunk, Record};
 use crate::time::Micros;
 use crate::types::{HistoryRows, OutRecord, TopicPartition, event_schema};
@@ -141,7 +141,7 @@ impl Source<'_> {
             let offsets = (0..records.len()).map(|row| self.record(row).offset).collect();
             let positions = positions.iter().map(|&p| i32::try_from(p).unwrap_or(i32::MAX));
             let Chunk { topic, partition, .. } = self.chunk;
-            sink::origins(topic, *partition, offsets, positions.collect())
+            sink::origin_columns(topic, *partition, offsets, positions.collect())
         })
     }
 }
@@ -282,13 +282,13 @@ impl Worker {
 /// The dead letter of a row that a query's expression failed for.
 fn refused(topic: &Arc<str>, query: &str, source: &Source<'_>, failed: &FailedRow) -> OutRecord {
     let letter = DeadLetter {
-        stage: Stage::Query,
+        stage: FailureStage::Query,
         query: Some(query.to_owned()),
         column: None,
         reason: failed.reason.clone(),
     };
     let position = source.rows.positions[failed.row];
-    let origin = Origin { chunk: source.chunk, record: source.record(failed.row), position };
+    let origin = SourceMessage { chunk: source.chunk, record: source.record(failed.row), position };
     letter.from_source(topic, origin, None)
 }
 

@@ -357,7 +357,7 @@ fn dead_letters(chunk: &Chunk, records: &[&Record]) -> Result<RecordBatch> {
     };
     let reason = |record: &Record| {
         let reason = header(record, headers::REASON)?;
-        Some(match header(record, headers::CUT) {
+        Some(match header(record, headers::TRUNCATED) {
             Some(was) => format!("{reason} (this dead letter is cut; it was {was})"),
             None => reason,
         })
@@ -368,7 +368,7 @@ fn dead_letters(chunk: &Chunk, records: &[&Record]) -> Result<RecordBatch> {
         Arc::new(records.iter().map(|r| header(r, name)?.parse().ok()).collect::<Int32Array>())
     };
     let others = records.iter().map(|record| {
-        let own = chunk.headers(record).filter(|(name, _)| !headers::is_ours(name));
+        let own = chunk.headers(record).filter(|(name, _)| !headers::is_reserved(name));
         let list: Vec<_> = own
             .map(|(name, value)| {
                 let value = value.map(|v| match std::str::from_utf8(v) {

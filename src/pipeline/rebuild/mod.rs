@@ -29,7 +29,7 @@ use futures::StreamExt;
 use tokio::sync::watch;
 
 use crate::catalog::{Catalog, Customer, Start};
-use crate::commit::{Joined, Process, Recovered};
+use crate::commit::{PartitionJoin, Process, RecoveredLog};
 use crate::history::{self, EventScan};
 use crate::pipeline::driver::Pipeline;
 use crate::pipeline::engine::Engine;
@@ -155,7 +155,7 @@ fn tell_open(engine: &Engine, windows: &Windows) {
 /// history has of the offsets before Kafka's first.
 pub async fn join_beginnings(
     begun: &mut RunningPipeline,
-    recovered: &Recovered,
+    recovered: &RecoveredLog,
     cluster: &Arc<Cluster>,
     options: &PipelineConfig,
 ) -> Result<()> {
@@ -199,7 +199,7 @@ pub async fn join_beginnings(
                 found.gone.push((join.partition.clone(), from, to));
             }
         }
-        joined.push(Joined { offset: wanted.max(low), ..join });
+        joined.push(PartitionJoin { offset: wanted.max(low), ..join });
     }
     begun.from_history = found;
     begun.join(&joined)

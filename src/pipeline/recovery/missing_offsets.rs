@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 
-use crate::commit::{Joined, Recovered, Skipped, SnapshotRef};
+use crate::commit::{PartitionJoin, RecoveredLog, SkippedOffsets, SnapshotRef};
 use crate::pipeline::engine::Engine;
 use crate::source::{Cluster, blocking};
 use crate::state::Snapshot;
@@ -30,7 +30,7 @@ pub enum OnMissingOffsets {
 /// The first offset that is needed of every partition: where the snapshot or the log left it, and
 /// where one joined since.
 pub fn wanted(
-    recovered: &Recovered,
+    recovered: &RecoveredLog,
     loaded: Option<&(SnapshotRef, Snapshot)>,
     engine: &Engine,
     runs_again: bool,
@@ -72,14 +72,14 @@ pub fn saved_offsets(saved: &Snapshot) -> Result<BTreeMap<TopicPartition, i64>> 
 pub async fn find(
     cluster: &Arc<Cluster>,
     wanted: BTreeMap<TopicPartition, i64>,
-) -> Result<Vec<Skipped>> {
+) -> Result<Vec<SkippedOffsets>> {
     let cluster = cluster.clone();
     blocking(move || {
         let mut gaps = Vec::new();
         for (partition, from) in wanted {
             let (to, _) = cluster.watermarks(&partition)?;
             if from < to {
-                gaps.push(Skipped { partition, from, to });
+                gaps.push(SkippedOffsets { partition, from, to });
             }
         }
         Ok(gaps)
@@ -88,8 +88,8 @@ pub async fn find(
 }
 
 /// Why a pipeline does not begin. `recorded` is how far the log says that it came.
-pub fn error(gap: &Skipped, recorded: Option<&SourcePosition>, customer: &str) -> Error {
-    let Skipped { partition, from, to } = gap;
+pub fn error(gap: &SkippedOffsets, recorded: Option<&SourcePosition>, customer: &str) -> Error {
+    let SkippedOffsets { partition, from, to } = gap;
     let message = format!(
         "{partition} has no offset {from} any more: {} offsets that are needed are gone",
         to - from
@@ -116,12 +116,12 @@ pub fn hint(customer: &str) -> String {
 }
 
 /// Moves positions over the gaps. Gives what moves history over them: parts without rows.
-pub fn pass_over(engine: &mut Engine, gaps: &[Skipped]) -> Vec<HistoryRows> {
+pub fn pass_over(engine: &mut Engine, gaps: &[SkippedOffsets]) -> Vec<HistoryRows> {
     let mut moved = Vec::new();
     for (name, stage) in &mut engine.streams {
         for gap in gaps {
             let Some(at) = stage.positions.get_mut(&gap.partition) else { continue };
-            let Skipped { partition, from, to } = gap;
+            let SkippedOffsets { partition, from, to } = gap;
             tracing::warn!(%partition, from, to, "offsets that Kafka no longer has are passed over");
             at.skipped += u64::try_from(gap.to - at.offset).unwrap_or(0);
             at.offset = at.offset.max(gap.to);
@@ -141,7 +141,7 @@ pub fn pass_over(engine: &mut Engine, gaps: &[Skipped]) -> Vec<HistoryRows> {
 }
 
 /// A partition that joined below a gap is read from behind it.
-pub fn begin_after(join: &Joined, gaps: &[Skipped]) -> Joined {
+pub fn begin_after(join: &PartitionJoin, gaps: &[SkippedOffsets]) -> PartitionJoin {
     let gap = gaps.iter().find(|gap| gap.partition == join.partition);
-    Joined { offset: gap.map_or(join.offset, |gap| gap.to.max(join.offset)), ..join.clone() }
+    PartitionJoin { offset: gap.map_or(join.offset, |gap| gap.to.max(join.offset)), ..join.clone() }
 }

@@ -19,7 +19,8 @@ use bytes::Bytes;
 
 use crate::catalog::{Catalog, Customer};
 use crate::commit::{
-    Committer, Joined, Progress, Recovered, Skipped, SnapshotRef, glance_at_log, log_topic,
+    Committer, PartitionJoin, Progress, RecoveredLog, SkippedOffsets, SnapshotRef, log_topic,
+    read_stable_log,
 };
 use crate::failpoint::reach;
 use crate::pipeline::engine::Engine;
@@ -70,7 +71,7 @@ pub struct RunningPipeline {
     /// In a rebuild: what only history has.
     pub from_history: rebuild::FromHistory,
     /// Offsets that are passed over, to be told with that snapshot.
-    pub skipped: Vec<Skipped>,
+    pub skipped: Vec<SkippedOffsets>,
 }
 
 /// Plans a customer, with the columns of its reference tables as they are now.
@@ -118,7 +119,7 @@ async fn plan_over(
 /// What the log says, and the state that it names. Whatever forbids a start is found in looking.
 struct RecoveryPlan {
     log: Vec<Bytes>,
-    recovered: Recovered,
+    recovered: RecoveredLog,
     /// Topics that are gone, or others by now.
     other: BTreeMap<String, Option<String>>,
     loaded: Option<(SnapshotRef, Snapshot)>,
@@ -128,7 +129,7 @@ struct RecoveryPlan {
     /// Whether recorded epochs run again.
     runs_again: bool,
     /// Offsets that are needed and gone, and are to be passed over.
-    gaps: Vec<Skipped>,
+    gaps: Vec<SkippedOffsets>,
 }
 
 /// Where and how a customer is to begin.
@@ -144,7 +145,7 @@ struct RecoveryContext<'a> {
 impl RecoveryContext<'_> {
     async fn look(&self, log: Vec<Bytes>, snapshots: &mut Snapshots) -> Result<RecoveryPlan> {
         let customer = &self.engine.customer.name;
-        let recovered = Recovered::from_log(&log)?;
+        let recovered = RecoveredLog::from_log(&log)?;
         if !self.reset {
             recovered.verify()?;
         }
@@ -258,7 +259,7 @@ pub async fn begin(
     };
     reach("recovery.look");
     // Whatever a killed process left open is ended by the fence, and read after it.
-    let log = glance_at_log(&options.kafka, &customer.name);
+    let log = read_stable_log(&options.kafka, &customer.name);
     let (log, limits) = tokio::try_join!(log, limits(&cluster, &engine))?;
     let mut looked = beginning.look(log, &mut snapshots).await?;
     reach("recovery.fence");
@@ -442,7 +443,7 @@ impl RunningPipeline {
     }
 
     /// Joins partitions: in the engine and at the reader.
-    pub fn join(&mut self, joined: &[Joined]) -> Result<()> {
+    pub fn join(&mut self, joined: &[PartitionJoin]) -> Result<()> {
         let mut assigned = Vec::new();
         for join in joined {
             let join = &missing_offsets::begin_after(join, &self.skipped);
@@ -540,7 +541,7 @@ fn split(chunk: Chunk, end: i64) -> (Chunk, Option<Chunk>) {
 }
 
 /// Refuses to go on where the log and the world disagree.
-fn check(recovered: &Recovered, engine: &Engine, cluster: &str, reset: bool) -> Result<()> {
+fn check(recovered: &RecoveredLog, engine: &Engine, cluster: &str, reset: bool) -> Result<()> {
     let customer = &engine.customer.name;
     let Some(last) = &recovered.last else { return Ok(()) };
     if last.drained && !reset {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::catalog::{Query, QueryStart};
-use crate::commit::Recovered;
+use crate::commit::RecoveredLog;
 use crate::pipeline::engine::Engine;
 use crate::pipeline::{PipelineConfig, topic_reader};
 use crate::state::Snapshot;
@@ -13,7 +13,7 @@ use crate::{Error, Kind, Result};
 
 /// Queries that begin empty: new ones, and those named by --reset.
 pub fn queries(
-    recovered: &Recovered,
+    recovered: &RecoveredLog,
     engine: &Engine,
     options: &PipelineConfig,
 ) -> BTreeSet<String> {
@@ -24,12 +24,16 @@ pub fn queries(
 }
 
 /// Whether the customer ran before, without this query.
-fn is_new(recovered: &Recovered, query: &str) -> bool {
+fn is_new(recovered: &RecoveredLog, query: &str) -> bool {
     recovered.base.as_ref().is_some_and(|base| !base.plans.contains_key(query))
 }
 
 /// Refuses a query that is added later and wants the past: only a rebuild has it.
-pub fn refuse_late(recovered: &Recovered, engine: &Engine, options: &PipelineConfig) -> Result<()> {
+pub fn refuse_late(
+    recovered: &RecoveredLog,
+    engine: &Engine,
+    options: &PipelineConfig,
+) -> Result<()> {
     let customer = &engine.customer;
     let late = |query: &&Arc<Query>| {
         query.start == QueryStart::Earliest

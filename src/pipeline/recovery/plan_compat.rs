@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use crate::commit::Recovered;
+use crate::commit::RecoveredLog;
 use crate::pipeline::PipelineConfig;
 use crate::pipeline::engine::Engine;
 use crate::{Error, Kind, Result};
@@ -47,7 +47,7 @@ fn parts(fingerprint: &str) -> (&str, Option<&str>) {
 /// # Errors
 /// The first query or stream that has changed, with the first line of its plan that differs.
 pub fn check(
-    recovered: &Recovered,
+    recovered: &RecoveredLog,
     saved: Option<&Value>,
     engine: &Engine,
     options: &PipelineConfig,
