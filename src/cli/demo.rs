@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::catalog::{self, Catalog, Topics};
 use crate::cli::{live, run};
 use crate::commit::log_topic;
+use crate::pipeline::PipelineConfig;
 use crate::sensors::{Driver, Faults, Pace, Profile, Simulation, SimulationSettings};
 use crate::source::KafkaConfig;
 use crate::telemetry::{Metrics, StatusBoard};
@@ -98,7 +99,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let board = StatusBoard::new(Some(data_dir.join("status")));
     board.expect(catalog.customers.iter().map(|c| c.name.as_str()));
     let mut options =
-        run::following(kafka.clone(), &data_dir, Arc::new(Metrics::new()?), board.clone());
+        PipelineConfig::follow(kafka.clone(), &data_dir, Arc::new(Metrics::new()?), board.clone());
     // The embedded broker keeps 5 MiB a partition, the log's too: commit once a second at most.
     options.commit_interval = Some(Duration::from_millis(250));
     let pipelines = tokio::spawn(run::run_all(catalog.clone(), options, stop.clone()));

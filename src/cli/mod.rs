@@ -166,7 +166,7 @@ pub fn main() -> ExitCode {
         log.with_writer(std::io::stderr).init();
     }
     // On one core too, a task that computes must not stop the others.
-    let threads = run::cores().max(2);
+    let threads = crate::pipeline::cores().max(2);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = match runtime.worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,

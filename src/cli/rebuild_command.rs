@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::cli::{Kafka, Project};
+use crate::pipeline::PipelineConfig;
 use crate::pipeline::rebuild::{Rebuilt, rebuild};
 use crate::telemetry::{Metrics, StatusBoard};
 
@@ -31,7 +32,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let customer = crate::cli::customer(&catalog, &args.name)?;
     let (metrics, board) = (Arc::new(Metrics::new()?), StatusBoard::new(None));
     let kafka = args.kafka.config()?;
-    let mut options = crate::cli::run::following(kafka, &args.project.data_dir, metrics, board);
+    let mut options = PipelineConfig::follow(kafka, &args.project.data_dir, metrics, board);
     options.create_topics = args.create_topics;
     let rebuilt = rebuild(&catalog, &customer, options).await?;
     tell(&rebuilt);

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +11,8 @@ use tokio::task::JoinSet;
 
 use crate::catalog::{self, Catalog, duration};
 use crate::cli::{Kafka, Project};
-use crate::pipeline::{self, Mode, OnMissingOffsets, PipelineConfig, Reset};
+use crate::pipeline::{self, Mode, OnMissingOffsets, PipelineConfig, Reset, cores};
 use crate::serve;
-use crate::source::KafkaConfig;
 use crate::telemetry::status::Status;
 use crate::telemetry::{Metrics, StatusBoard};
 use crate::time::Clock;
@@ -64,11 +62,6 @@ pub struct Args {
     http: Option<SocketAddr>,
 }
 
-/// As many workers as there are cores.
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
-}
-
 fn on_off(text: &str) -> Result<bool, String> {
     match text {
         "on" => Ok(true),
@@ -110,7 +103,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         snapshot_interval: args.snapshot_interval,
         reset: Reset(args.reset.clone()),
         parallelism: args.parallelism.map_or_else(cores, NonZeroUsize::get),
-        on_gap: args.on_gap,
+        on_missing_offsets: args.on_gap,
         rebuild: false,
         check_replays: args.check_replays,
         clock: Clock::system(),
@@ -230,30 +223,4 @@ fn check_reset(catalog: &Catalog, reset: &[String]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// PipelineConfig for a pipeline in this process that follows its topics, as the demo runs it.
-pub fn following(
-    kafka: KafkaConfig,
-    data_dir: &Path,
-    metrics: Arc<Metrics>,
-    board: StatusBoard,
-) -> PipelineConfig {
-    PipelineConfig {
-        kafka,
-        data_dir: data_dir.to_owned(),
-        create_topics: false,
-        mode: Mode::Follow,
-        history: true,
-        commit_interval: None,
-        snapshot_interval: Duration::from_secs(10),
-        reset: Reset::default(),
-        parallelism: cores(),
-        on_gap: OnMissingOffsets::Stop,
-        rebuild: false,
-        check_replays: false,
-        clock: Clock::system(),
-        metrics,
-        board,
-    }
 }

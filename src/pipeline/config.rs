@@ -1,76 +1,128 @@
-//! How a pipeline is to run.
+//! The configuration of a pipeline.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::pipeline::OnMissingOffsets;
 use crate::source::KafkaConfig;
 use crate::telemetry::{Metrics, StatusBoard};
 use crate::time::Clock;
 
-/// How far a run goes.
+/// The time between snapshots unless the user sets another one.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// When a pipeline ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// On and on.
+    /// Never: it follows its topics until it is stopped.
     Follow,
-    /// To the end that the topics have now; open windows stay open.
+    /// At the end that the topics have at the start; open windows stay open.
     UntilEnd,
-    /// To that end, then every window closes and the pipeline is finished.
+    /// At that end; every window closes and the pipeline is finished for good.
     Drain,
+}
+
+/// What happens when offsets that a pipeline still needs are missing from Kafka.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnMissingOffsets {
+    /// The pipeline stops with an error.
+    #[default]
+    Stop,
+    /// The pipeline continues after the missing offsets and records that it skipped them.
+    Skip,
 }
 
 /// Names of customers (`a`) and queries (`a/q`) whose state is dropped at the start.
 #[derive(Debug, Clone, Default)]
 pub struct Reset(pub Vec<String>);
 
-/// How to run.
+/// The configuration of one customer's pipeline.
 #[derive(Debug, Clone)]
 pub struct PipelineConfig {
-    /// The cluster.
+    /// The Kafka cluster.
     pub kafka: KafkaConfig,
-    /// Where history, snapshots and status lie.
+    /// The folder of history, snapshots and status files.
     pub data_dir: PathBuf,
     /// Whether missing topics are created.
     pub create_topics: bool,
-    /// How far.
+    /// When the pipeline ends.
     pub mode: Mode,
-    /// Whether history is written.
+    /// Whether events and results are written to history.
     pub history: bool,
-    /// The least time between commits; `None`: see the constants.
+    /// The least time between commits; `None`: 25 ms, or twice the recent commit time.
     pub commit_interval: Option<Duration>,
-    /// The time between snapshots; longer where writing one takes more than a tenth of it.
+    /// The time between snapshots; it is longer if writing one takes more than a tenth of it.
     pub snapshot_interval: Duration,
-    /// What begins anew.
+    /// The state that is dropped at the start.
     pub reset: Reset,
-    /// How many workers take a customer's chunks; at least one.
+    /// Number of worker threads for each customer; at least one.
     pub parallelism: usize,
-    /// What becomes of offsets that are needed and that Kafka no longer has.
-    pub on_gap: OnMissingOffsets,
-    /// Whether this is a rebuild: all that can still be read runs again, from the beginning.
+    /// What happens when offsets that are still needed are missing from Kafka.
+    pub on_missing_offsets: OnMissingOffsets,
+    /// Whether this is a rebuild.
     pub rebuild: bool,
-    /// Whether each epoch records digests of its state, which a recovery compares with its own.
+    /// Whether each epoch records digests of its state and recovery compares them with its own.
     pub check_replays: bool,
     /// The wall clock.
     pub clock: Clock,
     /// Metrics of the process.
     pub metrics: Arc<Metrics>,
-    /// Where the status goes.
+    /// Where the pipeline publishes its status.
     pub board: StatusBoard,
 }
 
-/// The folder of all histories.
+impl PipelineConfig {
+    /// The configuration of a pipeline that follows its topics, with the defaults of
+    /// `millstream run`.
+    pub fn follow(
+        kafka: KafkaConfig,
+        data_dir: &Path,
+        metrics: Arc<Metrics>,
+        board: StatusBoard,
+    ) -> Self {
+        Self {
+            kafka,
+            data_dir: data_dir.to_owned(),
+            create_topics: false,
+            mode: Mode::Follow,
+            history: true,
+            commit_interval: None,
+            snapshot_interval: SNAPSHOT_INTERVAL,
+            reset: Reset::default(),
+            parallelism: cores(),
+            on_missing_offsets: OnMissingOffsets::Stop,
+            rebuild: false,
+            check_replays: false,
+            clock: Clock::system(),
+            metrics,
+            board,
+        }
+    }
+
+    /// The folder of a customer's snapshots.
+    pub(crate) fn snapshot_folder(&self, customer: &str) -> PathBuf {
+        self.data_dir.join("snapshots").join(customer)
+    }
+}
+
+/// The number of processor cores, which is the default number of worker threads.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+/// The folder that holds the history of all customers.
 pub fn history_root(data_dir: &Path) -> PathBuf {
     data_dir.join("history")
 }
 
 impl Reset {
-    /// Whether the whole customer begins anew.
+    /// Whether the state of the whole customer is dropped.
     pub fn contains(&self, customer: &str) -> bool {
         self.0.iter().any(|name| name == customer)
     }
 
-    /// Whether that query's state is dropped.
+    /// Whether the state of that query is dropped, by its own name or with the whole customer.
     pub fn contains_query(&self, customer: &str, query: &str) -> bool {
         self.contains(customer) || self.0.iter().any(|name| *name == format!("{customer}/{query}"))
     }

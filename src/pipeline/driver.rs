@@ -12,13 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::catalog::Emit;
-use crate::commit::{
-    CommittedEpoch, EpochOutput, PROGRESS_VERSION, PartitionJoin, Process, Progress, SnapshotRef,
-};
+use crate::commit::{CommittedEpoch, EpochOutput, PartitionJoin, Process, Progress, SnapshotRef, PROGRESS_VERSION};
 use crate::failpoint::reach;
 use crate::source::Event;
 use crate::source::chunk::Chunk;
@@ -29,10 +27,10 @@ use crate::{Error, Kind, Result};
 
 use crate::pipeline::engine::worker::ChunkResult;
 use crate::pipeline::engine::{Engine, Output};
-use crate::pipeline::partition_discovery::{Known, Look, PartitionDiscovery, known};
+use crate::pipeline::partition_discovery::{DiscoveryReport, PartitionDiscovery};
 use crate::pipeline::rebuild::output_dedup::OutputDedup;
 use crate::pipeline::recovery::RunningPipeline;
-use crate::pipeline::supervisor::out_of_patience;
+use crate::pipeline::stop::stop_deadline;
 use crate::pipeline::{Mode, PipelineConfig, reporter};
 
 /// Commits follow each other by at least this, and by twice the recent commit time.
@@ -71,11 +69,8 @@ pub struct Pipeline {
     pub(super) commit_time: Duration,
     pub(super) committed_at: Instant,
     pub(super) recorded: BTreeMap<TopicPartition, SourcePosition>,
-    pub(super) joins: mpsc::Receiver<Look>,
+    pub(super) discovery: PartitionDiscovery,
     pub(super) waiting_joins: Vec<PartitionJoin>,
-    pub(super) known: watch::Sender<Known>,
-    /// Since when the lookout waits for an answer, and what it was told instead.
-    pub(super) asked: watch::Receiver<(Option<Instant>, Option<String>)>,
     pub(super) ends: HashMap<TopicPartition, i64>,
     pub(super) targets: Option<HashMap<TopicPartition, i64>>,
     pub(super) emitted_at: HashMap<String, Micros>,
@@ -100,20 +95,16 @@ impl Pipeline {
         results_wait_since: Option<watch::Receiver<Option<Micros>>>,
     ) -> Self {
         let recorded = positions(&begun.engine);
-        let (known, known_receiver) = watch::channel(known(&begun.engine));
-        let (sender, joins) = mpsc::channel(1);
-        let (asking, asked) = watch::channel((None, None));
-        let (kafka, first) = (options.kafka.clone(), begun.first);
-        let lookout = PartitionDiscovery { kafka, known: known_receiver, asking, first };
-        tokio::spawn(lookout.run(sender));
-        let waits =
-            reporter::Waits { events: begun.history.waits.clone(), results: results_wait_since };
+        let discovery =
+            PartitionDiscovery::start(&begun.engine, options.kafka.clone(), begun.first);
+        let waits = reporter::Waits {
+            events: begun.history.pending_since.clone(),
+            results: results_wait_since,
+        };
         let status = reporter::Reporter::new(&begun.engine, &options, waits);
         Self {
             recorded,
-            joins,
-            known,
-            asked,
+            discovery,
             waiting_joins: Vec::new(),
             open: Open::default(),
             commit: None,
@@ -154,7 +145,7 @@ impl Pipeline {
                     biased;
                     _ = self.stop.changed() => continue,
                     done = finished(&mut self.commit) => self.committed(done).await?,
-                    Some(look) = self.joins.recv() => self.looked(look)?,
+                    Some(look) = self.discovery.next_report() => self.looked(look)?,
                     worked = self.begun.engine.worked() => self.worked(worked?).await?,
                     event = self.begun.reader.next(), if room => self.take(event?).await?,
                     () = tokio::time::sleep(patience) => {}
@@ -223,7 +214,7 @@ impl Pipeline {
         let joined = self.open.joined.clone();
         self.begun.join(&joined)?;
         if !joined.is_empty() {
-            self.known.send_replace(known(&self.begun.engine));
+            self.discovery.update_known(&self.begun.engine);
         }
         for join in &joined {
             tracing::info!(stream = join.stream, partition = %join.partition, offset = join.offset, "a partition joins");
@@ -335,7 +326,7 @@ impl Pipeline {
             published.compare(output.records)?;
             self.committed_at = Instant::now();
             self.recorded = positions(&self.begun.engine);
-            return self.begun.history.epoch(self.begun.epoch, output.history).await;
+            return self.begun.history.append(self.begun.epoch, output.history).await;
         }
         let mut record = Progress {
             version: PROGRESS_VERSION,
@@ -373,7 +364,7 @@ impl Pipeline {
         record.topics = self.begun.topics.clone();
         record.plans = self.begun.engine.fingerprints();
         record.skipped = std::mem::take(&mut self.begun.skipped);
-        self.begun.snapshots.mention(record, snapshot);
+        self.begun.snapshots.name_in(record, snapshot);
         self.begun.first = false;
     }
 
@@ -424,11 +415,11 @@ impl Pipeline {
         );
         self.status.too_large(done.diverted);
         reach("epoch.history");
-        self.begun.history.epoch(commit.epoch, commit.history).await?;
+        self.begun.history.append(commit.epoch, commit.history).await?;
         reach("epoch.history.handed");
-        self.begun.snapshots.committed(commit.epoch, done.log_offset);
+        self.begun.snapshots.record_commit(commit.epoch, done.log_offset);
         if let Some(named) = commit.names_snapshot {
-            self.begun.snapshots.named(named).await;
+            self.begun.snapshots.record_named(named);
             self.status.snapshot_named(self.options.clock.now());
         }
         Ok(())
@@ -440,10 +431,10 @@ impl Pipeline {
             return;
         }
         let commit = self.commit.as_ref().map(|commit| commit.began);
-        let (asked, trouble) = self.asked.borrow().clone();
-        let asked = [commit, asked].into_iter().flatten().min();
+        let pending = self.discovery.pending_request();
+        let asked = [commit, pending.since].into_iter().flatten().min();
         let RunningPipeline { engine, epoch, .. } = &self.begun;
-        self.status.report(engine, &self.ends, *epoch, &self.paused, (asked, trouble));
+        self.status.report(engine, &self.ends, *epoch, &self.paused, (asked, pending.error));
     }
 
     /// Queries whose open windows are to be evaluated early now.
@@ -465,9 +456,9 @@ impl Pipeline {
         Ok(())
     }
 
-    fn looked(&mut self, look: Look) -> Result<()> {
+    fn looked(&mut self, look: DiscoveryReport) -> Result<()> {
         self.ends.extend(look.ends);
-        for join in look.joined {
+        for join in look.new_partitions {
             let known = self.begun.engine.position(&join.partition).is_some()
                 || self.waiting_joins.iter().any(|w| w.partition == join.partition);
             if !known {
@@ -498,8 +489,8 @@ impl Pipeline {
         let mut state = self.begun.engine.snapshot()?;
         reach("snapshot.taken");
         state.manifest["tables"] = serde_json::json!(self.begun.tables.current);
-        self.begun.history.hurry(epoch);
-        self.begun.snapshots.write(epoch, state, self.begun.history.written.clone());
+        self.begun.history.commit_early(epoch);
+        self.begun.snapshots.write(epoch, state, self.begun.history.committed_epoch.clone());
         self.options.metrics.snapshot_taken(&self.begun.engine.customer.name, since.elapsed());
         Ok(())
     }
@@ -530,7 +521,7 @@ impl Pipeline {
         if self.commit.is_some() {
             let done = tokio::select! {
                 done = finished(&mut self.commit) => done,
-                () = out_of_patience(self.stop.clone()) => Err(unanswered()),
+                () = stop_deadline(self.stop.clone()) => Err(unanswered()),
             };
             self.committed(done).await?;
         }
@@ -544,7 +535,7 @@ impl Pipeline {
         self.end_epoch(complete).await?;
         self.settle().await?;
         self.record_snapshot(Vec::new()).await?;
-        self.begun.snapshots.tidied().await;
+        self.begun.snapshots.finish_deletion().await;
         self.begun.history.flush().await?;
         self.report();
         Ok(())

@@ -9,16 +9,16 @@ pub mod rebuild;
 mod recovery;
 mod reporter;
 mod snapshot_lifecycle;
+mod stop;
 mod supervisor;
 #[cfg(test)]
 mod tests;
 mod topic_reader;
 mod topics;
 
-pub use config::{Mode, PipelineConfig, Reset, history_root};
+pub use config::{Mode, OnMissingOffsets, PipelineConfig, Reset, cores, history_root};
 pub use engine::row_reader::decoder;
 pub use engine::{Engine, Output, publication, reference_tables};
-pub use recovery::missing_offsets::OnMissingOffsets;
 pub use recovery::plan;
 pub use supervisor::run;
 pub use topic_reader::{read_range, read_topic};

@@ -1,16 +1,19 @@
-//! A pipeline's snapshots: loaded at the start, written in the background, named by a full
-//! record, and retired with the part of the log that only they needed.
+//! The lifecycle of a pipeline's snapshots. A snapshot is loaded at the start, written in the
+//! background, named by a full progress record, and deleted together with the part of the log that
+//! only it needs.
 //!
 //! ```text
 //!  write(state) ─► writing ─► ready ─► a full record names it ─► named
-//!                     │                                           └─► the oldest is deleted and the
-//!                     └─ failed: the next one will do                 log cut below the older one
+//!                     │                                           └─► the oldest snapshot is deleted,
+//!                     └─ failed: retried with a later state           the log is truncated below the
+//!                                                                     second newest
 //! ```
 //!
-//! Promises:
-//! - the two newest snapshots stay whole, and so do the epochs that follow the older one;
-//! - nothing is deleted or cut but after a commit that no longer names it: a process that was
-//!   fenced in the meantime does neither. What a killed process left behind goes with the first.
+//! **Promises**
+//! - The two newest snapshots stay complete, and so do the epochs that follow the older one.
+//! - A snapshot is deleted, and the log truncated, only after a commit whose record no longer names
+//!   it. A process that was fenced in the meantime therefore deletes nothing. Folders that a killed
+//!   process left behind are deleted with the first snapshot that a record names.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,105 +25,104 @@ use tokio::task::JoinHandle;
 
 use crate::commit::{Progress, RecoveredLog, SnapshotRef, log_topic};
 use crate::failpoint::reach;
-use crate::pipeline::PipelineConfig;
+use crate::pipeline::config::PipelineConfig;
 use crate::source::{Cluster, blocking};
-use crate::state::{Snapshot, snapshot_store as snapshot};
+use crate::state::{Snapshot, snapshot_store};
 use crate::types::TopicPartition;
 use crate::{Error, Kind, Result, storage};
 
-/// The pause before another snapshot after one that failed; twice as long after each.
+/// The pause after the first failed snapshot. It doubles with each further failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
-/// The least pause between two snapshots, in multiples of the time that writing one takes: a state
-/// that is large for its disk is written less often than asked for.
+/// The least pause between two snapshots, in multiples of the time that writing one takes. A state
+/// that is large for its disk is written less often than the configured interval.
 const WRITING_SHARE: u32 = 10;
 
 /// A customer's snapshots.
-pub struct Snapshots {
+pub struct SnapshotLifecycle {
     store: Arc<dyn ObjectStore>,
     cluster: Arc<Cluster>,
     log: TopicPartition,
-    /// The two that the newest full record names.
+    /// The snapshots that the newest full record names.
     newest: Option<SnapshotRef>,
-    older: Option<SnapshotRef>,
-    /// Folders that no record named when this process began.
-    leftovers: Vec<Path>,
-    /// Taken by this process and not named yet.
+    second_newest: Option<SnapshotRef>,
+    /// Folders that no record names; they are deleted with the next snapshot that is named.
+    unneeded: Vec<Path>,
+    /// Written by this process and not named by a record yet.
     writing: Option<Writing>,
     ready: Option<SnapshotRef>,
-    /// Deletes what no record needs.
-    deleting: Option<JoinHandle<()>>,
-    begun_at: Instant,
+    /// The task that deletes snapshots that no record needs.
+    deletion: Option<JoinHandle<()>>,
+    /// When the interval before the next snapshot began.
+    interval_start: Instant,
     interval: Duration,
-    /// How long writing the last one took.
-    took: Duration,
-    /// Attempts that failed since the last one that did not.
+    /// How long writing the last snapshot took.
+    write_time: Duration,
+    /// Failed attempts since the last successful one.
     failures: u32,
-    /// The newest committed epoch of this process, and the log's offset of its record or below.
+    /// The newest epoch that this process committed, and a log offset at or below its record.
     committed: (u64, i64),
 }
 
+/// A snapshot that is being written.
 struct Writing {
     epoch: u64,
     path: String,
-    /// Ends with the time that it took.
+    /// Returns the time that writing took.
     task: JoinHandle<Result<Duration>>,
     log_offset: i64,
 }
 
-impl Snapshots {
-    /// The snapshots of `customer`, whose log is at `cluster`.
+impl SnapshotLifecycle {
+    /// Opens the snapshots of `customer`, whose log is on `cluster`.
     ///
     /// # Errors
-    /// The folder cannot be made or listed.
+    /// The folder cannot be created or listed.
     pub async fn open(
         customer: &str,
-        options: &PipelineConfig,
+        config: &PipelineConfig,
         cluster: Arc<Cluster>,
     ) -> Result<Self> {
-        let folder = options.data_dir.join("snapshots").join(customer);
+        let folder = config.snapshot_folder(customer);
         std::fs::create_dir_all(&folder).map_err(|e| {
-            let message = format!("the folder {} cannot be made", folder.display());
-            Error::new(Kind::Storage, message).hint("look at --data-dir").because(e)
+            let message = format!("cannot create the folder {}", folder.display());
+            Error::new(Kind::Storage, message).hint("check --data-dir").because(e)
         })?;
-        let store = storage::open_local(&folder).map_err(|e| {
-            Error::new(Kind::Storage, "the snapshot folder cannot be opened").because(e)
-        })?;
+        let store = storage::open_local(&folder)
+            .map_err(|e| Error::new(Kind::Storage, "cannot open the snapshot folder").because(e))?;
         Ok(Self {
-            leftovers: snapshot::list(&store).await?,
+            unneeded: snapshot_store::list(&store).await?,
             store,
             cluster,
             log: TopicPartition::new(log_topic(customer), 0),
             newest: None,
-            older: None,
+            second_newest: None,
             writing: None,
             ready: None,
-            deleting: None,
-            begun_at: Instant::now(),
-            interval: options.snapshot_interval,
-            took: Duration::ZERO,
+            deletion: None,
+            interval_start: Instant::now(),
+            interval: config.snapshot_interval,
+            write_time: Duration::ZERO,
             failures: 0,
             committed: (0, 0),
         })
     }
 
-    /// Whether there is any, named by the log or not.
-    pub fn any_on_disk(&self) -> bool {
-        !self.leftovers.is_empty()
+    /// Whether a snapshot is on disk that no record of the log names.
+    pub fn has_unnamed(&self) -> bool {
+        !self.unneeded.is_empty()
     }
 
-    /// Reads the newest snapshot that the log names, or the one before it if that is damaged;
-    /// both are kept from now on. `None`: there is none.
+    /// Reads the newest snapshot that the log names, or the second newest if the newest is damaged.
+    /// The snapshots that the log names are protected from deletion from now on. `None`: the log
+    /// names no snapshot.
     ///
     /// # Errors
-    /// Neither can be read, or the log lacks the epochs after the older one.
-    pub async fn load(
-        &mut self,
-        recovered: &RecoveredLog,
-    ) -> Result<Option<(SnapshotRef, Snapshot)>> {
+    /// Neither can be read, or the log lacks the epochs after the second newest.
+    pub async fn load(&mut self, recovered: &RecoveredLog) -> Result<Option<(SnapshotRef, Snapshot)>> {
         let Some(newest) = recovered.snapshot.clone() else { return Ok(None) };
         let damage = match self.read(&newest).await {
             Ok(state) => {
-                self.keep(Some(newest.clone()), recovered.older.clone());
+                self.protect(Some(newest.clone()), recovered.older.clone());
                 return Ok(Some((newest, state)));
             }
             Err(error) => error,
@@ -130,166 +132,174 @@ impl Snapshots {
             return Err(damage);
         }
         let Ok(state) = self.read(&older).await else { return Err(damage) };
-        tracing::warn!(%damage, "the newest snapshot cannot be used; beginning with the one before it");
-        self.keep(Some(older.clone()), None);
+        tracing::warn!(%damage, "the newest snapshot is damaged; recovery uses the one before it");
+        self.protect(Some(older.clone()), None);
         Ok(Some((older, state)))
     }
 
     async fn read(&self, reference: &SnapshotRef) -> Result<Snapshot> {
-        snapshot::read(&self.store, &reference.path.as_str().into()).await
+        snapshot_store::read(&self.store, &reference.path.as_str().into()).await
     }
 
-    fn keep(&mut self, newest: Option<SnapshotRef>, older: Option<SnapshotRef>) {
-        let kept = |path: &Path| {
-            [&newest, &older].into_iter().flatten().any(|named| named.path == path.as_ref())
+    /// Makes these the named snapshots: they are not deleted.
+    fn protect(&mut self, newest: Option<SnapshotRef>, second_newest: Option<SnapshotRef>) {
+        let is_named = |path: &Path| {
+            [&newest, &second_newest].into_iter().flatten().any(|named| named.path == path.as_ref())
         };
-        self.leftovers.retain(|path| !kept(path));
-        (self.newest, self.older) = (newest, older);
+        self.unneeded.retain(|path| !is_named(path));
+        (self.newest, self.second_newest) = (newest, second_newest);
     }
 
-    /// The state was changed by hand: the snapshots so far must not be gone back to.
-    pub fn forget(&mut self) {
-        let named = [self.newest.take(), self.older.take()];
-        self.leftovers.extend(named.into_iter().flatten().map(|s| Path::from(s.path)));
+    /// Discards the named snapshots, because the state has changed in a way that they do not
+    /// contain: no later recovery may use them.
+    pub fn discard_named(&mut self) {
+        let named = [self.newest.take(), self.second_newest.take()];
+        self.unneeded.extend(named.into_iter().flatten().map(|s| Path::from(s.path)));
     }
 
-    /// The oldest epoch that no snapshot holds was `age` ago: the next one is not a whole interval
-    /// away. Otherwise processes that each live shorter than that would never take one, and leave
-    /// more and more to run again.
-    pub fn waited(&mut self, age: Duration) {
+    /// Moves the next snapshot forward by `age`, the age of the oldest epoch that no snapshot
+    /// contains. Otherwise processes that each run for less than an interval would never take a
+    /// snapshot, and the number of epochs to replay would grow without bound.
+    pub fn shorten_interval(&mut self, age: Duration) {
         let age = age.min(self.interval);
-        self.begun_at = self.begun_at.checked_sub(age).unwrap_or(self.begun_at);
+        self.interval_start = self.interval_start.checked_sub(age).unwrap_or(self.interval_start);
     }
 
-    /// Whether it is time for another one.
+    /// Whether the next snapshot is due.
     pub fn is_due(&self) -> bool {
         let pause = match self.failures {
-            0 => self.interval.max(self.took * WRITING_SHARE),
+            0 => self.interval.max(self.write_time * WRITING_SHARE),
             failures => (RETRY_PAUSE * 2u32.pow(failures.min(10) - 1)).min(self.interval),
         };
-        self.writing.is_none() && self.begun_at.elapsed() >= pause
+        self.writing.is_none() && self.interval_start.elapsed() >= pause
     }
 
-    /// Writes the state at the end of `epoch` in the background. It is ready when history has
-    /// that epoch too: what a snapshot is past can be read again from nowhere else.
-    pub fn write(&mut self, epoch: u64, state: Snapshot, mut history: watch::Receiver<u64>) {
+    /// Writes the state at the end of `epoch` in the background. The snapshot becomes ready only
+    /// when history contains that epoch too, because recovery does not read events again that a
+    /// snapshot already covers.
+    pub fn write(&mut self, epoch: u64, state: Snapshot, mut history_epoch: watch::Receiver<u64>) {
         let store = self.store.clone();
         let path = format!("{epoch:012}-{}", uuid::Uuid::new_v4().simple());
         let folder = Path::from(path.as_str());
         let task = tokio::spawn(async move {
             let since = Instant::now();
-            snapshot::write(&store, &folder, &state).await?;
-            let took = since.elapsed();
-            let reached = history.wait_for(|written| *written >= epoch).await;
+            snapshot_store::write(&store, &folder, &state).await?;
+            let write_time = since.elapsed();
+            let reached = history_epoch.wait_for(|written| *written >= epoch).await;
             reached.map_err(|_| Error::new(Kind::Storage, "the history writer stopped"))?;
             let ready = since.elapsed();
-            tracing::debug!(epoch, written = ?took, ?ready, "a snapshot is written");
-            Ok(took)
+            tracing::debug!(epoch, written = ?write_time, ?ready, "a snapshot is written");
+            Ok(write_time)
         });
         if let Some(replaced) = self.writing.take() {
             replaced.task.abort();
-            self.leftovers.push(replaced.path.into());
+            self.unneeded.push(replaced.path.into());
         }
-        self.begun_at = Instant::now();
+        self.interval_start = Instant::now();
         let log_offset = if self.committed.0 == epoch { self.committed.1 } else { 0 };
         self.writing = Some(Writing { epoch, path, task, log_offset });
     }
 
-    /// An epoch is committed, its record at `log_offset` or above.
-    pub fn committed(&mut self, epoch: u64, log_offset: i64) {
+    /// Records that an epoch is committed, with its record at `log_offset` or above.
+    pub fn record_commit(&mut self, epoch: u64, log_offset: i64) {
         self.committed = (epoch, log_offset);
         if let Some(writing) = self.writing.as_mut().filter(|w| w.epoch == epoch) {
             writing.log_offset = log_offset;
         }
     }
 
-    /// Looks whether the one under way is written; with `wait`, until it is.
+    /// Checks whether the snapshot that is being written is complete; with `wait`, waits for it.
     ///
     /// # Errors
-    /// Only with `wait`: it could not be written.
+    /// Only with `wait`: writing failed.
     pub async fn poll(&mut self, wait: bool) -> Result<()> {
         if !wait && !self.writing.as_ref().is_some_and(|w| w.task.is_finished()) {
             return Ok(());
         }
         let Some(writing) = self.writing.take() else { return Ok(()) };
-        let done = writing.task.await;
-        let done = done.map_err(|e| Error::internal("a snapshot's task failed").because(e));
-        match done.flatten() {
-            Ok(took) => {
+        let written = writing.task.await;
+        let written = written.map_err(|e| Error::internal("the snapshot task failed").because(e));
+        match written.flatten() {
+            Ok(write_time) => {
                 let Writing { epoch, path, log_offset, .. } = writing;
-                (self.failures, self.took) = (0, took);
+                (self.failures, self.write_time) = (0, write_time);
                 let unnamed = self.ready.replace(SnapshotRef { epoch, path, log_offset });
-                self.leftovers.extend(unnamed.map(|unnamed| Path::from(unnamed.path)));
+                self.unneeded.extend(unnamed.map(|unnamed| Path::from(unnamed.path)));
                 reach("snapshot.ready");
                 Ok(())
             }
             Err(error) => {
-                self.leftovers.push(writing.path.into());
+                self.unneeded.push(writing.path.into());
                 self.failures += 1;
                 if wait {
                     return Err(error);
                 }
-                tracing::warn!(%error, "a snapshot could not be written; another one will be tried");
+                tracing::warn!(%error, "writing a snapshot failed; it is retried with a later state");
                 Ok(())
             }
         }
     }
 
-    /// The one that waits to be named.
+    /// Takes the snapshot that is complete and not named by a record yet.
     pub fn take_ready(&mut self) -> Option<SnapshotRef> {
         self.ready.take()
     }
 
-    /// Names `ready`, or those that are named already, in a full record.
-    pub fn mention(&self, record: &mut Progress, ready: Option<SnapshotRef>) {
+    /// Names `ready` in a full record, or the snapshots that are named already if it is `None`.
+    pub fn name_in(&self, record: &mut Progress, ready: Option<SnapshotRef>) {
         (record.snapshot, record.older) = match ready {
             Some(_) => {
                 reach("snapshot.name");
                 (ready, self.newest.clone())
             }
-            None => (self.newest.clone(), self.older.clone()),
+            None => (self.newest.clone(), self.second_newest.clone()),
         };
     }
 
-    /// Waits until nothing is left to delete.
-    pub async fn tidied(&mut self) {
-        if let Some(deleting) = self.deleting.take() {
-            drop(deleting.await);
+    /// Waits until unneeded snapshots are deleted.
+    pub async fn finish_deletion(&mut self) {
+        if let Some(deletion) = self.deletion.take() {
+            drop(deletion.await);
         }
     }
 
-    /// A committed record named `named`: deletes what no record needs now, and cuts the log.
-    pub async fn named(&mut self, named: SnapshotRef) {
+    /// Records that a committed record names `snapshot`: deletes the snapshots that no record needs
+    /// any more, and truncates the log.
+    pub fn record_named(&mut self, snapshot: SnapshotRef) {
         reach("snapshot.named");
-        let older = self.newest.replace(named);
-        let oldest = std::mem::replace(&mut self.older, older);
-        self.leftovers.extend(oldest.map(|oldest| Path::from(oldest.path)));
-        let (store, unneeded) = (self.store.clone(), std::mem::take(&mut self.leftovers));
-        // A snapshot may have thousands of files: the next epoch does not wait for them.
-        let before = self.deleting.take();
-        self.deleting = Some(tokio::spawn(async move {
-            if let Some(before) = before {
-                drop(before.await);
+        let second_newest = self.newest.replace(snapshot);
+        let oldest = std::mem::replace(&mut self.second_newest, second_newest);
+        self.unneeded.extend(oldest.map(|oldest| Path::from(oldest.path)));
+        let (store, unneeded) = (self.store.clone(), std::mem::take(&mut self.unneeded));
+        // A snapshot may have thousands of files: the next epoch does not wait for their deletion.
+        let previous = self.deletion.take();
+        self.deletion = Some(tokio::spawn(async move {
+            if let Some(previous) = previous {
+                drop(previous.await);
             }
             for path in unneeded {
-                if let Err(error) = snapshot::delete(&store, &path).await {
-                    tracing::warn!(%error, "an old snapshot could not be deleted");
+                if let Err(error) = snapshot_store::delete(&store, &path).await {
+                    tracing::warn!(%error, "deleting an old snapshot failed");
                 }
             }
         }));
-        let Some(cut) = self.older.as_ref().map(|o| o.log_offset).filter(|&cut| cut > 0) else {
-            return;
-        };
+        self.truncate_log();
+    }
+
+    /// Deletes the records of the log before the second newest snapshot, in the background.
+    fn truncate_log(&self) {
+        let offset = self.second_newest.as_ref().map(|snapshot| snapshot.log_offset);
+        let Some(offset) = offset.filter(|&offset| offset > 0) else { return };
         let (cluster, log) = (self.cluster.clone(), self.log.clone());
-        let cutting = blocking(move || {
+        let truncation = blocking(move || {
             reach("log.cut");
-            cluster.delete_records_before(&log, cut)?;
+            cluster.delete_records_before(&log, offset)?;
             reach("log.cut.done");
             Ok(())
         });
         tokio::spawn(async move {
-            if let Err(error) = cutting.await {
-                tracing::debug!(%error, "the log could not be cut; the next snapshot tries again");
+            if let Err(error) = truncation.await {
+                tracing::debug!(%error, "truncating the log failed; it is retried with the next snapshot");
             }
         });
     }

@@ -1,4 +1,5 @@
-//! Topics read to their present end: for the account, and for what a topic says of a query's keys.
+//! Reads topics up to their present end: for the audit, for a rebuild, and for the tombstones of
+//! queries whose state is dropped.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use crate::source::chunk::Chunk;
 use crate::source::{Cluster, Event, Isolation, KafkaConfig, Reader, blocking};
 use crate::types::{OutRecord, TopicPartition};
 
-/// Who reads, to the brokers.
-const READER: &str = "millstream.look";
+/// The consumer group of these reads. It commits no offsets.
+const GROUP: &str = "millstream.look";
 
 /// Reads a whole topic, read_committed, up to its present end.
 ///
@@ -55,13 +56,13 @@ pub async fn read_range(
     if from >= until {
         return Ok(());
     }
-    let mut reader = Reader::start(kafka, READER, Isolation::Committed)?;
+    let mut reader = Reader::start(kafka, GROUP, Isolation::Committed)?;
     reader.assign(&[(partition.clone(), from)])?;
     loop {
         match reader.next().await? {
             Event::Chunk(chunk) => {
-                let part = chunk.until(until);
-                each(&part)?;
+                let in_range = chunk.until(until);
+                each(&in_range)?;
                 if chunk.next_offset >= until {
                     return Ok(());
                 }
@@ -72,42 +73,44 @@ pub async fn read_range(
     }
 }
 
-/// What tells whether a row of a window may still change.
+/// The field of a result that says whether it may still change.
 #[derive(Deserialize)]
-struct Said {
+struct RevisableRow {
     is_final: bool,
 }
 
-/// Tombstones for the keys of a results topic that hold only as long as the query's state does:
-/// all rows of a view, the early ones of windows.
+/// Returns tombstones for the keys of a results topic that are valid only together with the
+/// query's state: all keys of a view, and the early results of windows.
 ///
 /// # Errors
 /// As of [`read_topic`].
-pub async fn retractions(kafka: &KafkaConfig, sink: &ResultSink) -> Result<Vec<OutRecord>> {
-    let holds = |value: &[u8]| match sink.publication {
+pub async fn read_tombstones(kafka: &KafkaConfig, sink: &ResultSink) -> Result<Vec<OutRecord>> {
+    let is_final = |value: &[u8]| match sink.publication {
         Publication::Append => true,
         Publication::Upsert => false,
-        // What is no result of ours is left alone.
-        Publication::Revised => serde_json::from_slice(value).map_or(true, |s: Said| s.is_final),
+        // A value that is not one of our results counts as final, so it is not deleted.
+        Publication::Revised => {
+            serde_json::from_slice(value).map_or(true, |row: RevisableRow| row.is_final)
+        }
     };
     if sink.publication == Publication::Append {
         return Ok(Vec::new());
     }
-    let mut said: HashMap<(i32, Bytes), bool> = HashMap::new();
+    let mut final_by_key: HashMap<(i32, Bytes), bool> = HashMap::new();
     read_topic(kafka, &sink.topic, |chunk| {
         for record in &chunk.records {
             let Some(key) = chunk.key(record) else { continue };
             let key = (chunk.partition, Bytes::copy_from_slice(key));
             match chunk.value(record) {
-                Some(value) => drop(said.insert(key, holds(value))),
-                None => drop(said.remove(&key)),
+                Some(value) => drop(final_by_key.insert(key, is_final(value))),
+                None => drop(final_by_key.remove(&key)),
             }
         }
         Ok(())
     })
     .await?;
-    let gone = said.into_iter().filter(|(_, holds)| !holds);
-    Ok(gone
+    let revisable = final_by_key.into_iter().filter(|(_, is_final)| !is_final);
+    Ok(revisable
         .map(|((partition, key), _)| OutRecord {
             topic: sink.topic.clone(),
             partition: Some(partition),

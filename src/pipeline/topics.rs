@@ -1,60 +1,27 @@
-//! The topics of a customer: those that it reads, and those that it needs to write to.
+//! The topics that a customer needs: they are checked or created before a start, and their size
+//! limits are read.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::catalog::{Start, Topics};
-use crate::commit::{PartitionJoin, log_topic};
+use crate::catalog::{Customer, Topics};
+use crate::commit::log_topic;
+use crate::pipeline::config::{PipelineConfig, history_root};
 use crate::pipeline::engine::Engine;
-use crate::pipeline::{PipelineConfig, history_root};
-use crate::sink::{self, DEFAULT_LIMIT, SizeLimits, TopicContent};
+use crate::sink::{self, TopicContent, DEFAULT_LIMIT, SizeLimits};
 use crate::source::{Cluster, NewTopic, blocking};
-use crate::types::TopicPartition;
 use crate::{Error, Kind, Result};
 
-/// What a topic of dead letters takes, in bytes; managed brokers allow that much.
+/// `max.message.bytes` of a dead-letter topic that Millstream creates. Managed brokers allow it.
 const DEAD_LETTER_BYTES: &str = "8388608";
 
-/// The partitions that streams should read and do not yet.
-pub fn new_partitions(
-    cluster: &Cluster,
-    engine_streams: &[(Arc<crate::catalog::Stream>, BTreeSet<TopicPartition>)],
-    first: bool,
-) -> Result<Vec<PartitionJoin>> {
-    let topics = cluster.topics()?;
-    let mut joined = Vec::new();
-    for (stream, known) in engine_streams {
-        for (topic, partitions) in &topics {
-            if !stream.topics.matches(topic) {
-                continue;
-            }
-            let mut topic_id = None;
-            for partition in 0..*partitions {
-                let tp = TopicPartition { topic: topic.as_str().into(), partition };
-                if known.contains(&tp) {
-                    continue;
-                }
-                let (low, high) = cluster.watermarks(&tp)?;
-                let offset = match (first, &stream.start) {
-                    (false, _) | (true, Start::Earliest) => low,
-                    (true, Start::Latest) => high,
-                    (true, Start::At(instant)) => cluster.offsets_for_time(&tp, *instant)?,
-                };
-                if topic_id.is_none() {
-                    topic_id = cluster.topic_id(topic)?;
-                }
-                let (stream, topic_id) = (stream.name.clone(), topic_id.clone());
-                joined.push(PartitionJoin { stream, partition: tp, offset, topic_id });
-            }
-        }
-    }
-    Ok(joined)
-}
-
-/// How large records of the output topics may be, and what becomes of larger ones.
-pub async fn limits(cluster: &Arc<Cluster>, engine: &Engine) -> Result<SizeLimits> {
+/// Reads how large a record of each output topic may be.
+///
+/// # Errors
+/// No broker answers.
+pub async fn read_size_limits(cluster: &Arc<Cluster>, engine: &Engine) -> Result<SizeLimits> {
     let customer = &engine.customer;
-    let dead = sink::dead_letter_topic(&customer.name);
+    let dead_letters = sink::dead_letter_topic(&customer.name);
     let mut outputs: HashMap<Arc<str>, TopicContent> = HashMap::new();
     for query in &engine.queries {
         let content = TopicContent::Results(query.plan.name.clone(), query.sink.publication);
@@ -64,22 +31,55 @@ pub async fn limits(cluster: &Arc<Cluster>, engine: &Engine) -> Result<SizeLimit
         outputs.insert(sink::late_topic(&customer.name, &stream.name), TopicContent::Late);
     }
     let mut topics: Vec<_> = outputs.keys().cloned().collect();
-    topics.push(dead.clone());
+    topics.push(dead_letters.clone());
     let cluster = cluster.clone();
     let mut limits: HashMap<_, _> =
         topics.iter().map(|topic| (topic.clone(), DEFAULT_LIMIT)).collect();
     limits.extend(blocking(move || cluster.message_limits(&topics)).await?);
-    Ok(SizeLimits::new(limits, sink::replace_oversized(dead, outputs)))
+    Ok(SizeLimits::new(limits, sink::replace_oversized(dead_letters, outputs)))
 }
 
-/// Creates what is missing, or names it.
+/// Creates the missing topics of a customer if `create_topics` is set.
+///
+/// # Errors
+/// Topics are missing and may not be created; or the log topic is missing although the customer
+/// has run before.
 pub async fn ensure_topics(
     cluster: &Arc<Cluster>,
-    engine: &Engine,
-    options: &PipelineConfig,
+    customer: &Customer,
+    config: &PipelineConfig,
 ) -> Result<()> {
-    let customer = &engine.customer;
-    let mut wanted = vec![
+    let mut missing = required_topics(customer);
+    let cluster = cluster.clone();
+    let create = config.create_topics;
+    let (customer, log) = (customer.name.clone(), log_topic(&customer.name));
+    let has_run = !crate::history::tables(&history_root(&config.data_dir), &customer).is_empty()
+        || config.snapshot_folder(&customer).is_dir();
+    blocking(move || {
+        let present: BTreeSet<_> = cluster.topics()?.into_iter().map(|(name, _)| name).collect();
+        missing.retain(|topic| !present.contains(&topic.name));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if has_run && missing.iter().any(|topic| topic.name == log) && !create {
+            let message =
+                format!("the log topic {log} does not exist, but {customer} has run before");
+            return Err(Error::new(Kind::Recovery, message).hint(lost_log_hint(&customer)));
+        }
+        if !create {
+            let names: Vec<_> = missing.iter().map(|topic| topic.name.as_str()).collect();
+            return Err(Error::config(format!("topics are missing: {}", names.join(", ")))
+                .hint("create them, or let Millstream create them with --create-topics"));
+        }
+        cluster.create_topics(&missing)
+    })
+    .await
+}
+
+/// The log, the outputs and the listed source topics of a customer.
+fn required_topics(customer: &Customer) -> Vec<NewTopic> {
+    let with_one_partition = |name: String| NewTopic { name, partitions: 1, config: vec![] };
+    let mut topics = vec![
         NewTopic {
             name: log_topic(&customer.name),
             partitions: 1,
@@ -91,54 +91,26 @@ pub async fn ensure_topics(
         NewTopic {
             name: sink::dead_letter_topic(&customer.name).to_string(),
             partitions: 1,
-            // A record as large as Kafka takes by default, and its reasons, are no more than that.
+            // A dead letter holds a record of Kafka's default limit together with its reasons.
             config: vec![("max.message.bytes".into(), DEAD_LETTER_BYTES.into())],
         },
     ];
     for stream in &customer.streams {
-        let late = sink::late_topic(&customer.name, &stream.name).to_string();
-        wanted.push(NewTopic { name: late, partitions: 1, config: vec![] });
+        topics.push(with_one_partition(sink::late_topic(&customer.name, &stream.name).to_string()));
         if let Topics::List(list) = &stream.topics {
-            wanted.extend(list.iter().map(|t| NewTopic {
-                name: t.clone(),
-                partitions: 1,
-                config: vec![],
-            }));
+            topics.extend(list.iter().cloned().map(with_one_partition));
         }
     }
-    for query in &customer.queries {
-        wanted.push(NewTopic { name: query.topic.clone(), partitions: 1, config: vec![] });
-    }
-    let cluster = cluster.clone();
-    let create = options.create_topics;
-    let (customer, log) = (customer.name.clone(), log_topic(&customer.name));
-    let ran = !crate::history::tables(&history_root(&options.data_dir), &customer).is_empty()
-        || options.data_dir.join("snapshots").join(&customer).is_dir();
-    blocking(move || {
-        let present: BTreeSet<_> = cluster.topics()?.into_iter().map(|(name, _)| name).collect();
-        wanted.retain(|topic| !present.contains(&topic.name));
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        if ran && wanted.iter().any(|topic| topic.name == log) && !create {
-            let message = format!("the log topic {log} is gone, but {customer} has run before");
-            return Err(Error::new(Kind::Recovery, message).hint(lost_log(&customer)));
-        }
-        if !create {
-            let names: Vec<_> = wanted.iter().map(|t| t.name.as_str()).collect();
-            return Err(Error::config(format!("topics are missing: {}", names.join(", ")))
-                .hint("create them, or let Millstream do it with --create-topics"));
-        }
-        cluster.create_topics(&wanted)
-    })
-    .await
+    topics.extend(customer.queries.iter().map(|query| with_one_partition(query.topic.clone())));
+    topics
 }
 
-pub fn lost_log(customer: &str) -> String {
+/// The hint for a customer whose log topic is missing or empty although it has run before.
+pub fn lost_log_hint(customer: &str) -> String {
     format!(
-        "was the topic deleted, or is this another cluster? If it is gone for good: `millstream \
-         rebuild {customer} --create-topics` makes state and results again from what Kafka and \
-         history have, and publishes nothing twice; --reset {customer} reads the topics from \
-         their `start` again and repeats results"
+        "was the topic deleted, or is this another cluster? If the log is lost: `millstream \
+         rebuild {customer} --create-topics` rebuilds state and results from Kafka and history \
+         and publishes nothing twice; --reset {customer} reads the topics from their `start` \
+         again and publishes results again"
     )
 }

@@ -28,7 +28,7 @@ fn options(sample: &SampleProject, clock: &Clock) -> PipelineConfig {
         snapshot_interval: Duration::from_secs(3600),
         reset: Reset::default(),
         parallelism: 2,
-        on_gap: OnMissingOffsets::Stop,
+        on_missing_offsets: OnMissingOffsets::Stop,
         rebuild: false,
         check_replays: true,
         clock: clock.clone(),

@@ -33,9 +33,9 @@ use crate::commit::{PartitionJoin, Process, RecoveredLog};
 use crate::history::{self, EventScan};
 use crate::pipeline::driver::Pipeline;
 use crate::pipeline::engine::Engine;
+use crate::pipeline::partition_discovery::find_new_partitions;
 use crate::pipeline::rebuild::output_dedup::{Counts, OutputDedup};
 use crate::pipeline::recovery::{self, RunningPipeline};
-use crate::pipeline::topics::new_partitions;
 use crate::pipeline::{Mode, PipelineConfig, Reset, history_root};
 use crate::planner::Input;
 use crate::source::{Cluster, blocking};
@@ -164,7 +164,7 @@ pub async fn join_beginnings(
         engine.streams.values().map(|s| (s.plan.stream.clone(), BTreeSet::new())).collect();
     let asked = cluster.clone();
     let (joining, lows) = blocking(move || {
-        let joining = new_partitions(&asked, &streams, true)?;
+        let joining = find_new_partitions(&asked, &streams, true)?;
         let lows = joining.iter().map(|join| asked.watermarks(&join.partition).map(|(low, _)| low));
         let lows: Vec<i64> = lows.collect::<Result<_>>()?;
         Ok((joining, lows))

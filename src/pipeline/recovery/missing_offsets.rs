@@ -17,16 +17,6 @@ use crate::state::Snapshot;
 use crate::types::{HistoryRows, SourcePosition, TopicPartition, event_schema};
 use crate::{Error, Kind, Result};
 
-/// What becomes of a gap.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum OnMissingOffsets {
-    /// The pipeline stops with an error.
-    #[default]
-    Stop,
-    /// It goes on after the gap.
-    Skip,
-}
-
 /// The first offset that is needed of every partition: where the snapshot or the log left it, and
 /// where one joined since.
 pub fn wanted(

@@ -19,20 +19,19 @@ use bytes::Bytes;
 
 use crate::catalog::{Catalog, Customer};
 use crate::commit::{
-    Committer, PartitionJoin, Progress, RecoveredLog, SkippedOffsets, SnapshotRef, log_topic,
-    read_stable_log,
+    Committer, PartitionJoin, Progress, RecoveredLog, SkippedOffsets, SnapshotRef, read_stable_log, log_topic,
 };
 use crate::failpoint::reach;
+use crate::pipeline::config::OnMissingOffsets;
 use crate::pipeline::engine::Engine;
 use crate::pipeline::engine::reference_tables::{self, ReferenceTables};
+use crate::pipeline::history::event_history::{self, EventHistory};
 use crate::pipeline::history::output_archiver::OutputArchiver;
-use crate::pipeline::history::{self, EventHistory};
-use crate::pipeline::recovery::missing_offsets::OnMissingOffsets;
+use crate::pipeline::partition_discovery::find_new_partitions;
 use crate::pipeline::recovery::plan_compat::Change;
 use crate::pipeline::recovery::replay_lag::ReplayLag;
-use crate::pipeline::snapshot_lifecycle::Snapshots;
-use crate::pipeline::topics::lost_log;
-use crate::pipeline::topics::{ensure_topics, limits, new_partitions};
+use crate::pipeline::snapshot_lifecycle::SnapshotLifecycle;
+use crate::pipeline::topics::{ensure_topics, lost_log_hint, read_size_limits};
 use crate::pipeline::{PipelineConfig, history_root, rebuild};
 use crate::source::chunk::Chunk;
 use crate::source::{Cluster, Event, Isolation, Reader, blocking};
@@ -46,7 +45,7 @@ pub struct RunningPipeline {
     pub tables: ReferenceTables,
     pub reader: Reader,
     pub committer: Arc<Committer>,
-    pub snapshots: Snapshots,
+    pub snapshots: SnapshotLifecycle,
     /// Chunks that were read ahead while old epochs ran again.
     pub ahead: VecDeque<Chunk>,
     /// The newest committed epoch.
@@ -58,7 +57,7 @@ pub struct RunningPipeline {
     /// The newest epoch that history was given.
     handed_over: u64,
     /// What copies the outputs, where there is a history.
-    pub tail: Option<OutputArchiver>,
+    pub archiver: Option<OutputArchiver>,
     /// Tables whose version the next epoch must record.
     pub new_tables: BTreeMap<String, String>,
     /// Whether nothing was ever committed.
@@ -143,7 +142,11 @@ struct RecoveryContext<'a> {
 }
 
 impl RecoveryContext<'_> {
-    async fn look(&self, log: Vec<Bytes>, snapshots: &mut Snapshots) -> Result<RecoveryPlan> {
+    async fn look(
+        &self,
+        log: Vec<Bytes>,
+        snapshots: &mut SnapshotLifecycle,
+    ) -> Result<RecoveryPlan> {
         let customer = &self.engine.customer.name;
         let recovered = RecoveredLog::from_log(&log)?;
         if !self.reset {
@@ -168,7 +171,7 @@ impl RecoveryContext<'_> {
         };
         if let Ok([first, ..]) = recovered.after(loaded.as_ref().map(|(named, _)| named)) {
             let age = self.options.clock.now().saturating_sub(first.now);
-            snapshots.waited(Duration::from_micros(u64::try_from(age).unwrap_or(0)));
+            snapshots.shorten_interval(Duration::from_micros(u64::try_from(age).unwrap_or(0)));
         }
         reach("recovery.loaded");
         let saved = loaded.as_ref().map(|(_, saved)| &saved.manifest);
@@ -203,7 +206,11 @@ impl RecoveryContext<'_> {
             missing_offsets::wanted(&looked.recovered, loaded, self.engine, looked.runs_again)?;
         let wanted = wanted.into_iter().filter(|(p, _)| !looked.other.contains_key(&*p.topic));
         looked.gaps = missing_offsets::find(self.cluster, wanted.collect()).await?;
-        match looked.gaps.first().filter(|_| self.options.on_gap == OnMissingOffsets::Stop) {
+        match looked
+            .gaps
+            .first()
+            .filter(|_| self.options.on_missing_offsets == OnMissingOffsets::Stop)
+        {
             Some(gap) => Err(missing_offsets::error(
                 gap,
                 looked.recovered.positions.get(&gap.partition),
@@ -247,9 +254,9 @@ pub async fn begin(
     );
     let mut engine = Engine::new(customer.clone(), planned, options.history, options.parallelism)?;
     let (cluster, cluster_id) = connect(options).await?;
-    ensure_topics(&cluster, &engine, options).await?;
+    ensure_topics(&cluster, customer, options).await?;
 
-    let mut snapshots = Snapshots::open(&customer.name, options, cluster.clone()).await?;
+    let mut snapshots = SnapshotLifecycle::open(&customer.name, options, cluster.clone()).await?;
     let beginning = RecoveryContext {
         engine: &engine,
         cluster: &cluster,
@@ -260,7 +267,7 @@ pub async fn begin(
     reach("recovery.look");
     // Whatever a killed process left open is ended by the fence, and read after it.
     let log = read_stable_log(&options.kafka, &customer.name);
-    let (log, limits) = tokio::try_join!(log, limits(&cluster, &engine))?;
+    let (log, limits) = tokio::try_join!(log, read_size_limits(&cluster, &engine))?;
     let mut looked = beginning.look(log, &mut snapshots).await?;
     reach("recovery.fence");
     let (committer, log) = Committer::open(&options.kafka, &customer.name, limits).await?;
@@ -320,7 +327,7 @@ pub async fn begin(
     if !reset {
         check_history(&engine, &writers)?;
         if recovered.last.is_none() {
-            let kept = snapshots.any_on_disk();
+            let kept = snapshots.has_unnamed();
             check_first(&cluster, &engine, kept, &writers).await?;
         }
     }
@@ -333,7 +340,7 @@ pub async fn begin(
     let mut begun = RunningPipeline {
         history: EventHistory::start(writers, handed_over, options),
         handed_over,
-        tail,
+        archiver: tail,
         reader,
         committer: Arc::new(committer),
         snapshots,
@@ -367,7 +374,7 @@ pub async fn begin(
         begun.engine.begin_empty(&fresh)?;
     }
     if begun.restate {
-        begun.snapshots.forget();
+        begun.snapshots.discard_named();
     }
     begun.take_table_changes().await?;
     reach("recovery.done");
@@ -414,7 +421,7 @@ impl RunningPipeline {
             self.join(&record.joined)?;
             if record.clean {
                 // Nothing happened in it, and a changed view has said nothing yet.
-                self.history.epoch(record.epoch, Vec::new()).await?;
+                self.history.append(record.epoch, Vec::new()).await?;
                 continue;
             }
             reach("recovery.rerun");
@@ -429,7 +436,7 @@ impl RunningPipeline {
             }
             reach("recovery.rerun.ended");
             let rows: Vec<HistoryRows> = std::mem::take(&mut output.history);
-            self.history.epoch(record.epoch, rows).await?;
+            self.history.append(record.epoch, rows).await?;
             reach("recovery.rerun.handed");
             behind.tell(&self.engine);
         }
@@ -439,7 +446,7 @@ impl RunningPipeline {
     /// Goes on after offsets that are gone, and history with it: nobody can give it these.
     async fn pass_over_gaps(&mut self) -> Result<()> {
         let moved = missing_offsets::pass_over(&mut self.engine, &self.skipped);
-        self.history.epoch(self.handed_over, moved).await
+        self.history.append(self.handed_over, moved).await
     }
 
     /// Joins partitions: in the engine and at the reader.
@@ -449,7 +456,7 @@ impl RunningPipeline {
             let join = &missing_offsets::begin_after(join, &self.skipped);
             self.engine.join(&join.stream, &join.partition, join.offset)?;
             if let Some((topic, id)) = join.named_topic() {
-                self.history.identify(&topic, &id)?;
+                self.history.set_topic_id(&topic, &id)?;
                 self.topics.insert(topic, id);
             }
             assigned.push((join.partition.clone(), join.offset));
@@ -607,7 +614,7 @@ async fn open_history(
         let column = stage.plan.stream.watermark.column.clone();
         (name.clone(), stage.plan.schema.clone(), column)
     });
-    history::open_events(
+    event_history::open_event_tables(
         &root,
         &engine.customer.name,
         streams,
@@ -624,7 +631,7 @@ fn check_history(engine: &Engine, writers: &HashMap<String, crate::history::Writ
         for (partition, at) in &stage.positions {
             let next = writer.position(&partition.topic, partition.partition).unwrap_or(0);
             if next < at.offset && at.decoded > 0 {
-                return Err(history::behind(name, &partition.to_string(), next, at.offset));
+                return Err(behind(name, &partition.to_string(), next, at.offset));
             }
         }
     }
@@ -650,7 +657,7 @@ async fn check_first(
         engine.streams.values().map(|s| (s.plan.stream.clone(), BTreeSet::new())).collect();
     let (cluster, asked) = (cluster.clone(), group.clone());
     let offsets = blocking(move || {
-        let joining = new_partitions(&cluster, &streams, true)?;
+        let joining = find_new_partitions(&cluster, &streams, true)?;
         let partitions: Vec<_> = joining.into_iter().map(|join| join.partition).collect();
         cluster.group_offsets(&asked, &partitions)
     });
@@ -664,7 +671,17 @@ async fn check_first(
         format!("the log topic {} is empty, but {customer} has run before", log_topic(customer));
     Err(Error::new(Kind::Recovery, message)
         .detail(format!("there are {}", found.join(", ")))
-        .hint(lost_log(customer)))
+        .hint(lost_log_hint(customer)))
+}
+
+/// An error when a table of events lags behind what can be read again.
+fn behind(stream: &str, partition: &str, next: i64, from: i64) -> Error {
+    let message = format!(
+        "the history of '{stream}' ends at offset {next} of {partition}, but the state begins at {from}"
+    );
+    Error::new(Kind::Recovery, message).hint(
+        "put the history back, or start over with --reset (history then goes on from the present)",
+    )
 }
 
 fn first_error(errors: Vec<Error>) -> Error {

@@ -58,7 +58,7 @@ pub async fn retracted(
 ) -> Result<Vec<OutRecord>> {
     let mut records = Vec::new();
     for query in engine.queries.iter().filter(|query| fresh.contains(&query.plan.name)) {
-        records.extend(topic_reader::retractions(&options.kafka, &query.sink).await?);
+        records.extend(topic_reader::read_tombstones(&options.kafka, &query.sink).await?);
     }
     Ok(records)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::pipeline::engine::Engine;
-use crate::pipeline::partition_discovery::{Ends, LOOK_INTERVAL, ends};
+use crate::pipeline::partition_discovery::{DISCOVERY_INTERVAL, EndOffsets, read_ends};
 use crate::pipeline::{PipelineConfig, reporter};
 use crate::source::{Cluster, blocking};
 use crate::telemetry::Metrics;
@@ -20,14 +20,14 @@ pub struct ReplayLag {
     metrics: Arc<Metrics>,
     customer: String,
     /// Empty until the brokers have answered.
-    ends: watch::Receiver<Ends>,
+    ends: watch::Receiver<EndOffsets>,
     told: Option<Instant>,
 }
 
 impl ReplayLag {
     /// Asks for ends beside what runs, until it is dropped.
     pub fn watch(cluster: &Arc<Cluster>, engine: &Engine, options: &PipelineConfig) -> Self {
-        let (sender, ends) = watch::channel(Ends::new());
+        let (sender, ends) = watch::channel(EndOffsets::new());
         let stages = engine.streams.values();
         let partitions = stages.flat_map(|stage| stage.positions.keys().cloned()).collect();
         tokio::spawn(ask(cluster.clone(), Arc::new(partitions), sender));
@@ -55,17 +55,17 @@ impl ReplayLag {
 async fn ask(
     cluster: Arc<Cluster>,
     partitions: Arc<Vec<TopicPartition>>,
-    told: watch::Sender<Ends>,
+    told: watch::Sender<EndOffsets>,
 ) {
     loop {
         let (cluster, partitions) = (cluster.clone(), partitions.clone());
-        match blocking(move || ends(&cluster, partitions.iter())).await {
+        match blocking(move || read_ends(&cluster, partitions.iter())).await {
             Ok(ends) => drop(told.send_replace(ends)),
             Err(error) => tracing::debug!(%error, "ends are not known"),
         }
         tokio::select! {
             () = told.closed() => return,
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = tokio::time::sleep(DISCOVERY_INTERVAL) => {}
         }
     }
 }
@@ -95,7 +95,7 @@ mod tests {
         let mut engine = Engine::new(customer.clone(), planned, false, 1).unwrap();
         let partition = TopicPartition::new("events", 0);
         engine.join("events", &partition, 10).unwrap();
-        let (sender, ends) = watch::channel(Ends::new());
+        let (sender, ends) = watch::channel(EndOffsets::new());
         let metrics = Arc::new(Metrics::new().unwrap());
         let customer = customer.name.clone();
         let mut behind = ReplayLag { metrics: metrics.clone(), customer, ends, told: None };
@@ -107,7 +107,7 @@ mod tests {
 
         behind.tell(&engine);
         assert_eq!(lag(), None, "nobody knows the end");
-        sender.send_replace(Ends::from([(partition.clone(), 110)]));
+        sender.send_replace(EndOffsets::from([(partition.clone(), 110)]));
         behind.tell(&engine);
         assert_eq!(lag(), Some(100));
         let positions = &mut engine.streams.get_mut("events").unwrap().positions;

@@ -10,7 +10,6 @@ use arrow::datatypes::Int64Type;
 use tokio::sync::watch;
 
 use crate::catalog;
-use crate::cli::run::following;
 use crate::history;
 use crate::pipeline::*;
 use crate::source::KafkaConfig;
@@ -50,7 +49,7 @@ fn scene(kafka: &KafkaConfig, name: &str) -> Scene {
     );
     file(format!("queries/{customer}/all.sql"), "SELECT ts, n FROM events".to_owned());
     let metrics = Arc::new(Metrics::new().unwrap());
-    let mut options = following(kafka.clone(), &data, metrics, StatusBoard::new(None));
+    let mut options = PipelineConfig::follow(kafka.clone(), &data, metrics, StatusBoard::new(None));
     (options.create_topics, options.snapshot_interval) = (true, Duration::from_secs(1));
     Scene { folder, customer, topic, options, faults }
 }
