@@ -16,7 +16,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::catalog::Emit;
-use crate::commit::{CommittedEpoch, EpochOutput, PartitionJoin, Process, Progress, SnapshotRef, PROGRESS_VERSION};
+use crate::commit::{
+    CommittedEpoch, EpochOutput, PROGRESS_VERSION, PartitionJoin, Process, Progress, SnapshotRef,
+};
 use crate::failpoint::reach;
 use crate::source::Event;
 use crate::source::chunk::Chunk;

@@ -118,7 +118,10 @@ impl SnapshotLifecycle {
     ///
     /// # Errors
     /// Neither can be read, or the log lacks the epochs after the second newest.
-    pub async fn load(&mut self, recovered: &RecoveredLog) -> Result<Option<(SnapshotRef, Snapshot)>> {
+    pub async fn load(
+        &mut self,
+        recovered: &RecoveredLog,
+    ) -> Result<Option<(SnapshotRef, Snapshot)>> {
         let Some(newest) = recovered.snapshot.clone() else { return Ok(None) };
         let damage = match self.read(&newest).await {
             Ok(state) => {

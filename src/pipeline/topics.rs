@@ -8,7 +8,7 @@ use crate::catalog::{Customer, Topics};
 use crate::commit::log_topic;
 use crate::pipeline::config::{PipelineConfig, history_root};
 use crate::pipeline::engine::Engine;
-use crate::sink::{self, TopicContent, DEFAULT_LIMIT, SizeLimits};
+use crate::sink::{self, DEFAULT_LIMIT, SizeLimits, TopicContent};
 use crate::source::{Cluster, NewTopic, blocking};
 use crate::{Error, Kind, Result};
 

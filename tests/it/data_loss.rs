@@ -146,7 +146,7 @@ fn a_lost_log_is_told_and_a_rebuild_publishes_nothing_twice() {
     let before = ends();
     sample.kafka.delete(&sample.log());
     let output = sample.run(&["--until-end"]).failed().output();
-    assert!(output.contains(&format!("{} is gone", sample.log())), "{output}");
+    assert!(output.contains(&format!("{} does not exist", sample.log())), "{output}");
     assert!(output.contains(&format!("millstream rebuild {}", sample.customer)), "{output}");
     let output = sample.run(&["--until-end", "--create-topics"]).failed().output();
     assert!(output.contains("is empty, but"), "{output}");
@@ -208,7 +208,7 @@ fn a_source_topic_that_is_deleted_is_told_while_running_and_at_the_next_start() 
     running.signal("TERM");
     running.wait(LONG);
     let output = sample.run(&["--until-end"]).failed().output();
-    assert!(output.contains("topics are missing") || output.contains("is gone"), "{output}");
+    assert!(output.contains("topics are missing") || output.contains("no longer exists"), "{output}");
     assert!(output.contains(&sample.topic), "{output}");
     sample.kafka.create(&sample.topic, 1);
     let output = sample.run(&["--until-end"]).failed().output();

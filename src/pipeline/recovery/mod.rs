@@ -19,7 +19,8 @@ use bytes::Bytes;
 
 use crate::catalog::{Catalog, Customer};
 use crate::commit::{
-    Committer, PartitionJoin, Progress, RecoveredLog, SkippedOffsets, SnapshotRef, read_stable_log, log_topic,
+    Committer, PartitionJoin, Progress, RecoveredLog, SkippedOffsets, SnapshotRef, log_topic,
+    read_stable_log,
 };
 use crate::failpoint::reach;
 use crate::pipeline::config::OnMissingOffsets;
@@ -591,7 +592,7 @@ async fn other_topics(
 fn other_topic(topic: &str, now: Option<&str>, customer: &str) -> Error {
     let message = match now {
         Some(_) => format!("topic {topic} was deleted and made anew"),
-        None => format!("topic {topic} is gone"),
+        None => format!("topic {topic} no longer exists"),
     };
     Error::new(Kind::Recovery, message)
         .detail("its recorded offsets mean records that Kafka no longer has")
