@@ -208,7 +208,10 @@ fn a_source_topic_that_is_deleted_is_told_while_running_and_at_the_next_start() 
     running.signal("TERM");
     running.wait(LONG);
     let output = sample.run(&["--until-end"]).failed().output();
-    assert!(output.contains("topics are missing") || output.contains("no longer exists"), "{output}");
+    assert!(
+        output.contains("topics are missing") || output.contains("no longer exists"),
+        "{output}"
+    );
     assert!(output.contains(&sample.topic), "{output}");
     sample.kafka.create(&sample.topic, 1);
     let output = sample.run(&["--until-end"]).failed().output();
