@@ -1,4 +1,4 @@
-//! One transaction of records that belong to no epoch: dead letters that are fed again.
+//! Sends records that belong to no epoch, such as retried dead letters, in one transaction.
 
 use std::time::Duration;
 
@@ -12,17 +12,20 @@ use crate::{Error, Kind, Result};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Sends all records or none. Blocks on a thread of its own.
+/// Sends all records or none, on a blocking thread.
+///
+/// # Errors
+/// Kafka refuses a record or is unreachable: no record is sent.
 pub async fn resend(kafka: &KafkaConfig, customer: &str, records: Vec<OutRecord>) -> Result<()> {
     let (kafka, customer) = (kafka.clone(), customer.to_owned());
     tokio::task::spawn_blocking(move || send_all(&kafka, &customer, &records))
         .await
-        .map_err(|e| Error::internal("sending failed").because(e))?
+        .map_err(|e| Error::internal("the thread that sends records failed").because(e))?
 }
 
 fn send_all(kafka: &KafkaConfig, customer: &str, records: &[OutRecord]) -> Result<()> {
     let failed = |e: rdkafka::error::KafkaError| {
-        Error::new(Kind::Kafka, "the records could not be sent; none of them was").because(e)
+        Error::new(Kind::Kafka, "cannot send the records; none of them was sent").because(e)
     };
     let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = kafka
         .client()
@@ -57,11 +60,11 @@ fn send(
     loop {
         match producer.send(message) {
             Ok(()) => return Ok(()),
-            Err((error, back))
+            Err((error, unsent))
                 if error.rdkafka_error_code()
                     == Some(rdkafka::types::RDKafkaErrorCode::QueueFull) =>
             {
-                message = back;
+                message = unsent;
                 producer.flush(Duration::from_millis(100)).ok();
             }
             Err((error, _)) => return Err(error),

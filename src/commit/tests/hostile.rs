@@ -1,47 +1,49 @@
-//! The log from bytes that nobody can trust: whatever they are, reading them is an answer or an
-//! error that says what to do, and what was read is written and read again as the same; for tests
-//! and fuzzing.
+//! Decodes untrusted bytes as a log, for tests and fuzzing. Any bytes give either records or an
+//! error with a hint, and a decoded record survives encoding and decoding unchanged.
 
 use bytes::Bytes;
 
 use crate::Kind;
 use crate::commit::progress::{Progress, RecoveredLog};
 
-/// Reads records one by one and as one log; gives how many of them are records.
+/// Decodes the records one by one and as one log. Returns how many of them are valid.
 ///
 /// # Errors
-/// What must not be, as text.
+/// Describes a violated property.
 pub fn check(records: &[Bytes]) -> Result<usize, String> {
-    let mut good = Vec::new();
+    let mut valid = Vec::new();
     for bytes in records {
         match Progress::decode(bytes) {
             Ok(record) => {
-                let again = record.encode().and_then(|bytes| Progress::decode(&bytes));
-                if again.as_ref().ok() != Some(&record) {
-                    return Err(format!("{record:?} comes back as {again:?}"));
+                let copy = record.encode().and_then(|bytes| Progress::decode(&bytes));
+                if copy.as_ref().ok() != Some(&record) {
+                    return Err(format!("{record:?} is decoded again as {copy:?}"));
                 }
-                good.push(bytes.clone());
+                valid.push(bytes.clone());
             }
             Err(error) if error.kind == Kind::Recovery && error.hint.is_some() => {}
-            Err(error) => return Err(format!("an error that does not help: {error}")),
+            Err(error) => {
+                return Err(format!("an error of the wrong kind or without a hint: {error}"));
+            }
         }
     }
-    if RecoveredLog::from_log(records).is_ok() != (good.len() == records.len()) {
-        return Err("a log is not what its records are".to_owned());
+    if RecoveredLog::from_log(records).is_ok() != (valid.len() == records.len()) {
+        return Err("a log is valid and one of its records is not, or the reverse".to_owned());
     }
-    let log = RecoveredLog::from_log(&good).map_err(|error| error.to_string())?;
-    let whole = log.records.windows(2).all(|two| Some(two[1].epoch) == two[0].epoch.checked_add(1));
-    if log.verify().is_ok() && !whole {
-        return Err("a log with a hole passes".to_owned());
+    let log = RecoveredLog::from_log(&valid).map_err(|error| error.to_string())?;
+    let is_complete =
+        log.records.windows(2).all(|two| Some(two[1].epoch) == two[0].epoch.checked_add(1));
+    if log.verify().is_ok() && !is_complete {
+        return Err("a log with a gap passes verification".to_owned());
     }
     for snapshot in [None, log.snapshot.as_ref(), log.older.as_ref()] {
         let from = snapshot.map_or(0, |snapshot| snapshot.epoch);
         let after = log.after(snapshot).unwrap_or_default();
-        if whole && after.iter().any(|record| record.epoch <= from) {
-            return Err(format!("an epoch up to {from} would run again"));
+        if is_complete && after.iter().any(|record| record.epoch <= from) {
+            return Err(format!("an epoch up to {from} would be replayed"));
         }
     }
-    Ok(good.len())
+    Ok(valid.len())
 }
 
 #[cfg(test)]
@@ -136,10 +138,10 @@ mod tests {
     }
 
     #[test]
-    fn hostile_logs_are_read_or_refused() {
+    fn hostile_logs_are_decoded_or_rejected() {
         let cases = std::env::var("MILLSTREAM_FUZZ_CASES").map_or(4_000, |n| n.parse().unwrap());
         let mut random = StdRng::seed_from_u64(3);
-        let (mut records, mut read) = (0, 0);
+        let (mut records, mut decoded) = (0, 0);
         for case in 0..cases {
             let first = if random.random_bool(0.9) { case } else { u64::MAX - 2 };
             let log: Vec<Bytes> = (0..random.random_range(0..5))
@@ -156,11 +158,11 @@ mod tests {
                 .collect();
             records += log.len();
             match check(&log) {
-                Ok(good) => read += good,
-                Err(wrong) => panic!("case {case}: {wrong}\n{log:?}"),
+                Ok(valid) => decoded += valid,
+                Err(violation) => panic!("case {case}: {violation}\n{log:?}"),
             }
         }
-        println!("{records} records in {cases} logs: {read} read");
-        assert!(read > records / 5 && read < records - records / 5, "{read} of {records}");
+        println!("{records} records in {cases} logs: {decoded} decoded");
+        assert!(decoded > records / 5 && decoded < records - records / 5, "{decoded} of {records}");
     }
 }

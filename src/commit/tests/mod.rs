@@ -1,1 +1,3 @@
+mod committer;
+mod hanging_transactions;
 mod hostile;

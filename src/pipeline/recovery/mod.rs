@@ -456,7 +456,7 @@ impl RunningPipeline {
         for join in joined {
             let join = &missing_offsets::begin_after(join, &self.skipped);
             self.engine.join(&join.stream, &join.partition, join.offset)?;
-            if let Some((topic, id)) = join.named_topic() {
+            if let Some((topic, id)) = join.topic_and_id() {
                 self.history.set_topic_id(&topic, &id)?;
                 self.topics.insert(topic, id);
             }
