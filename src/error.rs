@@ -1,39 +1,53 @@
-//! Errors that tell the user what to do.
+//! The error type of the crate.
 //!
-//! An [`Error`] has a [`Kind`] (who can mend it), a message (what is wrong), an optional detail
-//! (what was seen), a hint (what to do) and, for anything that came from a SQL file, the
-//! [`Place`] with the line itself, so that it can be shown with a caret under it.
+//! An [`Error`] has a [`Kind`] (which action resolves it), a message (what is wrong), an optional
+//! detail (what was found), an optional hint (what to do) and, if it concerns a SQL file, a
+//! [`Place`] with the text of the line, so that it can be displayed with a caret:
+//!
+//! ```text
+//! there is no stream, table or query 'position'
+//!  --> queries/customer_a/daily.sql:2:6
+//!   |
+//! 2 | FROM position
+//!   |      ^^^^^^^^
+//!   hint: did you mean 'positions'?
+//! ```
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The result of anything that can fail in Millstream.
+/// The result of a fallible operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Who can mend an error, and how.
+/// The class of an error, by the action that resolves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A schema or query file is wrong: edit it.
+    /// A schema or query file is invalid. Edit the file at the error's place.
     Sql,
-    /// A flag, a setting or the surroundings (a missing topic, a missing file): change it.
+    /// A flag or setting is invalid, or something that it refers to (a topic, a file) does not
+    /// exist. Change the setting or create what is missing.
     Config,
-    /// Kafka could not be reached or refused: retry, or look at the broker.
+    /// Kafka is unreachable or rejected a request. Retry; if the error persists, check the broker
+    /// and the network.
     Kafka,
-    /// Another process took over this customer: stop.
+    /// Another process has fenced this one and now runs the customer's pipeline. Stop this process.
     Fenced,
-    /// Another process wrote what this one writes; the log says which of the two goes on.
+    /// Another process wrote to the same history table. No action is needed: the pipeline reads
+    /// the progress log, which determines the process that continues.
     WriteConflict,
-    /// Recorded state and the world disagree (offsets gone, another cluster): a person decides.
+    /// The recorded state does not match Kafka (offsets no longer exist, another cluster). The
+    /// operator decides how to continue; the hint lists the options.
     Recovery,
-    /// The file system or object store failed: retry, or look at the disk.
+    /// The file system or object store failed. Retry; if the error persists, check the disk.
     Storage,
-    /// Data that cannot be processed, where no dead letter can take it.
+    /// A value cannot be processed and there is no dead-letter topic to write it to, for example in
+    /// ad-hoc SQL. Correct the data or exclude it in the query.
     Data,
-    /// A defect of Millstream.
+    /// A defect of Millstream. Report it.
     Internal,
 }
 
-/// A position in a SQL file. Lines and columns count from 1, columns in characters.
+/// A location in a SQL file. Lines and columns are numbered from 1; columns count characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The file.
@@ -42,14 +56,14 @@ pub struct Place {
     pub line: u64,
     /// Column in characters, from 1.
     pub column: u64,
-    /// The text of that line, for the caret.
+    /// The text of that line, displayed above the caret.
     pub text: String,
-    /// How many characters the caret underlines; at least 1.
+    /// The number of characters to underline; at least 1.
     pub width: u64,
 }
 
 impl Place {
-    /// The place of (`line`, `column`) in the text of `file`.
+    /// The location `line`:`column` in `file`, whose content is `source`.
     pub fn new(file: &Path, source: &str, line: u64, column: u64, width: u64) -> Self {
         let index = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
         Self {
@@ -62,44 +76,44 @@ impl Place {
     }
 }
 
-/// What went wrong, where, and what to do about it.
+/// An error: what happened, where, and what to do about it.
 #[derive(Debug)]
 pub struct Error {
-    /// Who can mend it.
+    /// The action that resolves it.
     pub kind: Kind,
-    /// One sentence, without a full stop.
+    /// What happened: one sentence without a full stop.
     pub message: String,
-    /// What was seen, if that adds something.
+    /// What was found, if that adds information.
     pub detail: Option<String>,
     /// What to do.
     pub hint: Option<String>,
-    /// Where in a SQL file; boxed, for errors travel in every result.
+    /// The location in a SQL file; boxed to keep every `Result` small.
     pub place: Option<Box<Place>>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
-    /// An error of `kind` that says `message`.
+    /// An error of `kind` with `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), detail: None, hint: None, place: None, source: None }
     }
 
-    /// Something in a schema or query file.
+    /// An error in a schema or query file.
     pub fn sql(message: impl Into<String>) -> Self {
         Self::new(Kind::Sql, message)
     }
 
-    /// A flag, setting or missing thing of the surroundings.
+    /// An error in a flag or setting, or something missing that it refers to.
     pub fn config(message: impl Into<String>) -> Self {
         Self::new(Kind::Config, message)
     }
 
-    /// A defect of Millstream itself.
+    /// A defect of Millstream.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)
     }
 
-    /// Adds what was seen.
+    /// Adds what was found.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
@@ -113,21 +127,21 @@ impl Error {
         self
     }
 
-    /// Adds what to do, if that is known.
+    /// Adds what to do, if `hint` is known; otherwise keeps the present hint.
     #[must_use]
     pub fn hint_if(mut self, hint: Option<String>) -> Self {
         self.hint = hint.or(self.hint);
         self
     }
 
-    /// Adds where it is, unless a nearer place is known already.
+    /// Adds the location, unless the error already has one, which is more precise.
     #[must_use]
     pub fn at(mut self, place: Place) -> Self {
         self.place.get_or_insert_with(|| Box::new(place));
         self
     }
 
-    /// Keeps the cause.
+    /// Adds the cause.
     #[must_use]
     pub fn because(mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(cause.into());
@@ -136,7 +150,8 @@ impl Error {
 }
 
 impl fmt::Display for Error {
-    /// `error: message`, then place with caret, detail, cause and hint, each on lines of its own.
+    /// Writes the message, then the place with a caret, the detail, the causes and the hint, each
+    /// on separate lines.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.message)?;
         if let Some(place) = &self.place {
@@ -154,13 +169,13 @@ impl fmt::Display for Error {
             write!(f, "\n  {detail}")?;
         }
         let mut cause = self.source.as_deref().map(|c| c as &dyn std::error::Error);
-        let mut told = String::new();
+        let mut printed = String::new();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Many causes repeat those behind them.
-            if !told.contains(&text) {
+            // The text of many errors includes the text of their own cause.
+            if !printed.contains(&text) {
                 write!(f, "\n  cause: {text}")?;
-                told = text;
+                printed = text;
             }
             cause = error.source();
         }
@@ -200,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_caret_stands_under_the_word() {
+    fn the_caret_is_placed_under_the_word() {
         let source = "SELECT a\nFROM nowhere";
         let error = Error::sql("there is no stream 'nowhere'")
             .at(Place::new(Path::new("q.sql"), source, 2, 6, 7))

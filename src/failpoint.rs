@@ -1,14 +1,15 @@
-//! Named points at which a test kills the process, compiled in with the feature `failpoints`
-//! only.
+//! Named fail points at which a test kills the process; compiled only with the feature
+//! `failpoints`.
 //!
-//! `MILLSTREAM_CRASH=epoch.commit:3` sends SIGKILL to the process when it passes that point for
-//! the third time: no destructor runs, nothing is flushed. A point stands before and after every
-//! step that something else could see half done; [`POINTS`] names them all, and the tests of
-//! reliability (tests/it/crash_points.rs) kill at each.
+//! `MILLSTREAM_CRASH=epoch.commit:3` sends SIGKILL to the process when it reaches that point for
+//! the third time: no destructor runs and nothing is flushed. There is a point before and after
+//! every step whose partial effect another process could observe. [`POINTS`] lists all of them, and
+//! the reliability tests (tests/it/crash_points.rs) kill the process at each.
 
-/// Every point, in the order in which a run passes them.
+/// All fail points, in the order in which a run reaches them. The names are stable: tests and
+/// scripts use them.
 pub const POINTS: &[&str] = &[
-    // A start.
+    // Recovery.
     "recovery.look",
     "recovery.load",
     "recovery.loaded",
@@ -51,7 +52,7 @@ pub const POINTS: &[&str] = &[
     "snapshot.delete",
     "snapshot.delete.manifest",
     "snapshot.deleted",
-    // The log is cut.
+    // Truncation of the progress log.
     "log.cut",
     "log.cut.done",
     // A commit to a history table.
@@ -60,7 +61,7 @@ pub const POINTS: &[&str] = &[
     "delta.files.written",
     "delta.commit",
     "delta.committed",
-    // Small files are merged and old ones deleted.
+    // Compaction of small files and deletion of old ones.
     "compaction.begin",
     "compaction.commit",
     "compaction.committed",
@@ -74,13 +75,13 @@ pub const POINTS: &[&str] = &[
 #[inline(always)]
 pub fn reach(_point: &str) {}
 
-/// A point in the code: here the process dies if it was told to.
+/// Kills the process here if `MILLSTREAM_CRASH` names this point and its pass.
 #[cfg(feature = "failpoints")]
 pub fn reach(point: &str) {
     fail::fail_point!(point);
 }
 
-/// A record was handed to the producer.
+/// Reaches the fail point of a record that was passed to the producer, by the kind of its topic.
 #[inline(always)]
 pub fn reach_record_sent(topic: &str) {
     if !cfg!(feature = "failpoints") {
@@ -101,33 +102,36 @@ pub fn arm_from_env() -> crate::Result<()> {
     Ok(())
 }
 
-/// Arms the point that `MILLSTREAM_CRASH` names (`name` or `name:pass`).
+/// Arms the fail point that the environment variable `MILLSTREAM_CRASH` names (`name` or
+/// `name:pass`).
 ///
 /// # Errors
-/// There is no such point.
+/// The value names an unknown fail point, or the pass is not a number.
 #[cfg(feature = "failpoints")]
 pub fn arm_from_env() -> crate::Result<()> {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     let Ok(wanted) = std::env::var("MILLSTREAM_CRASH") else { return Ok(()) };
     let (name, pass) = wanted.split_once(':').unwrap_or((&wanted, "1"));
-    let refused = |why: String| crate::Error::config(format!("MILLSTREAM_CRASH={wanted}: {why}"));
-    let pass: u64 = pass.parse().map_err(|e| refused(format!("{pass} is no number: {e}")))?;
+    let invalid =
+        |reason: String| crate::Error::config(format!("MILLSTREAM_CRASH={wanted}: {reason}"));
+    let pass: u64 =
+        pass.parse().map_err(|e| invalid(format!("cannot parse '{pass}' as a number: {e}")))?;
     if !POINTS.contains(&name) {
-        return Err(refused("there is no such point (src/failpoint.rs names them)".to_owned()));
+        return Err(invalid("unknown fail point (src/failpoint.rs lists them)".to_owned()));
     }
     let passes = AtomicU64::new(0);
-    let killing = move || {
+    let callback = move || {
         if passes.fetch_add(1, Ordering::Relaxed) + 1 == pass {
             kill();
         }
     };
-    fail::cfg_callback(name, killing).map_err(refused)
+    fail::cfg_callback(name, callback).map_err(invalid)
 }
 
 #[cfg(feature = "failpoints")]
 fn kill() {
-    // SAFETY: raising a signal touches no memory of ours.
+    // SAFETY: sending a signal does not access memory of this process.
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
 }
 
@@ -138,12 +142,12 @@ mod tests {
 
     use super::*;
 
-    /// Names that the source passes to `reach`.
-    fn reached(folder: &Path, found: &mut BTreeSet<String>) {
+    /// Collects the names that the source files pass to `reach`.
+    fn collect_reached(folder: &Path, found: &mut BTreeSet<String>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                reached(&path, found);
+                collect_reached(&path, found);
             } else if path.extension().is_some_and(|e| e == "rs") {
                 let text = std::fs::read_to_string(&path).unwrap();
                 let calls = text.split("reach(\"").skip(1);
@@ -153,11 +157,11 @@ mod tests {
     }
 
     #[test]
-    fn the_list_and_the_code_name_the_same_points() {
+    fn points_lists_every_fail_point_of_the_code() {
         let mut found = BTreeSet::new();
-        reached(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+        collect_reached(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
         let listed: BTreeSet<String> = POINTS.iter().map(|&name| name.to_owned()).collect();
         assert_eq!(found, listed);
-        assert_eq!(listed.len(), POINTS.len(), "a name stands twice");
+        assert_eq!(listed.len(), POINTS.len(), "a name is listed twice");
     }
 }

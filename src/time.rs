@@ -1,4 +1,5 @@
-//! Event time: microseconds since the Unix epoch, half-open windows, and the one clock.
+//! Event time in microseconds since the Unix epoch, half-open windows, and the [`Clock`], which is
+//! the only reader of the wall clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -16,40 +17,41 @@ pub const HOUR: Micros = 60 * MINUTE;
 /// Twenty-four hours, in microseconds. A calendar day may be longer or shorter.
 pub const DAY: Micros = 24 * HOUR;
 
-/// "Before everything": the watermark of a partition that has not said anything.
+/// The earliest time: the watermark of a partition that has not produced a row.
 pub const MIN_TIME: Micros = i64::MIN;
-/// "After everything": the watermark of a drained stream.
+/// The latest time: the watermark of a drained (ended) stream, which closes every window.
 pub const MAX_TIME: Micros = i64::MAX;
 
-/// A half-open window of event time, [start, end).
+/// A half-open interval of event time, `[start, end)`.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 pub struct Window {
-    /// First instant inside.
+    /// The first instant inside the window.
     pub start: Micros,
-    /// First instant after it.
+    /// The first instant after the window.
     pub end: Micros,
 }
 
-/// The only reader of the wall clock. Tests and the faster-than-real-time demo set it by hand.
+/// A source of the current time: the system clock, or a manual clock for tests and for the demo,
+/// which runs faster than real time.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     manual: Option<Arc<AtomicI64>>,
 }
 
 impl Clock {
-    /// The machine's clock.
+    /// The system clock.
     pub fn system() -> Self {
         Self::default()
     }
 
-    /// A clock that stands at `now` until [`Clock::set`].
+    /// A clock that returns `now` until [`Clock::set`] changes it.
     pub fn manual(now: Micros) -> Self {
         Self { manual: Some(Arc::new(AtomicI64::new(now))) }
     }
 
-    /// The present instant.
+    /// The current time.
     pub fn now(&self) -> Micros {
         match &self.manual {
             Some(now) => now.load(Ordering::Acquire),
@@ -60,7 +62,7 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock; the machine's clock stays as it is.
+    /// Sets a manual clock; has no effect on the system clock.
     pub fn set(&self, now: Micros) {
         if let Some(manual) = &self.manual {
             manual.store(now, Ordering::Release);

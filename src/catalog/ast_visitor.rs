@@ -1,7 +1,7 @@
-//! A visit_query over a query's syntax tree.
+//! A read-only walk over the syntax tree of a query.
 //!
-//! sqlparser's visitors are generic, and each kind of visitor compiles the visit_query over the whole
-//! grammar anew, some 800 functions. All walks that only look go through this one.
+//! sqlparser's visitors are generic, and each visitor type compiles the walk over the whole grammar
+//! again, about 800 functions. Every read-only walk therefore goes through this one adapter.
 
 use std::ops::ControlFlow;
 
@@ -10,52 +10,53 @@ use datafusion::sql::sqlparser::ast::{
 };
 use datafusion::sql::sqlparser::tokenizer::Span;
 
-/// Looks at the nodes of a tree; what it breaks with ends the visit_query.
+/// Inspects the nodes of a syntax tree. Returning `Break(span)` ends the walk.
 pub trait QueryVisitor {
-    /// Before a query and all that is in it.
+    /// Called before the nodes of a query.
     fn query(&mut self, _query: &Query) -> ControlFlow<Span> {
         ControlFlow::Continue(())
     }
 
-    /// After a query and all that is in it.
+    /// Called after the nodes of a query.
     fn end_of_query(&mut self, _query: &Query) -> ControlFlow<Span> {
         ControlFlow::Continue(())
     }
 
-    /// Before a SELECT.
+    /// Called before the nodes of a SELECT.
     fn select(&mut self, _select: &Select) -> ControlFlow<Span> {
         ControlFlow::Continue(())
     }
 
-    /// Before something in FROM.
+    /// Called before the nodes of an item in FROM.
     fn table_factor(&mut self, _factor: &TableFactor) -> ControlFlow<Span> {
         ControlFlow::Continue(())
     }
 
-    /// At the name of a relation.
+    /// Called at the name of a relation.
     fn relation(&mut self, _name: &ObjectName) -> ControlFlow<Span> {
         ControlFlow::Continue(())
     }
 
-    /// Before an expression.
+    /// Called before the nodes of an expression.
     fn expr(&mut self, _expr: &Expr) -> ControlFlow<Span> {
         ControlFlow::Continue(())
     }
 }
 
-/// Walks over `query`; gives where `look` broke off, if it did.
-pub fn visit_query(query: &Query, look: &mut dyn QueryVisitor) -> Option<Span> {
-    query.visit(&mut Walk(look)).break_value()
+/// Walks over `query`; returns the span with which `visitor` ended the walk, if it did.
+pub fn visit_query(query: &Query, visitor: &mut dyn QueryVisitor) -> Option<Span> {
+    query.visit(&mut VisitorAdapter(visitor)).break_value()
 }
 
 /// Walks over one expression, as [`visit_query`] does over a query.
-pub fn visit_expr(expr: &Expr, look: &mut dyn QueryVisitor) -> Option<Span> {
-    expr.visit(&mut Walk(look)).break_value()
+pub fn visit_expr(expr: &Expr, visitor: &mut dyn QueryVisitor) -> Option<Span> {
+    expr.visit(&mut VisitorAdapter(visitor)).break_value()
 }
 
-struct Walk<'a>(&'a mut dyn QueryVisitor);
+/// The only implementation of sqlparser's visitor.
+struct VisitorAdapter<'a>(&'a mut dyn QueryVisitor);
 
-impl Visitor for Walk<'_> {
+impl Visitor for VisitorAdapter<'_> {
     type Break = Span;
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<Span> {

@@ -1,4 +1,4 @@
-//! Declared types: SQL to Arrow.
+//! The Arrow types of declared columns.
 
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use datafusion::sql::sqlparser::ast::{self, ExactNumberInfo, TimezoneInfo};
 
 use crate::catalog::suggestion;
 
-const KNOWN: [&str; 13] = [
+/// The types that a hint suggests.
+const SUGGESTED: [&str; 13] = [
     "BIGINT",
     "INT",
     "SMALLINT",
@@ -24,15 +25,15 @@ const KNOWN: [&str; 13] = [
     "BYTEA",
 ];
 
-/// The type of every instant of a customer: microseconds, shown in `zone`.
-pub(super) fn timestamp(zone: Tz) -> DataType {
+/// The type of every instant of a customer: microseconds since the Unix epoch, displayed in `zone`.
+pub(super) fn timestamp_type(zone: Tz) -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from(zone.name())))
 }
 
 /// The Arrow type of a declared column.
 ///
 /// # Errors
-/// (message, hint) for a type that columns cannot have.
+/// A message and a hint, if no column can have this type.
 pub(super) fn arrow_type(sql: &ast::DataType, zone: Tz) -> Result<DataType, (String, String)> {
     use ast::DataType as Sql;
     Ok(match sql {
@@ -48,32 +49,39 @@ pub(super) fn arrow_type(sql: &ast::DataType, zone: Tz) -> Result<DataType, (Str
         Sql::Boolean | Sql::Bool => DataType::Boolean,
         Sql::Date | Sql::Date32 => DataType::Date32,
         Sql::Timestamp(None | Some(0..=6), zoned) if *zoned != TimezoneInfo::WithoutTimeZone => {
-            timestamp(zone)
+            timestamp_type(zone)
         }
         Sql::Timestamp(Some(_), _) => {
-            return Err(("instants have microseconds".into(), "write TIMESTAMP".into()));
+            return Err(("a TIMESTAMP has microsecond precision".into(), "write TIMESTAMP".into()));
         }
         Sql::Timestamp(..) | Sql::TimestampNtz(_) | Sql::Datetime(_) => {
-            let hint = "write TIMESTAMP; text without an offset is read in millstream.timezone";
-            return Err((format!("{sql} is no instant"), hint.into()));
+            let hint =
+                "write TIMESTAMP; text without an offset is interpreted in millstream.timezone";
+            return Err((
+                format!("{sql} is not supported: time columns are instants"),
+                hint.into(),
+            ));
         }
         Sql::Decimal(size) | Sql::Numeric(size) | Sql::Dec(size) => decimal(*size)?,
         Sql::Varchar(None) | Sql::Text | Sql::String(None) | Sql::CharVarying(None) => {
             DataType::Utf8
         }
         Sql::Varchar(Some(_)) | Sql::String(Some(_)) | Sql::CharVarying(Some(_)) => {
-            return Err(("the length of a text is not checked".into(), "write VARCHAR".into()));
+            return Err((
+                "the length of a text column is not enforced".into(),
+                "write VARCHAR".into(),
+            ));
         }
         Sql::Bytea | Sql::Varbinary(None) => DataType::Binary,
         other => {
             let name = other.to_string();
-            let hint = suggestion::suggest_or_list(&name, "types", KNOWN);
+            let hint = suggestion::suggest_or_list(&name, "types", SUGGESTED);
             return Err((format!("unknown column type {name}"), hint));
         }
     })
 }
 
-/// DECIMAL(precision, scale); without them (38, 10), as DataFusion has it.
+/// DECIMAL(precision, scale); the default is (38, 10), as in DataFusion.
 fn decimal(size: ExactNumberInfo) -> Result<DataType, (String, String)> {
     let (precision, scale) = match size {
         ExactNumberInfo::None => (u64::from(DECIMAL128_MAX_PRECISION), 10),
@@ -85,9 +93,8 @@ fn decimal(size: ExactNumberInfo) -> Result<DataType, (String, String)> {
             Ok(DataType::Decimal128(p, s))
         }
         _ => Err((
-            format!("there is no DECIMAL({precision}, {scale})"),
-            "DECIMAL(precision, scale) has 1 to 38 digits, of which 0 to precision are fractional"
-                .into(),
+            format!("DECIMAL({precision}, {scale}) is not a valid type"),
+            "the precision is 1 to 38, the scale 0 to the precision".into(),
         )),
     }
 }

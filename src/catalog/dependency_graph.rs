@@ -1,29 +1,32 @@
-//! How the queries of one customer hang together: every relation known, no name twice, no cycle,
-//! and an order in which each query comes after all that it reads.
+//! The names that a customer declares and the dependencies between its queries.
+//!
+//! Checks that every name is declared once, every relation in a query is declared, and the queries
+//! form no cycle; then sorts the queries by dependency.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::catalog::query::Query;
 use crate::catalog::sql_text::SqlText;
 use crate::catalog::suggestion;
-use crate::catalog::table_references::references;
+use crate::catalog::table_references::find_table_references;
 use crate::error::{Error, Place};
 
-/// The names that a customer's files declare, each with its first place.
+/// The names that a customer's files declare, each with the place of its first declaration, or
+/// `None` if that declaration is invalid.
 #[derive(Debug, Default)]
-pub(super) struct Names {
+pub(super) struct DeclaredNames {
     places: BTreeMap<String, Option<Place>>,
-    /// A file could not be read at all, so any name may be missing.
+    /// A file could not be read, so any name may be missing; inputs are then not checked.
     pub incomplete: bool,
 }
 
-impl Names {
-    /// Declares a name. A second declaration is an error, and false.
+impl DeclaredNames {
+    /// Declares a name and returns true. A second declaration adds an error and returns false.
     pub fn declare(&mut self, name: &str, place: &Place, errors: &mut Vec<Error>) -> bool {
         if let Some(Some(first)) = self.places.get(name) {
             errors.push(
-                (Error::sql(format!("the name '{name}' is taken")).at(place.clone()))
-                    .detail(format!("the first one is at {}", short(first))),
+                (Error::sql(format!("the name '{name}' is already used")).at(place.clone()))
+                    .detail(format!("it is first declared at {}", format_place(first))),
             );
             return false;
         }
@@ -31,14 +34,16 @@ impl Names {
         true
     }
 
-    /// Notes the names of a statement that did not parse, so that their readers do not complain too.
-    pub fn declare_broken(&mut self, names: Vec<String>) {
+    /// Declares the names of a statement that does not parse, so that queries over them do not add
+    /// further errors.
+    pub fn declare_invalid(&mut self, names: Vec<String>) {
         for name in names {
             self.places.entry(name).or_default();
         }
     }
 
-    /// History gives these names to tables of its own.
+    /// Checks that no relation has the name of a table that history derives from another relation.
+    /// `derived` yields the names, each with the relation that it derives from.
     pub fn check_derived(
         &self,
         derived: impl Iterator<Item = (String, String)>,
@@ -47,28 +52,28 @@ impl Names {
         for (name, owner) in derived {
             if let Some(Some(place)) = self.places.get(&name) {
                 errors.push(
-                    (Error::sql(format!("the name '{name}' is taken")).at(place.clone()))
-                        .hint(format!("{owner} has a table of that name: choose another")),
+                    (Error::sql(format!("the name '{name}' is already used")).at(place.clone()))
+                        .hint(format!("{owner} uses it for a history table: choose another name")),
                 );
             }
         }
     }
 }
 
-/// `file:line:column`, for texts.
-pub(super) fn short(place: &Place) -> String {
+/// The place as `file:line:column`.
+pub(super) fn format_place(place: &Place) -> String {
     format!("{}:{}:{}", place.file.display(), place.line, place.column)
 }
 
-/// Reports every relation that nobody declares.
-pub(super) fn check_inputs(queries: &[Query], names: &Names, errors: &mut Vec<Error>) {
+/// Reports every relation in a query that is not declared.
+pub(super) fn check_inputs(queries: &[Query], names: &DeclaredNames, errors: &mut Vec<Error>) {
     if names.incomplete {
         return;
     }
     for query in queries {
         let text = SqlText::new(&query.file, &query.text);
         let mut reported = BTreeSet::new();
-        for reference in references(&query.select) {
+        for reference in find_table_references(&query.select) {
             if names.places.contains_key(&reference.name)
                 || !reported.insert(reference.name.clone())
             {
@@ -79,7 +84,7 @@ pub(super) fn check_inputs(queries: &[Query], names: &Names, errors: &mut Vec<Er
             let hint = match reference.name.rsplit_once('.') {
                 Some((_, last)) if names.places.contains_key(last) => {
                     format!(
-                        "write '{last}': a query sees its own customer's relations by their plain names"
+                        "write '{last}': a query names its customer's relations without a qualifier"
                     )
                 }
                 _ => suggestion::suggest_or_list(&reference.name, "known here", others),
@@ -89,9 +94,9 @@ pub(super) fn check_inputs(queries: &[Query], names: &Names, errors: &mut Vec<Er
     }
 }
 
-/// Puts every query after those that it reads, otherwise keeping their order. Each cycle is an
-/// error that names its members.
-pub(super) fn in_order(queries: Vec<Query>, errors: &mut Vec<Error>) -> Vec<Query> {
+/// Sorts the queries so that each follows those that it reads, otherwise keeping their order. Each
+/// cycle is an error that names its queries; queries in a cycle or after one are left out.
+pub(super) fn sort_by_dependency(queries: Vec<Query>, errors: &mut Vec<Error>) -> Vec<Query> {
     let mut waiting = queries;
     let mut ordered: Vec<Query> = Vec::with_capacity(waiting.len());
     loop {
@@ -107,15 +112,16 @@ pub(super) fn in_order(queries: Vec<Query>, errors: &mut Vec<Error>) -> Vec<Quer
     ordered
 }
 
-/// `waiting` are in a cycle or read from one. Following any unfinished input must come round.
+/// Reports each cycle once. Every query of `waiting` is in a cycle or reads from one, so following
+/// unsorted inputs from any of them leads into a cycle.
 fn report_cycles(waiting: &[Query], errors: &mut Vec<Error>) {
     let find = |name: &str| waiting.iter().position(|query| query.name == name);
-    let mut seen = vec![false; waiting.len()];
+    let mut visited = vec![false; waiting.len()];
     for start in 0..waiting.len() {
         let mut path: Vec<usize> = Vec::new();
         let mut at = start;
-        while !seen[at] {
-            seen[at] = true;
+        while !visited[at] {
+            visited[at] = true;
             path.push(at);
             match waiting[at].inputs.iter().find_map(|input| find(input)) {
                 Some(next) => at = next,
@@ -130,11 +136,11 @@ fn report_cycles(waiting: &[Query], errors: &mut Vec<Error>) {
         let next = names.get(1).copied().unwrap_or_default();
         let message = match cycle.len() {
             1 => format!("query '{}' reads itself", query.name),
-            _ => format!("queries read each other in a circle: {}", names.join(" -> ")),
+            _ => format!("queries read each other in a cycle: {}", names.join(" -> ")),
         };
         let text = SqlText::new(&query.file, &query.text);
-        let place = (references(&query.select).iter().find(|r| r.name == next))
+        let place = (find_table_references(&query.select).iter().find(|r| r.name == next))
             .map_or_else(|| query.place.clone(), |reference| text.place(reference.span));
-        errors.push(Error::sql(message).at(place).hint("take one of these reads out"));
+        errors.push(Error::sql(message).at(place).hint("remove one of these reads"));
     }
 }

@@ -1,24 +1,28 @@
-//! Durations and sizes as people write them: a number and a unit, '25 ms', '30 seconds', '4 GB'.
+//! Parses durations and sizes: a number and a unit, such as '25 ms', '30 seconds' or '4 GB'.
 //!
-//! Every unit has one fixed length. A day is 24 hours here; calendar days are a matter of windows.
+//! Every unit has a fixed length. A day has 24 hours here; calendar days exist in windows only.
 
 use crate::error::{Error, Result};
 use crate::time::{DAY, HOUR, MINUTE, Micros, SECOND};
 
-const FORM: &str = "write a number and a unit: '25 ms', '30 seconds', '10 minutes', '2 h', '1 day'";
-const SIZE_FORM: &str = "write a number and a unit: '512 MB', '4 GB', '256 MiB'";
+const DURATION_HINT: &str =
+    "write a number and a unit: '25 ms', '30 seconds', '10 minutes', '2 h', '1 day'";
+const SIZE_HINT: &str = "write a number and a unit: '512 MB', '4 GB', '256 MiB'";
 
-/// Reads a duration such as `30 seconds`, `25ms` or `1.5 h`, in microseconds, never negative.
+/// Parses a duration such as `30 seconds`, `25ms` or `1.5 h`; returns microseconds, never negative.
 ///
 /// # Errors
-/// No number, no unit, an unknown unit, less than a microsecond, or more than 292,000 years.
+/// There is no number, no unit or an unknown unit, or the value is not a whole number of
+/// microseconds below 292,000 years.
 pub fn parse(text: &str) -> Result<Micros> {
-    let (number, unit) = split(text);
+    let (number, unit) = split_unit(text);
     if number.is_empty() {
-        return Err(Error::config(format!("'{text}' is no duration")).hint(FORM));
+        return Err(
+            Error::config(format!("cannot parse '{text}' as a duration")).hint(DURATION_HINT)
+        );
     }
     if unit.is_empty() {
-        return Err(Error::config(format!("the duration '{text}' has no unit")).hint(FORM));
+        return Err(Error::config(format!("the duration '{text}' has no unit")).hint(DURATION_HINT));
     }
     let length = match unit.to_lowercase().as_str() {
         "us" | "µs" | "microsecond" | "microseconds" => 1,
@@ -30,21 +34,26 @@ pub fn parse(text: &str) -> Result<Micros> {
         "w" | "week" | "weeks" => 7 * DAY,
         "month" | "months" | "quarter" | "quarters" | "year" | "years" => {
             return Err(Error::config(format!("a duration in {unit} has no fixed length"))
-                .hint("count it in days, e.g. '30 days'"));
+                .hint("use days, e.g. '30 days'"));
         }
-        _ => return Err(Error::config(format!("unknown unit '{unit}' in '{text}'")).hint(FORM)),
+        _ => {
+            return Err(
+                Error::config(format!("unknown unit '{unit}' in '{text}'")).hint(DURATION_HINT)
+            );
+        }
     };
-    scaled(number, length).ok_or_else(|| {
-        Error::config(format!("'{text}' is no whole number of µs in range")).hint(FORM)
+    scale(number, length).ok_or_else(|| {
+        Error::config(format!("'{text}' is not a whole number of µs, or is out of range"))
+            .hint(DURATION_HINT)
     })
 }
 
-/// Reads a size such as `512 MB` (powers of 1000) or `4 GiB` (powers of 1024), in bytes.
+/// Parses a size such as `512 MB` (powers of 1000) or `4 GiB` (powers of 1024); returns bytes.
 ///
 /// # Errors
 /// As for [`parse`].
 pub fn parse_bytes(text: &str) -> Result<u64> {
-    let (number, unit) = split(text);
+    let (number, unit) = split_unit(text);
     let length = match unit.to_lowercase().as_str() {
         "b" | "byte" | "bytes" => 1,
         "kb" => 1_000,
@@ -55,17 +64,17 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
         "mib" => 1 << 20,
         "gib" => 1 << 30,
         "tib" => 1 << 40,
-        "" => return Err(Error::config(format!("the size '{text}' has no unit")).hint(SIZE_FORM)),
+        "" => return Err(Error::config(format!("the size '{text}' has no unit")).hint(SIZE_HINT)),
         _ => {
-            return Err(Error::config(format!("unknown unit '{unit}' in '{text}'")).hint(SIZE_FORM));
+            return Err(Error::config(format!("unknown unit '{unit}' in '{text}'")).hint(SIZE_HINT));
         }
     };
-    (scaled(number, length).and_then(|bytes| u64::try_from(bytes).ok()))
-        .ok_or_else(|| Error::config(format!("'{text}' is no size")).hint(SIZE_FORM))
+    (scale(number, length).and_then(|bytes| u64::try_from(bytes).ok()))
+        .ok_or_else(|| Error::config(format!("cannot parse '{text}' as a size")).hint(SIZE_HINT))
 }
 
-/// Divides "30 seconds" into "30" and "seconds".
-fn split(text: &str) -> (&str, &str) {
+/// Splits "30 seconds" into "30" and "seconds".
+fn split_unit(text: &str) -> (&str, &str) {
     let text = text.trim();
     let end =
         text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_').unwrap_or(text.len());
@@ -73,8 +82,9 @@ fn split(text: &str) -> (&str, &str) {
     (number, unit.trim())
 }
 
-/// `number` (digits, perhaps a fraction) times `length`, if that is a whole number in range.
-fn scaled(number: &str, length: i64) -> Option<i64> {
+/// `number` (digits, optionally a fraction) times `length`; `None` if that is not a whole number or
+/// out of range.
+fn scale(number: &str, length: i64) -> Option<i64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     let whole = whole.replace('_', "").parse::<i64>().ok()?.checked_mul(length)?;
     let places = u32::try_from(fraction.len()).ok()?;
@@ -108,17 +118,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration() {
+    fn invalid_durations() {
         for (text, message) in [
             ("30", "the duration '30' has no unit"),
-            ("", "'' is no duration"),
-            ("-3 s", "'-3 s' is no duration"),
-            ("off", "'off' is no duration"),
+            ("", "cannot parse '' as a duration"),
+            ("-3 s", "cannot parse '-3 s' as a duration"),
+            ("off", "cannot parse 'off' as a duration"),
             ("2 moons", "unknown unit 'moons' in '2 moons'"),
             ("1 month", "a duration in month has no fixed length"),
-            ("0.5 us", "'0.5 us' is no whole number of µs in range"),
-            ("1.2.3 s", "'1.2.3 s' is no whole number of µs in range"),
-            ("999999999999 weeks", "'999999999999 weeks' is no whole number of µs in range"),
+            ("0.5 us", "'0.5 us' is not a whole number of µs, or is out of range"),
+            ("1.2.3 s", "'1.2.3 s' is not a whole number of µs, or is out of range"),
+            (
+                "999999999999 weeks",
+                "'999999999999 weeks' is not a whole number of µs, or is out of range",
+            ),
         ] {
             assert_eq!(parse(text).unwrap_err().message, message, "{text}");
         }
@@ -130,7 +143,7 @@ mod tests {
         assert_eq!(parse_bytes("4GiB").unwrap(), 4 << 30);
         assert_eq!(parse_bytes("1.5 GB").unwrap(), 1_500_000_000);
         assert_eq!(parse_bytes("12").unwrap_err().message, "the size '12' has no unit");
-        assert_eq!(parse_bytes("MB").unwrap_err().message, "'MB' is no size");
+        assert_eq!(parse_bytes("MB").unwrap_err().message, "cannot parse 'MB' as a size");
         assert_eq!(parse_bytes("3 MBs").unwrap_err().message, "unknown unit 'MBs' in '3 MBs'");
     }
 }

@@ -1,4 +1,4 @@
-//! Queries: what is asked of the streams, and where the answer goes.
+//! Continuous queries: their SQL, options and results topic.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use datafusion::sql::sqlparser::ast;
 use crate::catalog::duration;
 use crate::catalog::identifier;
 use crate::catalog::sql_text::SqlText;
-use crate::catalog::statement::{QueryForm, QueryStatement, Word};
-use crate::catalog::table_references::references;
-use crate::catalog::topics::topic_objection;
-use crate::catalog::with_options::{WithOptions, as_sql};
+use crate::catalog::statement::{QueryForm, QueryStatement, SpannedText};
+use crate::catalog::table_references::find_table_references;
+use crate::catalog::topics::topic_name_error;
+use crate::catalog::with_options::{WithOptions, error_at_value};
 use crate::error::{Error, Place};
 
 const STREAM_OPTIONS: [&str; 4] = ["topic", "emit", "allowed_lateness", "start"];
@@ -19,68 +19,68 @@ const VIEW_OPTIONS: [&str; 3] = ["topic", "ttl", "start"];
 /// A continuous query.
 #[derive(Debug, Clone)]
 pub struct Query {
-    /// Its name in SQL: as created, or its file's name.
+    /// The name in SQL: as created, or the stem of the file.
     pub name: String,
-    /// Whose it is.
+    /// The name of its customer.
     pub customer: String,
-    /// The file that holds it.
+    /// The file that contains it.
     pub file: PathBuf,
     /// The text of the whole file.
     pub text: String,
-    /// The `--` comment in front of it, its lines joined by spaces.
+    /// The `--` comment before it, its lines joined by spaces.
     pub comment: String,
-    /// The query; its spans are the file's.
+    /// The syntax tree; spans refer to the file.
     pub select: Box<ast::Query>,
-    /// What it was said to be.
+    /// The declared kind.
     pub kind: QueryKind,
     /// The topic of its results.
     pub topic: String,
-    /// When results of an open window come out.
+    /// When results of an open window are emitted.
     pub emit: Emit,
-    /// How long after a window's end rows still correct its result, in microseconds.
+    /// How long after the end of a window late rows still update its result, in microseconds.
     pub allowed_lateness_us: i64,
-    /// A view forgets keys that are idle in event time for so long, in microseconds.
+    /// A view drops a key after this event time without a row for it, in microseconds.
     pub ttl_us: Option<i64>,
-    /// Where it begins, if it is added to a customer that has run before.
+    /// The start position if the query is added to a pipeline that has run before.
     pub start: QueryStart,
-    /// The streams, tables and queries that it reads, each once, in order of mention.
+    /// The streams, tables and queries that it reads, without duplicates, in the order of the text.
     pub inputs: Vec<String>,
-    /// Where its name stands; of a bare query its first word.
+    /// The place of its name; for a bare query that of its first word.
     pub place: Place,
 }
 
-/// What a query was said to be.
+/// The declared kind of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryKind {
     /// CREATE STREAM ... AS: append-only results.
     Stream,
-    /// CREATE MATERIALIZED VIEW ... AS: a keyed result kept up to date.
+    /// CREATE MATERIALIZED VIEW ... AS: a keyed result that is updated continuously.
     View,
-    /// A bare SELECT: a view if its aggregate has no window, otherwise a stream.
+    /// A bare SELECT: a view if it aggregates without a window, otherwise a stream.
     Unstated,
 }
 
-/// Where a query begins that is added later.
+/// The start position of a query that is added to a pipeline that has run before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryStart {
-    /// At the first event that Kafka or history have.
+    /// The first event in Kafka or history.
     Earliest,
-    /// Where the customer is.
+    /// The current position of the pipeline.
     Latest,
 }
 
-/// When results of an open window come out.
+/// When results of an open window are emitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Emit {
     /// Once, when the window closes.
     Final,
-    /// Every so many microseconds of the clock, and when the window closes.
+    /// At this interval of the wall clock, in microseconds, and when the window closes.
     Every(i64),
 }
 
 impl Query {
-    /// Checks the statement's own clauses; `None` when `errors` say why there is no query. What
-    /// it reads is looked up later, when all files are known.
+    /// Checks the clauses of a query statement. Returns `None` after adding to `errors`. Its inputs
+    /// are resolved later, when all files are read.
     pub(super) fn from_statement(
         statement: QueryStatement,
         customer: &str,
@@ -88,17 +88,17 @@ impl Query {
         errors: &mut Vec<Error>,
     ) -> Option<Self> {
         let before = errors.len();
-        let name = named(&statement, text, errors)?;
+        let name = resolve_name(&statement, text, errors)?;
         let (kind, owner, known): (_, _, &[&str]) = match statement.form {
             QueryForm::Bare => (QueryKind::Unstated, "a bare query", &[]),
             QueryForm::Stream => (QueryKind::Stream, "a stream", &STREAM_OPTIONS),
             QueryForm::View => (QueryKind::View, "a materialized view", &VIEW_OPTIONS),
         };
         let options = WithOptions::new(text, &statement.options, owner, known, errors);
-        let topic = topic(&options, text, errors)
+        let topic = resolve_topic(&options, text, errors)
             .unwrap_or_else(|| format!("millstream.{customer}.{}", name.value));
         let mut inputs: Vec<String> = Vec::new();
-        for reference in references(&statement.select) {
+        for reference in find_table_references(&statement.select) {
             if !inputs.contains(&reference.name) {
                 inputs.push(reference.name);
             }
@@ -112,10 +112,10 @@ impl Query {
             comment: statement.comment,
             kind,
             topic,
-            emit: emit(&options, text, errors),
+            emit: resolve_emit(&options, text, errors),
             allowed_lateness_us: options.duration("allowed_lateness", 0, errors).unwrap_or(0),
             ttl_us: options.duration("ttl", 1, errors),
-            start: start(&options, text, errors),
+            start: resolve_start(&options, text, errors),
             inputs,
             select: statement.select,
         };
@@ -123,65 +123,75 @@ impl Query {
     }
 }
 
-/// The name as created, or the file's.
-fn named(statement: &QueryStatement, text: &SqlText, errors: &mut Vec<Error>) -> Option<Word> {
+/// The name as created, or the stem of the file.
+fn resolve_name(
+    statement: &QueryStatement,
+    text: &SqlText,
+    errors: &mut Vec<Error>,
+) -> Option<SpannedText> {
     if let Some(name) = &statement.name {
-        identifier::relation(name, text, errors);
+        identifier::check_relation_name(name, text, errors);
         return Some(name.clone());
     }
     let stem = text.file.file_stem()?.to_string_lossy().into_owned();
-    let name = Word { value: stem, span: statement.span };
-    match identifier::objection(&name.value) {
+    let name = SpannedText { value: stem, span: statement.span };
+    match identifier::violated_rule(&name.value) {
         Some(rule) => {
-            let message = format!("the file's name '{}' cannot be a query's", name.value);
+            let message = format!("the file name '{}' is not a valid query name", name.value);
             let hint = format!("{rule}: rename the file, or write CREATE STREAM name AS SELECT");
             errors.push(text.error(name.span, message).hint(hint));
         }
-        None => identifier::relation(&name, text, errors),
+        None => identifier::check_relation_name(&name, text, errors),
     }
     Some(name)
 }
 
-fn topic(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Option<String> {
+fn resolve_topic(
+    options: &WithOptions<'_>,
+    text: &SqlText,
+    errors: &mut Vec<Error>,
+) -> Option<String> {
     let value = options.get("topic")?;
-    if let Some(problem) = topic_objection(&value.value) {
+    if let Some(problem) = topic_name_error(&value.value) {
         errors.push(text.error(value.span, problem));
     }
     Some(value.value.clone())
 }
 
-/// 'earliest' or 'latest'.
-fn start(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> QueryStart {
+/// The option `start`: 'earliest' or 'latest'.
+fn resolve_start(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> QueryStart {
     let Some(value) = options.get("start") else { return QueryStart::Latest };
     match value.value.to_lowercase().as_str() {
         "earliest" => QueryStart::Earliest,
         "latest" => QueryStart::Latest,
         _ => {
-            let message = format!("'{}' is no start of a query", value.value);
+            let message = format!("'{}' is not a valid start of a query", value.value);
             errors.push(text.error(value.span, message).hint(
-                "'earliest' or 'latest'; for a time: 'earliest', and WHERE event time >= that time",
+                "use 'earliest' or 'latest'; to start at a time, use 'earliest' and WHERE event_time >= ...",
             ));
             QueryStart::Latest
         }
     }
 }
 
-/// 'final' or 'every 60 seconds'.
-fn emit(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Emit {
+/// The option `emit`: 'final' or, for example, 'every 60 seconds'.
+fn resolve_emit(options: &WithOptions<'_>, text: &SqlText, errors: &mut Vec<Error>) -> Emit {
     let Some(value) = options.get("emit") else { return Emit::Final };
     let words = value.value.trim().to_lowercase();
     if words == "final" {
         return Emit::Final;
     }
     let Some(interval) = words.strip_prefix("every ") else {
-        let message = format!("'{}' is no way to emit", value.value);
-        errors.push(text.error(value.span, message).hint("'final' or e.g. 'every 60 seconds'"));
+        let message = format!("'{}' is not a valid value of 'emit'", value.value);
+        errors.push(
+            text.error(value.span, message).hint("use 'final' or, for example, 'every 60 seconds'"),
+        );
         return Emit::Final;
     };
     match duration::parse(interval) {
         Ok(micros) if micros > 0 => return Emit::Every(micros),
-        Ok(_) => errors.push(text.error(value.span, "'emit' must be longer than that")),
-        Err(error) => errors.push(as_sql(error, text, value)),
+        Ok(_) => errors.push(text.error(value.span, "'emit' must be greater than zero")),
+        Err(error) => errors.push(error_at_value(error, text, value)),
     }
     Emit::Final
 }

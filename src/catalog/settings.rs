@@ -1,29 +1,29 @@
-//! `SET millstream.key = value`: what holds for a whole customer.
+//! The settings of a customer: `SET millstream.key = value`.
 
 use chrono_tz::{TZ_VARIANTS, Tz};
 
 use crate::catalog::duration::{self, parse_bytes};
 use crate::catalog::sql_text::SqlText;
-use crate::catalog::statement::{SetStatement, Word};
+use crate::catalog::statement::{SetStatement, SpannedText};
 use crate::catalog::suggestion;
-use crate::catalog::with_options::as_sql;
+use crate::catalog::with_options::error_at_value;
 use crate::error::Error;
 
 const PREFIX: &str = "millstream.";
 const KNOWN: [&str; 3] =
     ["millstream.timezone", "millstream.commit_interval", "millstream.memory_limit"];
 
-/// The settings of a customer; `None`: the engine's default.
+/// The settings of a customer; `None` selects the default of the engine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CustomerSettings {
-    /// Shortest time between two commits, in milliseconds.
+    /// The shortest time between two commits, in milliseconds.
     pub commit_interval_ms: Option<u64>,
-    /// How much memory the customer's state may take before it spills, in bytes.
+    /// The most memory for the state of the customer, in bytes; state beyond it spills to disk.
     pub memory_limit_bytes: Option<u64>,
 }
 
-/// Reads the SET statements of a schema file. Without a time zone, the zone is UTC.
-pub(super) fn resolve(
+/// Checks the SET statements of a schema file. The default time zone is UTC.
+pub(super) fn resolve_settings(
     sets: &[SetStatement],
     text: &SqlText,
     errors: &mut Vec<Error>,
@@ -35,19 +35,21 @@ pub(super) fn resolve(
         }
         match key.value.as_str() {
             "millstream.timezone" => {
-                zone = time_zone(value, text, errors).unwrap_or(zone);
+                zone = parse_time_zone(value, text, errors).unwrap_or(zone);
             }
             "millstream.commit_interval" => {
-                settings.commit_interval_ms = commit_interval(value, text, errors);
+                settings.commit_interval_ms = parse_commit_interval(value, text, errors);
             }
             "millstream.memory_limit" => match parse_bytes(&value.value) {
                 Ok(bytes) => settings.memory_limit_bytes = Some(bytes),
-                Err(error) => errors.push(as_sql(error, text, value)),
+                Err(error) => errors.push(error_at_value(error, text, value)),
             },
             other => {
-                let full =
-                    if other.contains('.') { other.to_owned() } else { format!("{PREFIX}{other}") };
-                let hint = suggestion::suggest_or_list(&full, "settings", KNOWN);
+                let qualified = match other.contains('.') {
+                    true => other.to_owned(),
+                    false => format!("{PREFIX}{other}"),
+                };
+                let hint = suggestion::suggest_or_list(&qualified, "settings", KNOWN);
                 errors.push(text.error(key.span, format!("unknown setting '{other}'")).hint(hint));
             }
         }
@@ -55,28 +57,32 @@ pub(super) fn resolve(
     (zone, settings)
 }
 
-fn commit_interval(value: &Word, text: &SqlText, errors: &mut Vec<Error>) -> Option<u64> {
+fn parse_commit_interval(
+    value: &SpannedText,
+    text: &SqlText,
+    errors: &mut Vec<Error>,
+) -> Option<u64> {
     match duration::parse(&value.value) {
         Ok(micros) if micros >= 1_000 && micros % 1_000 == 0 => u64::try_from(micros / 1_000).ok(),
         Ok(_) => {
             errors.push(
-                text.error(value.span, "a commit interval has whole milliseconds, at least 1"),
+                text.error(value.span, "a commit interval must be a whole number of milliseconds"),
             );
             None
         }
         Err(error) => {
-            errors.push(as_sql(error, text, value));
+            errors.push(error_at_value(error, text, value));
             None
         }
     }
 }
 
-fn time_zone(value: &Word, text: &SqlText, errors: &mut Vec<Error>) -> Option<Tz> {
+fn parse_time_zone(value: &SpannedText, text: &SqlText, errors: &mut Vec<Error>) -> Option<Tz> {
     let zone = value.value.parse::<Tz>();
     if zone.is_err() {
         let names = TZ_VARIANTS.iter().map(|zone| zone.name());
         let hint = suggestion::find_nearest(&value.value, names).map_or_else(
-            || "use a name of the IANA database, e.g. 'Europe/Helsinki'".to_owned(),
+            || "use a name of the IANA time zone database, e.g. 'Europe/Helsinki'".to_owned(),
             |known| format!("did you mean '{known}'?"),
         );
         errors.push(

@@ -1,9 +1,13 @@
-//! "Did you mean ...": the known word that is nearest to a misspelt one.
+//! Hints for a misspelt word: "did you mean ...", or the list of known words.
 
-/// How many names a hint lists.
-const NAMES_IN_A_HINT: usize = 12;
+use strsim::osa_distance;
 
-/// The nearest of `known` to `word`, if it is near enough to be meant.
+/// The most names that [`suggest`] lists.
+const MAX_LISTED: usize = 12;
+
+/// The word of `known` with the smallest edit distance to `word`, ignoring case. `None` if the
+/// smallest distance exceeds a third of the length of `word`. An edit inserts, deletes or replaces
+/// a character, or swaps two neighbours (optimal string alignment distance).
 pub(crate) fn find_nearest<'a>(
     word: &str,
     known: impl IntoIterator<Item = &'a str>,
@@ -11,13 +15,14 @@ pub(crate) fn find_nearest<'a>(
     let word = word.to_lowercase();
     let limit = (word.chars().count() / 3).max(1);
     (known.into_iter())
-        .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
+        .map(|candidate| (osa_distance(&word, &candidate.to_lowercase()), candidate))
         .filter(|&(distance, _)| distance <= limit)
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }
 
-/// "did you mean 'x'?" or, when nothing is near, the whole list.
+/// A hint "did you mean 'x'?", or the list of all known words if none is close to `word`. `what` is
+/// the plural noun for the words.
 pub(crate) fn suggest_or_list<'a>(
     word: &str,
     what: &str,
@@ -26,46 +31,25 @@ pub(crate) fn suggest_or_list<'a>(
     let known: Vec<&str> = known.into_iter().collect();
     match find_nearest(word, known.iter().copied()) {
         Some(candidate) => format!("did you mean '{candidate}'?"),
-        None if known.is_empty() => format!("there are no {what} here"),
+        None if known.is_empty() => format!("no {what} are declared"),
         None => format!("{what}: {}", known.join(", ")),
     }
 }
 
-/// "did you mean 'x'?" or, when nothing is near, what there is; nothing where there is nothing.
+/// A hint "did you mean 'x'?", or the first known words if none is close to `word`. `None` if
+/// `known` is empty.
 pub(crate) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let mut known: Vec<&str> = known.into_iter().collect();
     if let Some(candidate) = find_nearest(word, known.iter().copied()) {
         return Some(format!("did you mean '{candidate}'?"));
     }
-    let more = known.len().saturating_sub(NAMES_IN_A_HINT);
-    known.truncate(NAMES_IN_A_HINT);
+    let more = known.len().saturating_sub(MAX_LISTED);
+    known.truncate(MAX_LISTED);
     match (known.join(", "), more) {
         (_, _) if known.is_empty() => None,
-        (list, 0) => Some(format!("there are: {list}")),
-        (list, more) => Some(format!("there are: {list} and {more} more")),
+        (list, 0) => Some(format!("available: {list}")),
+        (list, more) => Some(format!("available: {list} and {more} more")),
     }
-}
-
-/// Edits (insert, delete, replace, swap of neighbours) that turn `a` into `b`: the optimal string
-/// alignment distance.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for i in 0..=a.len() {
-        for j in 0..=b.len() {
-            rows[i][j] = if i == 0 || j == 0 {
-                i + j
-            } else {
-                let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-                let mut least = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
-                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                    least = least.min(rows[i - 2][j - 2] + 1);
-                }
-                least
-            };
-        }
-    }
-    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
@@ -73,14 +57,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_words() {
+    fn suggestions_for_misspelt_words() {
         let known = ["topics", "topic_pattern", "format", "start"];
         assert_eq!(find_nearest("topic", known), Some("topics"));
         assert_eq!(find_nearest("Tpoics", known), Some("topics"));
         assert_eq!(find_nearest("fromat", known), Some("format"));
         assert_eq!(find_nearest("whatever", known), None);
         assert_eq!(suggest_or_list("xyz", "options", ["a", "b"]), "options: a, b");
-        assert_eq!(suggest("xyz", ["a", "b"]).as_deref(), Some("there are: a, b"));
+        assert_eq!(suggest("xyz", ["a", "b"]).as_deref(), Some("available: a, b"));
         assert_eq!(suggest("xyz", []), None);
         let many: Vec<String> = (0..14).map(|n| format!("column_{n}")).collect();
         let hint = suggest("xyz", many.iter().map(String::as_str)).unwrap();

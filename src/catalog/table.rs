@@ -1,4 +1,4 @@
-//! Reference tables: files that queries join with.
+//! Reference tables: local files that queries join with.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,26 +13,26 @@ use crate::catalog::with_options::WithOptions;
 use crate::catalog::{identifier, suggestion};
 use crate::error::{Error, Place};
 
-/// What a CSV file can be said to be; history and the pipeline read it alike.
+/// The options of a CSV table.
 const CSV_OPTIONS: [&str; 2] = ["format.has_header", "format.delimiter"];
 
 /// A reference table as declared by CREATE EXTERNAL TABLE.
 #[derive(Debug, Clone)]
 pub struct Table {
-    /// Its name in SQL.
+    /// The name in SQL.
     pub name: String,
-    /// How the file is encoded.
+    /// The encoding of the file.
     pub format: TableFormat,
-    /// The file, relative to the catalog's root.
+    /// The path of the file, relative to the root of the catalog.
     pub location: PathBuf,
-    /// The declared columns; `None`: as the file has them (always, for Parquet).
+    /// The declared columns; `None` means those of the file, which always holds for Parquet.
     pub columns: Option<SchemaRef>,
-    /// DataFusion's format options: `format.has_header` (true or false) and `format.delimiter` (one
-    /// ASCII character).
+    /// The format options of DataFusion: `format.has_header` (true or false) and `format.delimiter`
+    /// (one ASCII character).
     pub options: Vec<(String, String)>,
-    /// Where its name stands.
+    /// The place of its name.
     pub place: Place,
-    /// Where its location stands.
+    /// The place of its location.
     pub location_place: Place,
 }
 
@@ -46,7 +46,7 @@ pub enum TableFormat {
 }
 
 impl Table {
-    /// Checks a CREATE EXTERNAL TABLE; `None` when `errors` say why there is no table.
+    /// Checks a CREATE EXTERNAL TABLE. Returns `None` after adding to `errors`.
     pub(super) fn from_statement(
         mut statement: TableStatement,
         text: &SqlText,
@@ -54,7 +54,7 @@ impl Table {
         errors: &mut Vec<Error>,
     ) -> Option<Self> {
         let before = errors.len();
-        identifier::relation(&statement.name, text, errors);
+        identifier::check_relation_name(&statement.name, text, errors);
         let format = match statement.format.value.as_str() {
             "csv" => Some(TableFormat::Csv),
             "parquet" => Some(TableFormat::Parquet),
@@ -74,22 +74,23 @@ impl Table {
             }
         }
         match format {
-            Some(TableFormat::Csv) => csv_options(&statement, text, errors),
+            Some(TableFormat::Csv) => check_csv_options(&statement, text, errors),
             Some(TableFormat::Parquet) => {
                 WithOptions::new(text, &statement.options, "a Parquet table", &[], errors);
                 if let Some(column) = statement.columns.first() {
-                    let message = "a Parquet file says itself which columns it has";
-                    errors.push(text.error(column.name.span, message).hint("leave out the list"));
+                    let message = "the columns of a Parquet table are those of its file";
+                    errors
+                        .push(text.error(column.name.span, message).hint("remove the column list"));
                 }
             }
             None => {}
         }
         let location = PathBuf::from(&statement.location.value);
         if statement.location.value.contains("://") {
-            let message = "a table's location is a path of this machine";
+            let message = "the location of a table must be a local path";
             errors.push(text.error(statement.location.span, message));
         }
-        let columns = columns(&statement.columns, text, zone, errors);
+        let columns = resolve_columns(&statement.columns, text, zone, errors);
         let table = Self {
             place: text.place(statement.name.span),
             location_place: text.place(statement.location.span),
@@ -105,23 +106,24 @@ impl Table {
     }
 }
 
-fn csv_options(statement: &TableStatement, text: &SqlText, errors: &mut Vec<Error>) {
+fn check_csv_options(statement: &TableStatement, text: &SqlText, errors: &mut Vec<Error>) {
     let options = WithOptions::new(text, &statement.options, "a CSV table", &CSV_OPTIONS, errors);
     if let Some(header) = options.get("format.has_header")
         && !matches!(header.value.as_str(), "true" | "false")
     {
-        let message = format!("'format.has_header' is true or false, not '{}'", header.value);
+        let message = format!("'format.has_header' must be true or false, not '{}'", header.value);
         errors.push(text.error(header.span, message));
     }
     if let Some(delimiter) = options.get("format.delimiter")
         && !(delimiter.value.len() == 1 && delimiter.value.is_ascii())
     {
-        let message = format!("'{}' is no delimiter: one ASCII character", delimiter.value);
+        let message =
+            format!("'{}' is not a valid delimiter: use one ASCII character", delimiter.value);
         errors.push(text.error(delimiter.span, message));
     }
 }
 
-fn columns(
+fn resolve_columns(
     clauses: &[ColumnClause],
     text: &SqlText,
     zone: Tz,
@@ -135,8 +137,11 @@ fn columns(
                 .push(text.error(name.span, format!("column '{}' is declared twice", name.value)));
         }
         if !matches!(clause.source, SourceClause::Payload) {
-            let message = format!("column '{}' of a table comes from its file", name.value);
-            errors.push(text.error(name.span, message).hint("write name, type and NOT NULL only"));
+            let message = format!(
+                "column '{}' of a table cannot have AS, METADATA FROM or FORMAT",
+                name.value
+            );
+            errors.push(text.error(name.span, message).hint("write only name, type and NOT NULL"));
         }
         match arrow_type(&clause.sql_type, zone) {
             Ok(data_type) => {

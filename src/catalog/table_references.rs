@@ -1,5 +1,5 @@
-//! Which relations a query reads: those in FROM, at any depth, that are no common table
-//! expression; and the first argument of a window function.
+//! Finds the relations that a query reads: those in FROM at any depth, except common table
+//! expressions, and the first argument of each window function.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -11,33 +11,33 @@ use datafusion::sql::sqlparser::tokenizer::Span;
 
 use crate::catalog::ast_visitor::{QueryVisitor, visit_query};
 use crate::catalog::sql_text::WINDOW_FUNCTIONS;
-use crate::catalog::statement::folded;
+use crate::catalog::statement::fold_identifier;
 
-/// One mention of a relation.
+/// One reference to a relation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Reference {
-    /// Folded; the parts of a qualified name joined by dots.
+pub(super) struct TableReference {
+    /// The name in DataFusion's case; the parts of a qualified name are joined by dots.
     pub name: String,
     pub span: Span,
 }
 
-/// All mentions in `query`, in textual order as far as the tree keeps it.
-pub(super) fn references(query: &ast::Query) -> Vec<Reference> {
-    let mut collector = Collector::default();
+/// Finds all references in `query`, in the order of the text as far as the syntax tree preserves it.
+pub(super) fn find_table_references(query: &ast::Query) -> Vec<TableReference> {
+    let mut collector = ReferenceCollector::default();
     visit_query(query, &mut collector);
     collector.found
 }
 
-/// Walks the tree. A WITH clause is taken apart by hand, for each of its queries sees only the
+/// Collects references. A WITH clause is walked explicitly, because each of its queries sees only the
 /// names before its own (all of them with RECURSIVE); the visitor then skips these queries.
 #[derive(Default)]
-struct Collector {
-    found: Vec<Reference>,
-    /// Names hidden by common table expressions, one set a level.
-    hidden: Vec<HashSet<String>>,
-    /// Addresses of the queries that were walked by hand.
+struct ReferenceCollector {
+    found: Vec<TableReference>,
+    /// The names of common table expressions in scope, one set per nesting level.
+    cte_names: Vec<HashSet<String>>,
+    /// The addresses of the queries that were walked explicitly.
     walked: HashSet<usize>,
-    /// How many walked queries enclose the present node.
+    /// The number of queries in `walked` that enclose the current node.
     skipping: usize,
 }
 
@@ -45,60 +45,63 @@ fn address(query: &ast::Query) -> usize {
     std::ptr::from_ref(query).addr()
 }
 
-fn fold(ident: &Ident) -> String {
-    folded(&ident.value, ident.quote_style)
+fn name_of(ident: &Ident) -> String {
+    fold_identifier(&ident.value, ident.quote_style)
 }
 
-fn whole_name(name: &ObjectName) -> String {
-    name.0.iter().filter_map(|part| part.as_ident()).map(fold).collect::<Vec<_>>().join(".")
+fn qualified_name(name: &ObjectName) -> String {
+    name.0.iter().filter_map(|part| part.as_ident()).map(name_of).collect::<Vec<_>>().join(".")
 }
 
-impl Collector {
-    fn mention(&mut self, name: String, span: Span) {
-        if !self.hidden.iter().any(|level| level.contains(&name)) {
-            self.found.push(Reference { name, span });
+impl ReferenceCollector {
+    fn add_reference(&mut self, name: String, span: Span) {
+        if !self.cte_names.iter().any(|level| level.contains(&name)) {
+            self.found.push(TableReference { name, span });
         }
     }
 
-    fn with_clause(&mut self, with: &ast::With) {
-        let all = with.cte_tables.iter().map(|cte| fold(&cte.alias.name));
-        self.hidden.push(if with.recursive { all.collect() } else { HashSet::new() });
+    fn visit_with_clause(&mut self, with: &ast::With) {
+        let all = with.cte_tables.iter().map(|cte| name_of(&cte.alias.name));
+        self.cte_names.push(if with.recursive { all.collect() } else { HashSet::new() });
         for cte in &with.cte_tables {
             visit_query(&cte.query, self);
             self.walked.insert(address(&cte.query));
-            if let Some(level) = self.hidden.last_mut() {
-                level.insert(fold(&cte.alias.name));
+            if let Some(level) = self.cte_names.last_mut() {
+                level.insert(name_of(&cte.alias.name));
             }
         }
     }
 
-    fn table_function(&mut self, name: &ObjectName, args: &[FunctionArg]) {
-        if !WINDOW_FUNCTIONS.contains(&whole_name(name).as_str()) {
+    fn visit_table_function(&mut self, name: &ObjectName, args: &[FunctionArg]) {
+        if !WINDOW_FUNCTIONS.contains(&qualified_name(name).as_str()) {
             return;
         }
         match args.first() {
             Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Identifier(ident)))) => {
-                self.mention(fold(ident), ident.span);
+                self.add_reference(name_of(ident), ident.span);
             }
             Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(
                 expr @ Expr::CompoundIdentifier(parts),
             ))) => {
-                self.mention(parts.iter().map(fold).collect::<Vec<_>>().join("."), expr.span());
+                self.add_reference(
+                    parts.iter().map(name_of).collect::<Vec<_>>().join("."),
+                    expr.span(),
+                );
             }
             _ => {}
         }
     }
 }
 
-impl QueryVisitor for Collector {
+impl QueryVisitor for ReferenceCollector {
     fn query(&mut self, query: &ast::Query) -> ControlFlow<Span> {
         if self.skipping > 0 || self.walked.contains(&address(query)) {
             self.skipping += 1;
             return ControlFlow::Continue(());
         }
         match &query.with {
-            Some(with) => self.with_clause(with),
-            None => self.hidden.push(HashSet::new()),
+            Some(with) => self.visit_with_clause(with),
+            None => self.cte_names.push(HashSet::new()),
         }
         ControlFlow::Continue(())
     }
@@ -107,7 +110,7 @@ impl QueryVisitor for Collector {
         if self.skipping > 0 {
             self.skipping -= 1;
         } else {
-            self.hidden.pop();
+            self.cte_names.pop();
         }
         ControlFlow::Continue(())
     }
@@ -117,8 +120,8 @@ impl QueryVisitor for Collector {
             && let TableFactor::Table { name, args, .. } = factor
         {
             match args {
-                None => self.mention(whole_name(name), name.span()),
-                Some(args) => self.table_function(name, &args.args),
+                None => self.add_reference(qualified_name(name), name.span()),
+                Some(args) => self.visit_table_function(name, &args.args),
             }
         }
         ControlFlow::Continue(())
@@ -133,11 +136,11 @@ mod tests {
 
     fn names(sql: &str) -> Vec<String> {
         let query = crate::catalog::parse_query(Path::new("q.sql"), sql).unwrap();
-        references(&query).into_iter().map(|reference| reference.name).collect()
+        find_table_references(&query).into_iter().map(|reference| reference.name).collect()
     }
 
     #[test]
-    fn at_any_depth() {
+    fn references_at_any_depth() {
         assert_eq!(
             names(
                 "SELECT * FROM a JOIN B ON a.x IN (SELECT y FROM c) \
@@ -149,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn window_functions_read_their_first_argument() {
+    fn the_first_argument_of_a_window_function_is_a_reference() {
         let sql = "SELECT * FROM TUMBLE(TABLE Positions, DESCRIPTOR(ts), INTERVAL '1' DAY) \
                    JOIN hop(s.visits, DESCRIPTOR(ts), INTERVAL '1' HOUR, INTERVAL '2' HOUR) ON true";
         assert_eq!(names(sql), ["positions", "s.visits"]);
@@ -160,10 +163,10 @@ mod tests {
     }
 
     #[test]
-    fn common_table_expressions_hide_names_after_themselves() {
+    fn common_table_expressions_shadow_later_references() {
         let sql =
             "WITH a AS (SELECT * FROM a), b AS (SELECT * FROM a JOIN c ON true) SELECT * FROM b";
-        assert_eq!(names(sql), ["a", "c"], "the first a is the outer one");
+        assert_eq!(names(sql), ["a", "c"], "the first a is the relation");
         assert_eq!(names("SELECT * FROM (WITH t AS (SELECT 1) SELECT * FROM t) u, t"), ["t"]);
         assert_eq!(names("WITH t AS (SELECT 1) SELECT (SELECT max(x) FROM t) FROM u"), ["u"]);
         let recursive = "WITH RECURSIVE r AS (SELECT 1 UNION ALL SELECT * FROM r) SELECT * FROM r";

@@ -1,20 +1,20 @@
-//! The values of WITH and SET: every key known, none twice, each value of its own kind.
+//! Typed access to the options of WITH and OPTIONS clauses. Every key must be known and given once.
 
 use crate::catalog::duration;
 use crate::catalog::sql_text::SqlText;
-use crate::catalog::statement::{OptionClause, Word};
+use crate::catalog::statement::{OptionClause, SpannedText};
 use crate::catalog::suggestion;
 use crate::error::Error;
 use crate::time::Micros;
 
-/// A checked WITH list. Taking a value reports what is wrong with it.
+/// A list of options whose keys are checked. Reading a value checks the value.
 pub(super) struct WithOptions<'a> {
     text: &'a SqlText,
     clauses: &'a [OptionClause],
 }
 
 impl<'a> WithOptions<'a> {
-    /// Reports unknown keys and keys given twice. `owner` is the statement's kind, for messages.
+    /// Reports unknown keys and keys given twice. `owner` names the statement in messages.
     pub fn new(
         text: &'a SqlText,
         clauses: &'a [OptionClause],
@@ -36,36 +36,37 @@ impl<'a> WithOptions<'a> {
         Self { text, clauses }
     }
 
-    /// The value of `key`, unchecked.
-    pub fn get(&self, key: &str) -> Option<&'a Word> {
+    /// The unchecked value of `key`.
+    pub fn get(&self, key: &str) -> Option<&'a SpannedText> {
         self.clauses.iter().find(|clause| clause.key.value == key).map(|clause| &clause.value)
     }
 
-    /// A duration of at least `least`.
-    pub fn duration(&self, key: &str, least: Micros, errors: &mut Vec<Error>) -> Option<Micros> {
+    /// The value of `key` as a duration of at least `min`, which is 0 or 1 µs.
+    pub fn duration(&self, key: &str, min: Micros, errors: &mut Vec<Error>) -> Option<Micros> {
         let value = self.get(key)?;
         match duration::parse(&value.value) {
-            Ok(micros) if micros >= least => Some(micros),
+            Ok(micros) if micros >= min => Some(micros),
             Ok(_) => {
-                errors
-                    .push(self.text.error(value.span, format!("'{key}' must be longer than that")));
+                errors.push(
+                    self.text.error(value.span, format!("'{key}' must be greater than zero")),
+                );
                 None
             }
             Err(error) => {
-                errors.push(as_sql(error, self.text, value));
+                errors.push(error_at_value(error, self.text, value));
                 None
             }
         }
     }
 
-    /// 'on' or 'off' (also true and false).
+    /// The value of `key` as a switch: 'on' or 'true', 'off' or 'false'.
     pub fn switch(&self, key: &str, errors: &mut Vec<Error>) -> Option<bool> {
         let value = self.get(key)?;
         match value.value.to_lowercase().as_str() {
             "on" | "true" => Some(true),
             "off" | "false" => Some(false),
             _ => {
-                let message = format!("'{key}' is 'on' or 'off', not '{}'", value.value);
+                let message = format!("'{key}' must be 'on' or 'off', not '{}'", value.value);
                 errors.push(self.text.error(value.span, message));
                 None
             }
@@ -73,8 +74,8 @@ impl<'a> WithOptions<'a> {
     }
 }
 
-/// Gives the error of a value (a duration, a size) its place in the file.
-pub(super) fn as_sql(error: Error, text: &SqlText, value: &Word) -> Error {
+/// Converts the error of a value (a duration, a size) to an error at the place of the value.
+pub(super) fn error_at_value(error: Error, text: &SqlText, value: &SpannedText) -> Error {
     let placed = text.error(value.span, error.message);
     match error.hint {
         Some(hint) => placed.hint(hint),

@@ -1,4 +1,6 @@
-//! Where snapshots and history lie: folders of this machine. In tests they can fail on purpose.
+//! The object store of snapshots and history: a local folder, with a time limit for each request.
+//!
+//! Tests replace the store of a folder by one that fails on purpose (`tests::faulty_store`).
 
 use std::future::Future;
 use std::path::Path;
@@ -13,14 +15,14 @@ use crate::{Error, Kind, Result};
 #[cfg(test)]
 pub mod tests;
 
-/// A store that says nothing for so long is taken for one that failed: what was asked of it may
-/// be done or not.
-const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
+/// The time limit of one request. The outcome of a request that exceeds it is unknown: the store
+/// may or may not have executed it.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 
-/// The store of a folder, which must exist.
+/// Opens the store of `folder`, which must exist.
 ///
 /// # Errors
-/// There is no such folder.
+/// The folder does not exist.
 pub fn open_local(folder: &Path) -> object_store::Result<Arc<dyn ObjectStore>> {
     let store = LocalFileSystem::new_with_prefix(folder)?.with_automatic_cleanup(true);
     #[cfg(test)]
@@ -30,15 +32,16 @@ pub fn open_local(folder: &Path) -> object_store::Result<Arc<dyn ObjectStore>> {
     Ok(Arc::new(store))
 }
 
-/// What `asked` gives, if it comes in time.
+/// Waits for the result of `request`, up to a time limit.
 ///
 /// # Errors
-/// It does not: the store hangs.
-pub async fn with_timeout<T>(asked: impl Future<Output = T>) -> Result<T> {
-    let answer = tokio::time::timeout(PATIENCE, asked).await;
-    answer.map_err(|_| {
-        let message = format!("the disk has not answered for {} s", PATIENCE.as_secs());
+/// [`Kind::Storage`] if the limit is exceeded; the outcome of the request is then unknown.
+pub async fn with_timeout<T>(request: impl Future<Output = T>) -> Result<T> {
+    let result = tokio::time::timeout(REQUEST_TIMEOUT, request).await;
+    result.map_err(|_| {
+        let seconds = REQUEST_TIMEOUT.as_secs();
+        let message = format!("storage request timed out after {seconds} s");
         Error::new(Kind::Storage, message)
-            .hint("look at the disk, or the network share, of --data-dir")
+            .hint("check the disk or network share that holds --data-dir")
     })
 }

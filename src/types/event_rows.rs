@@ -1,11 +1,12 @@
-//! Decoded events with the place in Kafka that each came from, as history stores them.
+//! Decoded rows with the Kafka offset of each, in the form that history stores.
 
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
-/// A stream's columns and where each row came from.
+/// The columns of a stream, followed by `_topic`, `_partition`, `_offset` and `_position` (the
+/// index of the row inside its record).
 pub fn event_schema(stream: &SchemaRef) -> SchemaRef {
     let mut fields: Vec<_> = stream.fields().iter().cloned().collect();
     fields.push(Arc::new(Field::new("_topic", DataType::Utf8, false)));
@@ -15,18 +16,18 @@ pub fn event_schema(stream: &SchemaRef) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// Decoded rows of one chunk, for the stream's history.
+/// The decoded rows of one chunk, to be appended to the history of a stream.
 pub struct HistoryRows {
-    /// The stream.
+    /// The name of the stream.
     pub stream: String,
     /// The topic.
     pub topic: Arc<str>,
     /// The partition.
     pub partition: i32,
-    /// The stream's columns, then `_topic`, `_partition`, `_offset`, `_position`.
+    /// The rows; the columns are those of [`event_schema`].
     pub rows: RecordBatch,
-    /// The position after the chunk.
+    /// The offset that follows the chunk.
     pub next_offset: i64,
-    /// Size of the chunk that the rows were decoded from, which is about theirs.
+    /// The size in bytes of the encoded chunk, an estimate of the size of `rows`.
     pub bytes: usize,
 }

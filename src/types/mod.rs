@@ -1,4 +1,4 @@
-//! Types that several stages share.
+//! Types that several stages share; they depend on nothing but `error` and `time`.
 
 mod event_rows;
 mod out_record;

@@ -1,22 +1,23 @@
-//! A Kafka record that is to be written.
+//! A Kafka record to be produced.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// A record to write.
+/// A Kafka record to be produced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutRecord {
     /// The topic.
     pub topic: Arc<str>,
-    /// The partition; `None`: by hash of the key, as Java's clients do, or any if there is none.
+    /// The partition. `None` selects it by the murmur2 hash of the key, as Kafka's Java client
+    /// does, or arbitrarily for a record without a key.
     pub partition: Option<i32>,
     /// The key.
     pub key: Option<Bytes>,
-    /// The value; `None` is a tombstone.
+    /// The value; `None` makes the record a tombstone.
     pub value: Option<Bytes>,
     /// Headers, in order.
     pub headers: Vec<(String, Option<Bytes>)>,
-    /// Milliseconds since the epoch; `None`: now.
+    /// The timestamp in milliseconds since the Unix epoch; `None` is the time of sending.
     pub timestamp_ms: Option<i64>,
 }

@@ -1,22 +1,23 @@
-//! How far a source partition has been read.
+//! The progress of a source partition.
 
 use serde::{Deserialize, Serialize};
 
-/// Where a partition stood, and its account so far.
+/// The position in a source partition and the counts that reconcile it: `offset - joined` equals
+/// records plus gaps, and each record was decoded, rejected or a tombstone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourcePosition {
-    /// The next offset to be read.
+    /// The next offset to read.
     pub offset: i64,
-    /// The first offset that was read: where the partition joined.
+    /// The first offset that was read.
     #[serde(default)]
     pub joined: i64,
-    /// Rows decoded from it since it joined.
+    /// Rows decoded since `joined`.
     pub decoded: u64,
-    /// Messages rejected by the decoder, the computed columns or the event-time rule.
+    /// Messages rejected by the decoder, a computed column or the event-time checks.
     pub rejected: u64,
-    /// Records without a value.
+    /// Records without a value (tombstones).
     pub tombstones: u64,
-    /// Offsets that were passed over since it joined, for Kafka no longer had them.
+    /// Offsets skipped since `joined` because Kafka had already deleted them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
 }

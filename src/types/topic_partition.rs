@@ -1,4 +1,4 @@
-//! A partition of a topic, as everything names it.
+//! The identity of a topic partition.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// One partition of a topic; "topic/partition" as text and in JSON.
+/// One partition of a topic, written `topic/partition` as text and in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicPartition {
     /// The topic.
     pub topic: Arc<str>,
-    /// The partition's number.
+    /// The number of the partition.
     pub partition: i32,
 }
 
@@ -34,7 +34,8 @@ impl FromStr for TopicPartition {
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = text.rsplit_once('/');
         let parsed = parts.and_then(|(topic, number)| Some((topic, number.parse().ok()?)));
-        let (topic, partition) = parsed.ok_or_else(|| format!("'{text}' is no partition"))?;
+        let (topic, partition) =
+            parsed.ok_or_else(|| format!("cannot parse '{text}' as topic/partition"))?;
         Ok(Self::new(topic, partition))
     }
 }

@@ -1,14 +1,17 @@
-//! How a query cuts time into windows.
+//! The windows that a query assigns rows to.
+//!
+//! The `Debug` text of these types is part of the fingerprint of a query. Renaming a type, variant
+//! or field changes it, and a deployed pipeline then refuses to continue.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::time::{DAY, HOUR};
 
-/// A hop that puts one row into more windows than this is a mistake in the query.
-const MOST_WINDOWS: i64 = 100_000;
+/// The most windows that one row may belong to; a hop beyond this is a mistake in the query.
+const MAX_WINDOWS_PER_ROW: i64 = 100_000;
 
-/// The length of a window: elapsed time or calendar periods.
+/// The length of a window, as elapsed time or as calendar periods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Size {
     /// Microseconds.
@@ -37,22 +40,23 @@ pub enum TruncUnit {
     Year,
 }
 
-/// How a query cuts time into windows.
+/// The window assigner of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum WindowSpec {
-    /// Windows of `size` side by side, shifted by `offset_us`.
+    /// Contiguous windows of `size`, shifted by `offset_us`.
     Tumble { size: Size, offset_us: i64 },
-    /// A window of `size` from every `slide` on.
+    /// Windows of `size`, one starting every `slide`, shifted by `offset_us`.
     Hop { slide: Size, size: Size, offset_us: i64 },
-    /// DataFusion's `date_bin`: days are 24 hours and months are UTC's, counted from `origin`.
+    /// Windows of DataFusion's `date_bin`: days have 24 hours, months are those of UTC, both counted
+    /// from `origin` in microseconds.
     DateBin { stride: Size, origin: i64 },
-    /// DataFusion's `date_trunc` on the stream's zone.
+    /// Windows of DataFusion's `date_trunc` in the time zone of the stream.
     DateTrunc { unit: TruncUnit },
 }
 
 impl Size {
-    /// Its length in elapsed time, days as 24 hours and months as 31 days.
+    /// The length in microseconds, with days of 24 hours and months of 31 days.
     pub(crate) fn nominal_us(self) -> i64 {
         match self {
             Self::Fixed(us) => us,
@@ -62,7 +66,7 @@ impl Size {
         }
     }
 
-    /// Whether its windows end by the local clock rather than by elapsed time.
+    /// Whether window boundaries follow local time rather than elapsed time.
     pub(crate) fn is_local_time_aligned(self) -> bool {
         match self {
             Self::Fixed(us) => us > HOUR && DAY % us == 0,
@@ -70,7 +74,8 @@ impl Size {
         }
     }
 
-    /// No window of this size lasts longer than this, whatever the zone's clock does.
+    /// An upper bound in microseconds of the elapsed time of one window, across changes of the UTC
+    /// offset.
     pub(crate) fn max_length_us(self) -> i64 {
         match self {
             Self::Fixed(us) if self.is_local_time_aligned() => us + 2 * HOUR,
@@ -81,26 +86,29 @@ impl Size {
 }
 
 impl WindowSpec {
-    /// Whether rows can belong to several windows.
+    /// Whether a row can belong to several windows.
     pub fn overlaps(&self) -> bool {
         matches!(self, Self::Hop { slide, size, .. } if slide != size)
     }
 
-    /// Refuses sizes that are not positive, and hops of too many windows a row.
+    /// Checks that sizes are positive and that a row belongs to a limited number of windows.
+    ///
+    /// # Errors
+    /// [`Kind::Sql`](crate::error::Kind::Sql), without a place.
     pub fn validate(&self) -> Result<()> {
-        let positive = |size: &Size, what: &str| match size.nominal_us() > 0 {
+        let check_positive = |size: &Size, what: &str| match size.nominal_us() > 0 {
             true => Ok(()),
             false => Err(Error::sql(format!("the {what} of a window must be positive"))),
         };
         match self {
-            Self::Tumble { size, .. } => positive(size, "size"),
-            Self::DateBin { stride, .. } => positive(stride, "stride"),
+            Self::Tumble { size, .. } => check_positive(size, "size"),
+            Self::DateBin { stride, .. } => check_positive(stride, "stride"),
             Self::DateTrunc { .. } => Ok(()),
             Self::Hop { slide, size, .. } => {
-                positive(slide, "slide")?;
-                positive(size, "size")?;
+                check_positive(slide, "slide")?;
+                check_positive(size, "size")?;
                 let windows = size.nominal_us() / slide.nominal_us();
-                if windows > MOST_WINDOWS {
+                if windows > MAX_WINDOWS_PER_ROW {
                     let found = format!("every row would belong to {windows} windows");
                     return Err(Error::sql("the slide is too short for the size").detail(found));
                 }

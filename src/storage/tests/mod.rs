@@ -1,3 +1,3 @@
-//! Stores that fail on purpose, for the tests of other modules.
+//! An object store that fails on purpose, used by the tests of other modules.
 
 pub mod faulty_store;
