@@ -660,23 +660,23 @@ async fn mistakes_in_questions_are_plain() {
             "expected ), found FROM",
             "column 13 is not closed",
         ),
-        ("SELECT", "1:7", "found the end of the statement", "the statement is not complete"),
+        ("SELECT", "1:7", "found the end of the statement", "the statement is incomplete"),
         (
             "SELECT * FROM",
             "1:14",
             "found the end of the statement",
-            "the statement is not complete",
+            "the statement is incomplete",
         ),
         (
             "SELECT room FROM positions WHERE room = 'x",
             "1:41",
-            "this text is never closed",
+            "unterminated string",
             "closing '",
         ),
         (
             "SELECT room FROM positions GRUOP BY room",
             "1:28",
-            "'GRUOP' does not belong here",
+            "unexpected word 'GRUOP'",
             "GROUP BY?",
         ),
         (
@@ -700,7 +700,7 @@ async fn mistakes_in_questions_are_plain() {
         (
             "SELECT 1 FROM TUMBLE(TABLE positions, DESCRIPTOR(t), INTERVAL '1' DAY)",
             "1:15",
-            "TUMBLE is for query files",
+            "TUMBLE can be used only in query files",
             "date_bin",
         ),
         ("SELECT TOP 5 room FROM positions", "1:8", "TOP is not supported", ""),

@@ -709,9 +709,9 @@ fn what_cannot_be_streamed_is_refused_with_a_place_and_a_hint() {
     let cases: &[(&str, &[&str])] = &[
         (
             "SELECT nope FROM positions",
-            &["q.sql:1:8", "no column 'nope'", "hint: there are: person"],
+            &["q.sql:1:8", "no column 'nope'", "hint: available: person"],
         ),
-        ("SELECT person\nFROM nowhere", &["q.sql:2:6", "'nowhere'", "there are: positions, rooms"]),
+        ("SELECT person\nFROM nowhere", &["q.sql:2:6", "'nowhere'", "available: positions, rooms"]),
         ("SELECT person + room FROM positions WHERE steps = nofunc(1)", &["q.sql:1:51", "nofunc"]),
         (
             "SELECT person FROM SESSION(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)",
@@ -806,7 +806,7 @@ fn mistakes_are_told_in_sqls_words_at_their_own_word() {
             "SELECT p.room, r.zone FROM positions p JOIN rooms r ON p.room = r.room",
             "1:16",
             "no column 'r.zone'",
-            "there are: room, zone_name, allowed\n",
+            "available: room, zone_name, allowed\n",
         ),
         ("SELECT 'nope' AS x /* nope */, nope FROM positions", "1:32", "no column 'nope'", ""),
         (
