@@ -661,18 +661,8 @@ async fn mistakes_in_questions_are_plain() {
             "column 13 is not closed",
         ),
         ("SELECT", "1:7", "found the end of the statement", "the statement is incomplete"),
-        (
-            "SELECT * FROM",
-            "1:14",
-            "found the end of the statement",
-            "the statement is incomplete",
-        ),
-        (
-            "SELECT room FROM positions WHERE room = 'x",
-            "1:41",
-            "unterminated string",
-            "closing '",
-        ),
+        ("SELECT * FROM", "1:14", "found the end of the statement", "the statement is incomplete"),
+        ("SELECT room FROM positions WHERE room = 'x", "1:41", "unterminated string", "closing '"),
         (
             "SELECT room FROM positions GRUOP BY room",
             "1:28",
