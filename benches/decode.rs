@@ -1,7 +1,7 @@
-//! Decoding, in events a second on one core: `cargo bench --bench decode`. Records of several
-//! shapes are decoded by arrow-json too, from the same bytes by the same schema.
+//! Measures decoding in events per second on one core: `cargo bench --bench decode`. For comparison,
+//! arrow-json decodes records of several shapes from the same bytes with the same schema.
 //!
-//! Time is that of a core, see support/cpu_time.rs.
+//! Times are CPU times, see support/cpu_time.rs.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -21,7 +21,7 @@ use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group,
 use millstream::decode::{Decoder, Field, TimestampFormat};
 use millstream::source::chunk::{Chunk, Record};
 
-/// Events in a chunk: what one fetch of 1 MB holds, about.
+/// Events in a chunk: about as many as in one Fetch response of 1 MB.
 const EVENTS: usize = 10_000;
 
 fn chunk(message: impl Fn(usize) -> String) -> Chunk {
@@ -103,7 +103,7 @@ fn decode(criterion: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
-/// Each shape by us and by arrow-json: bytes a second, and the bytes of a record.
+/// Decodes each shape with Millstream and with arrow-json, in bytes per second.
 fn shapes(criterion: &mut Criterion<CpuTime>) {
     let plain = records::Kind {
         name: "84 bytes",
@@ -114,7 +114,7 @@ fn shapes(criterion: &mut Criterion<CpuTime>) {
         let lines: Vec<String> = (0..EVENTS / 5).map(make).collect();
         let chunk = lines_of(&lines);
         let bytes = chunk.bytes.len();
-        eprintln!("{name}: {} bytes a record", bytes / lines.len());
+        eprintln!("{name}: {} bytes per record", bytes / lines.len());
         let mut group = criterion.benchmark_group(format!("shape/{name}"));
         group.throughput(Throughput::Bytes(bytes as u64)).sampling_mode(SamplingMode::Flat);
         let mut decoder = Decoder::new(fields, Tz::UTC).unwrap();
@@ -143,7 +143,7 @@ fn shapes(criterion: &mut Criterion<CpuTime>) {
     }
 }
 
-/// A chunk in which each record is a line, as arrow-json wants them.
+/// A chunk in which each record is a line, as arrow-json expects.
 fn lines_of(lines: &[String]) -> Chunk {
     let mut chunk = chunk(|_| String::new());
     let mut bytes = Vec::new();

@@ -1,12 +1,12 @@
-//! One query at work, without decoding and without Kafka: `cargo bench --bench operator`.
+//! Measures one operator without decoding and without Kafka: `cargo bench --bench operator`.
 //!
-//! - `front`: filter and expressions on every batch, and the join with a reference table;
-//! - `partial`: front and partial aggregation of an epoch of batches, in rows a second of one core;
-//! - `close`: a window's closing plan, in groups a second;
-//! - `hop`: a day by minutes, in panes, against the same rows in one tumbling day;
+//! - `batch plan`: filters and expressions on every batch, and the join with a reference table;
+//! - `partial`: batch plan and partial aggregation of an epoch of batches, in rows per second of one core;
+//! - `close`: a window's final plan, in groups per second;
+//! - `hop`: a day by minutes, in panes, compared with the same rows in one tumbling day;
 //! - `shapes`: windows with a distinct count, from the first row to the last result.
 //!
-//! Time is that of a core, see support/cpu_time.rs.
+//! Times are CPU times, see support/cpu_time.rs.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -26,7 +26,7 @@ use millstream::time::{HOUR, MIN_TIME, MINUTE, Micros, SECOND};
 use millstream::window::{Operator, Rows};
 use tokio::runtime::Runtime;
 
-/// Rows of a batch: what one fetch of 1 MB decodes to, about.
+/// Rows of a batch: about as many as one Fetch response of 1 MB decodes to.
 const ROWS: usize = 10_000;
 /// Batches of an epoch.
 const BATCHES: usize = 10;
@@ -65,7 +65,7 @@ const HOP_BY_ROOM: &str =
   FROM HOP(TABLE positions, DESCRIPTOR(event_time), INTERVAL '60' SECOND, INTERVAL '4' HOUR)
   GROUP BY window_start, room";
 
-/// The plan of one query, from files as the engine reads them.
+/// Plans one query from project files, as the engine does.
 fn plan(sql: &str) -> Arc<QueryPlan> {
     let folder = tempfile::tempdir().unwrap();
     let write = |path: &str, text: &str| {
@@ -96,7 +96,7 @@ fn relations() -> Relations {
     Relations::from([("rooms".to_owned(), Arc::new(vec![rooms()]))])
 }
 
-/// A batch of events of `keys` people from `from` on, spread over `span`.
+/// A batch of events of `keys` people that start at `from` and are spread over `span`.
 fn batch(keys: usize, from: Micros, span: Micros, seed: usize) -> (RecordBatch, Vec<Micros>) {
     let mixed = |n: usize| (n + seed * ROWS).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
     let times: Vec<Micros> = (0..ROWS as i64).map(|n| from + span * n / ROWS as i64).collect();
@@ -117,7 +117,7 @@ fn operator(plan: &Arc<QueryPlan>) -> Operator {
     Operator::new(plan.clone(), chrono_tz::UTC).unwrap()
 }
 
-/// Pushes all batches and ends the epoch at `watermark`; gives how many rows came out.
+/// Pushes all batches and ends the epoch at `watermark`; returns the number of result rows.
 async fn epoch(
     operator: &mut Operator,
     batches: &[(RecordBatch, Vec<Micros>)],
@@ -135,9 +135,9 @@ async fn epoch(
     rows + emissions.iter().map(|e| e.result.as_ref().unwrap().upserts.num_rows()).sum::<usize>()
 }
 
-fn front(criterion: &mut Criterion<CpuTime>) {
+fn batch_plan(criterion: &mut Criterion<CpuTime>) {
     let runtime = Runtime::new().unwrap();
-    let mut group = criterion.benchmark_group("front");
+    let mut group = criterion.benchmark_group("batch plan");
     group.throughput(Throughput::Elements(ROWS as u64)).sampling_mode(SamplingMode::Flat);
     let batches = [batch(1_000, DAY_BEGINS, MINUTE, 0)];
     let cases = [
@@ -251,8 +251,8 @@ fn hop(criterion: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
-/// Four hours in four partitions, epochs of half an hour, to the last window: what
-/// `benches/run shapes` has whole jobs do, without reading and decoding.
+/// Four hours in four partitions, in epochs of half an hour, to the last window: the work of
+/// `benches/run shapes` without reading and decoding.
 fn shapes(criterion: &mut Criterion<CpuTime>) {
     const STEPS: usize = 40;
     const STEPS_OF_EPOCH: usize = 5;
@@ -302,6 +302,6 @@ fn shapes(criterion: &mut Criterion<CpuTime>) {
 criterion_group! {
     name = benches;
     config = cpu_time::criterion();
-    targets = front, partial, close, hop, shapes
+    targets = batch_plan, partial, close, hop, shapes
 }
 criterion_main!(benches);

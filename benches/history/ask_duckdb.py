@@ -1,9 +1,9 @@
-"""Asks DuckDB the questions of a JSON file and prints, for each, its best time and its rows.
+"""Runs the questions of a JSON file in DuckDB and prints the best time and the rows of each.
 
     python ask_duckdb.py WANTED.json
 
-The answer is made into a table inside DuckDB, which is what is timed; it is read back afterwards.
-Values are texts, times are microseconds since 1970.
+The measured time is that of storing the answer in a table in DuckDB; the rows are read afterwards.
+Values are printed as texts, times as microseconds since 1970.
 """
 
 import datetime

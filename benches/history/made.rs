@@ -1,4 +1,4 @@
-//! The history that is asked: days of events through the writer that a pipeline uses.
+//! Creates the history for the benchmark: days of events, written by the pipeline's own writer.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub const CUSTOMER: &str = "history";
 pub const QUERY_NAME: &str = "hourly";
 pub const DAY_EVENTS: u64 = 10_000_000;
 const TOPIC: &str = "positions";
-/// Rows of one partition in one batch, about as many as a Fetch response has.
+/// Rows of one partition in one batch: about as many as in a Fetch response.
 const BATCH: usize = 16_384;
 /// 1 May 2024, in seconds since 1970.
 const FIRST_DAY: i64 = 1_714_521_600;
@@ -29,8 +29,7 @@ pub fn project() -> TempDir {
     job::project(CUSTOMER, &SCHEMA.replace("{topic}", TOPIC), &[(QUERY_NAME, QUERY)])
 }
 
-/// Writes and compacts a history of `events` events under `data`, unless there is one; gives its
-/// files.
+/// Writes and compacts a history of `events` events under `data` unless it exists; returns its files.
 pub async fn history(project: &Path, data: &Path, events: u64) -> Vec<PathBuf> {
     let root = data.join("history");
     let path = table_path(&root, CUSTOMER, TOPIC);
@@ -57,7 +56,7 @@ pub async fn history(project: &Path, data: &Path, events: u64) -> Vec<PathBuf> {
     files.map(|uri| PathBuf::from(uri.trim_start_matches("file://").replace("%3D", "="))).collect()
 }
 
-/// Rows of one partition that wait to be a batch.
+/// Rows of one partition that are not in a batch yet.
 #[derive(Default)]
 struct Rows {
     events: Vec<Event>,
@@ -67,7 +66,7 @@ struct Rows {
 async fn write_day(writer: &mut Writer, schema: &SchemaRef, day: i64, events: u64) {
     let partitions = usize::try_from(PARTITIONS).unwrap();
     let mut waiting: Vec<Rows> = (0..partitions).map(|_| Rows::default()).collect();
-    // Each partition goes on where the day before ended.
+    // Each partition continues where the previous day ended.
     let before = day * i64::try_from(DAY_EVENTS).unwrap() / i64::from(PARTITIONS);
     waiting.iter_mut().for_each(|rows| rows.offset = before);
     for (number, event) in day::day(events, KEYS).enumerate() {
@@ -116,8 +115,8 @@ async fn append(
     rows.offset = next;
 }
 
-/// Whether a replay's answer holds every window with its count, over days that are all alike;
-/// gives its rows.
+/// Checks that a replay's answer contains every window with its counts, over identical days; returns
+/// the number of rows.
 pub fn check_replay(answer: &Path, events: u64) -> usize {
     let last = match events % DAY_EVENTS {
         0 => DAY_EVENTS,
@@ -136,13 +135,13 @@ pub fn check_replay(answer: &Path, events: u64) -> usize {
         let number = |at: usize| row[at].parse::<u64>().unwrap();
         sum += number(count);
         seen += 1;
-        // The last day may be shorter, and then the same rows lie at other times.
+        // The last day may be shorter; then the same rows have other times.
         if row[start][8..10].parse::<u64>().unwrap() <= full || full == 0 || last == DAY_EVENTS {
             let hour = row[start][11..13].parse().unwrap();
             let (wanted, distinct) = expected[&(hour, number(key))];
             assert_eq!((number(count), Some(number(rooms))), (wanted, distinct), "{row:?}");
         }
     }
-    assert_eq!(sum, events, "every event is in one window");
+    assert_eq!(sum, events, "every event must be in one window");
     seen
 }

@@ -1,13 +1,12 @@
-//! History: questions in SQL beside DuckDB on the same Parquet files, and a replay.
+//! Compares SQL questions to history with DuckDB on the same Parquet files, and measures replays.
 //!
-//! Days of ten million events of the whole job's kind go through the writer that `millstream run`
-//! uses, in batches as they come from Kafka, and are compacted. Then each question of docs/sql.md
-//! is asked three times of Millstream in this process (table opened anew each time, as
-//! `millstream query` does it), of `millstream query` as a process, and of DuckDB in its own
-//! session; the best counts, and all three must say the same, row for row. Last comes
-//! `millstream replay` of the hourly windows. `benches/run history` writes the table of
-//! docs/performance.md (EVENTS makes the history shorter; HISTORY keeps it in a folder, and uses
-//! what is there).
+//! Days of ten million events like those of the whole job are written by the writer of `millstream run`,
+//! in batches as they come from Kafka, and compacted. Then each question of docs/sql.md runs three times
+//! in Millstream in this process (opening the table each time, as `millstream query` does), in
+//! `millstream query` as a process, and in DuckDB in one session. The best time counts, and the answers of
+//! Millstream and DuckDB must be equal row by row. Finally `millstream replay` runs the hourly windows.
+//! `benches/run history` writes the tables of docs/performance.md. EVENTS makes the history shorter;
+//! HISTORY names a folder in which it is kept and reused.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
 
 #[path = "../support/day.rs"]
@@ -34,14 +33,14 @@ use serde_json::Value;
 use made::{CUSTOMER, DAY_EVENTS, QUERY_NAME};
 
 const ROUNDS: usize = 3;
-/// Cores for both.
+/// Threads for each engine.
 const THREADS: usize = 2;
 const DUCKDB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/history/ask_duckdb.py");
-/// How DuckDB reads an event's time fastest: without a calendar of zones.
+/// The fastest expression for the hour in DuckDB: without time zones.
 const DUCK_HOUR: &str = "make_timestamp(epoch_us(event_time) // 3600000000 * 3600000000)";
 const HOUR: &str = "date_bin(INTERVAL '1 hour', event_time)";
 
-/// A question, as docs/sql.md has it; `{hour}` and `{room}` stand for what differs.
+/// A question of docs/sql.md; `{hour}` stands for the expression that differs between the engines.
 struct Question {
     what: &'static str,
     sql: &'static str,
@@ -67,7 +66,7 @@ FROM positions GROUP BY part_id ORDER BY part_id",
 FROM positions GROUP BY hour, room ORDER BY hour, room",
     },
     Question {
-        what: "trend: different persons of each hour and room",
+        what: "trend: distinct persons of each hour and room",
         sql: "SELECT {hour} AS hour, room, count(DISTINCT part_id) AS persons
 FROM positions GROUP BY hour, room ORDER BY hour, room",
     },
@@ -84,8 +83,8 @@ ORDER BY event_time, _partition, _offset",
     },
 ];
 
-/// Best seconds on the wall and of CPU, and the answer.
-struct Asked {
+/// The best wall time and CPU time in seconds, and the answer.
+struct Timing {
     seconds: f64,
     cpu: f64,
     rows: Vec<Vec<String>>,
@@ -96,7 +95,7 @@ async fn main() {
     let events = std::env::var("EVENTS").map_or(10 * DAY_EVENTS, |n| n.parse().unwrap());
     let folder = made::project();
     let data = match std::env::var_os("HISTORY") {
-        Some(kept) => PathBuf::from(kept),
+        Some(folder) => PathBuf::from(folder),
         None => folder.path().join(".millstream"),
     };
     let files = made::history(folder.path(), &data, events).await;
@@ -105,7 +104,7 @@ async fn main() {
 
     let duck = duckdb(&files);
     let mut table = String::from(
-        "| question | Millstream: wall, CPU | its process, wall | DuckDB: wall, CPU | Millstream / DuckDB: wall, CPU | rows |\n|---|---|---|---|---|---|\n",
+        "| question | Millstream: wall, CPU | process, wall | DuckDB: wall, CPU | Millstream / DuckDB: wall, CPU | rows |\n|---|---|---|---|---|---|\n",
     );
     for (index, question) in QUESTIONS.iter().enumerate() {
         let sql = question.sql.replace("{hour}", HOUR);
@@ -115,8 +114,8 @@ async fn main() {
         if let Some(theirs) = theirs {
             assert!(ours.rows == theirs.rows, "{}: the answers differ", question.what);
         }
-        let spent = |asked: &Asked| format!("{:.2} s, {:.2} s", asked.seconds, asked.cpu);
-        let ratio = |theirs: &Asked| {
+        let spent = |timing: &Timing| format!("{:.2} s, {:.2} s", timing.seconds, timing.cpu);
+        let ratio = |theirs: &Timing| {
             format!("{:.2}, {:.2}", ours.seconds / theirs.seconds, ours.cpu / theirs.cpu.max(0.01))
         };
         let none = || "-".to_owned();
@@ -136,16 +135,16 @@ async fn main() {
         "\n{events} events in {} files, {} MiB; {THREADS} threads each; best of {ROUNDS}; DuckDB {}.",
         files.len(),
         bytes >> 20,
-        duckdb_version().unwrap_or_else(|| "was not there".to_owned())
+        duckdb_version().unwrap_or_else(|| "was not available".to_owned())
     )
     .unwrap();
     job::write_table("history", &table);
     job::write_table("replay", &replays(folder.path(), &data, events));
 }
 
-/// One question asked of the library, as `millstream query` asks it.
-async fn ask(project: &Path, data: &Path, sql: &str) -> Asked {
-    let mut best = Asked { seconds: f64::INFINITY, cpu: f64::INFINITY, rows: Vec::new() };
+/// Runs one question in this process, as `millstream query` does.
+async fn ask(project: &Path, data: &Path, sql: &str) -> Timing {
+    let mut best = Timing { seconds: f64::INFINITY, cpu: f64::INFINITY, rows: Vec::new() };
     for _ in 0..ROUNDS {
         let catalog = catalog::load(project, &[]).unwrap();
         let (since, cpu) = (Instant::now(), cpu_seconds().0);
@@ -160,7 +159,7 @@ async fn ask(project: &Path, data: &Path, sql: &str) -> Asked {
     best
 }
 
-/// The rows of a batch as texts; times as microseconds since 1970.
+/// The rows of a batch as texts, with times as microseconds since 1970.
 fn rows_of(batch: &RecordBatch) -> Vec<Vec<String>> {
     let text = |column: &ArrayRef, row: usize| match column.data_type() {
         DataType::Timestamp(..) => {
@@ -171,7 +170,7 @@ fn rows_of(batch: &RecordBatch) -> Vec<Vec<String>> {
             ArrayFormatter::try_new(column.as_ref(), &options).unwrap().value(row).to_string()
         }
     };
-    // Every time of an answer is one of microseconds, whatever the engine made of it.
+    // All times are converted to microseconds, whatever their unit is.
     let micros = DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, Some("UTC".into()));
     let columns: Vec<ArrayRef> = (batch.columns().iter())
         .map(|column| match column.data_type() {
@@ -182,7 +181,7 @@ fn rows_of(batch: &RecordBatch) -> Vec<Vec<String>> {
     (0..batch.num_rows()).map(|row| columns.iter().map(|c| text(c, row)).collect()).collect()
 }
 
-/// Seconds of `millstream query`, from start to exit.
+/// The best wall time of `millstream query` from start to exit, in seconds.
 fn ask_process(project: &Path, data: &Path, sql: &str) -> f64 {
     let run = || {
         let since = Instant::now();
@@ -196,8 +195,8 @@ fn ask_process(project: &Path, data: &Path, sql: &str) -> f64 {
     (0..ROUNDS).map(|_| run()).fold(f64::INFINITY, f64::min)
 }
 
-/// What DuckDB says to each question; `None` if it is not there.
-fn duckdb(files: &[PathBuf]) -> Option<Vec<Asked>> {
+/// Runs all questions in DuckDB; `None` if it is not available.
+fn duckdb(files: &[PathBuf]) -> Option<Vec<Timing>> {
     duckdb_version()?;
     let questions: Vec<String> =
         QUESTIONS.iter().map(|q| q.sql.replace("{hour}", DUCK_HOUR)).collect();
@@ -213,19 +212,21 @@ fn duckdb(files: &[PathBuf]) -> Option<Vec<Asked>> {
     let texts = |row: &Value| {
         row.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
     };
-    let asked = |answer: &Value| Asked {
+    let timing = |answer: &Value| Timing {
         seconds: answer["seconds"].as_f64().unwrap(),
         cpu: answer["cpu"].as_f64().unwrap(),
         rows: answer["rows"].as_array().unwrap().iter().map(texts).collect(),
     };
-    Some(answers.iter().map(asked).collect())
+    Some(answers.iter().map(timing).collect())
 }
 
-/// A Python that has DuckDB: DUCKDB_PYTHON, or the one that benches/run made.
+/// The Python interpreter with DuckDB, from DUCKDB_PYTHON, which benches/run sets.
 fn python() -> Option<std::ffi::OsString> {
     let python = std::env::var_os("DUCKDB_PYTHON");
     if python.is_none() {
-        println!("DuckDB is left out: DUCKDB_PYTHON names a Python that has it");
+        println!(
+            "DuckDB is skipped: set DUCKDB_PYTHON to a Python interpreter with the package duckdb"
+        );
     }
     python
 }
@@ -237,10 +238,10 @@ fn duckdb_version() -> Option<String> {
     output.status.success().then_some(version)
 }
 
-/// `millstream replay` of the hourly windows, of one day and of all.
+/// Runs `millstream replay` of the hourly windows over one day and over all days.
 fn replays(project: &Path, data: &Path, events: u64) -> String {
     let mut table = String::from(
-        "| replay of | wall | CPU | events per CPU second | windows' rows |\n|---|---|---|---|---|\n",
+        "| replay of | wall | CPU | events per CPU second | rows of windows |\n|---|---|---|---|---|\n",
     );
     let first = events.min(DAY_EVENTS);
     let mut spans = vec![("one day", first, Some("2024-05-02"))];

@@ -1,10 +1,10 @@
-//! From produce to a committed result: an alert for an event, and a window's row.
+//! Measures the latency from produce to a committed result: an alert for an event, and a window's row.
 //!
-//! A producer sends events at a rate, each with the time at which it was sent; a consumer of its
-//! own reads the results `read_committed` and looks at the clock. An alert's latency is from its
-//! event's sending; a window's is from its end, for event time is the time of sending and the
+//! A producer sends events at a fixed rate, each with the time at which it was sent. A
+//! `read_committed` consumer reads the results and the clock. An alert's latency starts when its event
+//! is sent. A window's latency starts at its end, because the event time is the time of sending and the
 //! watermark has no delay. `benches/run latency` starts a Kafka for it and writes the table of
-//! docs/performance.md; with BROKERS=3, of three brokers, the other one.
+//! docs/performance.md; with BROKERS=3 it writes the table for three brokers.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
 
 #[path = "../support/job.rs"]
@@ -25,7 +25,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 const PARTITIONS: i32 = 2;
 /// Events a second.
 const RATES: [u64; 3] = [1_000, 100_000, 500_000];
-/// How long results are looked at, after the first few seconds.
+/// Duration of the measurement, after the warm-up.
 const SECONDS: u64 = 20;
 const WARM_UP: Duration = Duration::from_secs(5);
 /// Alerts a second, whatever the rate.
@@ -46,7 +46,7 @@ fn main() {
     let Some(brokers) = job::brokers("latency") else { return };
     job::warm(&brokers);
     let mut table = String::from(
-        "| events/s | result | p50 | p99 | most | results | CPU of the process | commits |\n|---|---|---|---|---|---|---|---|\n",
+        "| events/s | result | p50 | p99 | max | results | CPU of the process | commits |\n|---|---|---|---|---|---|---|---|\n",
     );
     for rate in RATES {
         let tag = &uuid::Uuid::new_v4().simple().to_string()[..8];
@@ -113,12 +113,12 @@ fn await_topics(brokers: &str, topics: &[String]) {
         topics.iter().all(|topic| names.contains(topic))
     };
     while !there() {
-        assert!(Instant::now() < deadline, "the engine does not start");
+        assert!(Instant::now() < deadline, "the engine has not created its topics");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// Sends events at `rate`, in steps of a millisecond; gives how many.
+/// Sends events at `rate` per second, in steps of a millisecond; returns their number.
 fn produce(brokers: &str, topic: &str, rate: u64, stop: &AtomicBool) -> u64 {
     let producer: ThreadedProducer<DefaultProducerContext> = config(brokers)
         .set("linger.ms", "2")
@@ -148,7 +148,7 @@ fn produce(brokers: &str, topic: &str, rate: u64, stop: &AtomicBool) -> u64 {
     sent
 }
 
-/// Latencies in microseconds of alerts and of windows.
+/// Returns the latencies of alerts and of windows, in microseconds.
 fn follow(brokers: &str, topics: &[String; 2]) -> [Vec<i64>; 2] {
     let mut config = config(brokers);
     config.set("group.id", "latency");
@@ -172,6 +172,6 @@ fn follow(brokers: &str, topics: &[String; 2]) -> [Vec<i64>; 2] {
             latencies[kind].push(now - from);
         }
     }
-    assert!(latencies.iter().all(|l| !l.is_empty()), "no results came");
+    assert!(latencies.iter().all(|l| !l.is_empty()), "no results arrived");
     latencies
 }

@@ -1,10 +1,10 @@
-//! Millstream beside others: the same windows of the same topic by Flink SQL, Kafka Streams and
-//! Spark Structured Streaming, and librdkafka that only reads it.
+//! Compares Millstream with Flink SQL, Kafka Streams and Spark Structured Streaming on the same windows of
+//! the same topic, and with librdkafka, which only reads it.
 //!
-//! The day of events of the whole job, but dealt to its four partitions by `part_id`, which is the
-//! record's key: else Kafka Streams would have to write and read every event a second time. All
-//! run one after the other, each from the start of its process to its exit, and each window of
-//! their results is checked. `benches/run peers` starts a Kafka for it and writes the table of
+//! The input is the day of events of the whole job, but distributed to its four partitions by `part_id`,
+//! which is the record's key; otherwise Kafka Streams would write and read every event a second time.
+//! The engines run one after the other, each from the start of its process to its exit, and each window
+//! of their results is verified. `benches/run peers` starts a Kafka for it and writes the table of
 //! docs/performance.md.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
 
@@ -19,28 +19,28 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use day::{Deal, EVENT_BYTES, KEYS, PARTITIONS, QUERY, SCHEMA, Windows};
-use job::{cpu_seconds, create, shown, spread};
+use day::{Distribution, EVENT_BYTES, KEYS, PARTITIONS, QUERY, SCHEMA, Windows};
+use job::{cpu_seconds, create, median_text, spread};
 
-/// A run that takes longer has hung.
+/// A run that takes longer is taken for hung.
 const LIMIT: Duration = Duration::from_secs(1_800);
 
-/// Where a peer's pom.xml and class are.
+/// The folder with a folder per peer, which has its pom.xml and its class.
 const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers");
 
-/// A peer: a class in a folder of its name, started with the brokers, the topic, the topic of its
-/// results and a folder for its state.
+/// A peer: a class in a folder of its name. Its arguments are the brokers, the topic, its results topic
+/// and a folder for its state.
 struct Peer {
     folder: &'static str,
     class: &'static str,
     what: &'static str,
-    /// Whose version is the peer's.
+    /// The artifact whose version is the peer's version.
     artifact: &'static str,
     settings: &'static str,
     rooms: Rooms,
 }
 
-/// What a peer's `rooms` are.
+/// How a peer counts distinct rooms.
 #[derive(Clone, Copy, PartialEq)]
 enum Rooms {
     Exact,
@@ -74,7 +74,7 @@ const PEERS: [Peer; 3] = [
     },
 ];
 
-/// What one run took.
+/// The resources that one run used.
 struct Run {
     wall: f64,
     cpu: f64,
@@ -89,7 +89,7 @@ struct Line {
     rows: String,
 }
 
-/// The topic, and what its windows hold.
+/// The topic and the expected content of its windows.
 struct Load {
     brokers: String,
     topic: String,
@@ -107,16 +107,16 @@ fn main() {
     let Some(brokers) = job::brokers("peers") else { return };
     let rounds: u64 = std::env::var("ROUNDS").map_or(1, |number| number.parse().unwrap());
     let events = day::events();
-    let peers: Vec<(&Peer, String)> = chosen().into_iter().map(|p| (p, fetch(p))).collect();
+    let peers: Vec<(&Peer, String)> = selected_peers().into_iter().map(|p| (p, fetch(p))).collect();
 
     let tag = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
     let topic = format!("peers_{tag}");
     create(&brokers, &topic, PARTITIONS);
-    day::produce(&brokers, &topic, events, KEYS, Deal::ByKey, "none");
+    day::produce(&brokers, &topic, events, KEYS, Distribution::ByKey, "none");
     println!("produced {events} events of {EVENT_BYTES} bytes");
     let load = Load { brokers, topic, tag, events, expected: day::expected(events) };
     job::warm(&load.brokers);
-    // A broker is slow until it has been read from; let the first in the table not pay for it.
+    // A broker is slow at the first read; this read keeps it out of the first measurement.
     consume(&load);
 
     let mut lines = vec![line("Millstream", env!("CARGO_PKG_VERSION"), "history off, `--drain`")];
@@ -132,7 +132,7 @@ fn main() {
         for (line, (run, rows)) in lines.iter_mut().zip(done) {
             println!("{}: {:.1} s, {:.1} CPU s, {rows}", line.what, run.wall, run.cpu);
             line.runs.push(run);
-            if rows != "right" || line.rows.is_empty() {
+            if rows != "correct" || line.rows.is_empty() {
                 line.rows = rows;
             }
         }
@@ -142,13 +142,13 @@ fn main() {
     job::write_table("peers", &table);
 }
 
-/// The peers that PEERS names, or all.
-fn chosen() -> Vec<&'static Peer> {
+/// The peers named in PEERS, or all.
+fn selected_peers() -> Vec<&'static Peer> {
     let Ok(names) = std::env::var("PEERS") else { return PEERS.iter().collect() };
     let find = |name| PEERS.iter().find(|p| p.folder == name);
     names
         .split_whitespace()
-        .map(|name| find(name).unwrap_or_else(|| panic!("PEERS: there is no peer {name}")))
+        .map(|name| find(name).unwrap_or_else(|| panic!("PEERS names an unknown peer: {name}")))
         .collect()
 }
 
@@ -160,7 +160,10 @@ fn fetch(peer: &Peer) -> String {
         .output()
         .unwrap();
     if !output.status.success() {
-        println!("peers: {} cannot run; PEERS=\"flink streams spark\" says which do", peer.what);
+        println!(
+            "peers: {} cannot run; PEERS=\"flink streams spark\" selects the peers to run",
+            peer.what
+        );
         std::process::exit(1);
     }
     String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned()
@@ -189,7 +192,7 @@ fn millstream(load: &Load, round: u64) -> (Run, String) {
     let folder = job::project(&customer, &schema, &[("hourly", QUERY)]);
     let mut command = day::millstream(&load.brokers, "off");
     let run = measure("Millstream", command.current_dir(folder.path()), folder.path());
-    (run, judge(load, &format!("millstream.{customer}.hourly"), Rooms::Exact))
+    (run, verify_results(load, &format!("millstream.{customer}.hourly"), Rooms::Exact))
 }
 
 fn run(peer: &Peer, jars: &str, load: &Load, round: u64) -> (Run, String) {
@@ -198,7 +201,7 @@ fn run(peer: &Peer, jars: &str, load: &Load, round: u64) -> (Run, String) {
     let scratch = tempfile::tempdir().unwrap();
     let mut java = Command::new("java");
     java.args(["-Xmx2g", "-XX:+UseParallelGC", "-cp", &format!("{jars}/classes:{jars}/lib/*")]);
-    // Flink and Spark look into classes that Java closes.
+    // Flink and Spark use reflection on classes that the JDK encapsulates.
     for package in [
         "java.lang",
         "java.lang.invoke",
@@ -219,7 +222,7 @@ fn run(peer: &Peer, jars: &str, load: &Load, round: u64) -> (Run, String) {
     }
     java.args([peer.class, &load.brokers, &load.topic, &results]).arg(scratch.path());
     let run = measure(peer.what, &mut java, scratch.path());
-    (run, judge(load, &results, peer.rooms))
+    (run, verify_results(load, &results, peer.rooms))
 }
 
 fn consume(load: &Load) -> Run {
@@ -229,7 +232,7 @@ fn consume(load: &Load) -> Run {
     measure("librdkafka alone", &mut command, scratch.path())
 }
 
-/// Runs a process to its end. What it prints is shown only if it fails.
+/// Runs a process to its end. Its output is median_text only if it fails.
 fn measure(what: &str, command: &mut Command, scratch: &Path) -> Run {
     let log = scratch.join("output.log");
     let output = File::create(&log).unwrap();
@@ -256,7 +259,7 @@ fn measure(what: &str, command: &mut Command, scratch: &Path) -> Run {
     run
 }
 
-/// The most memory that a process had, unless it has ended.
+/// The peak memory of a process in bytes; `None` if it has ended.
 fn peak_memory(process: u32) -> Option<f64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     kib("VmHWM:", &status).map(|kib| kib * 1024.0)
@@ -267,8 +270,8 @@ fn kib(name: &str, text: &str) -> Option<f64> {
     line.trim().trim_end_matches(" kB").parse().ok()
 }
 
-/// Whether a topic of results holds the right windows.
-fn judge(load: &Load, topic: &str, rooms: Rooms) -> String {
+/// Compares the windows of a results topic with the expected ones; returns a word for the table.
+fn verify_results(load: &Load, topic: &str, rooms: Rooms) -> String {
     let mut results = day::results(&load.brokers, topic);
     let windows = load.expected.len();
     let wrong = load.expected.iter().filter(|(at, (count, distinct))| {
@@ -276,12 +279,12 @@ fn judge(load: &Load, topic: &str, rooms: Rooms) -> String {
         !found.is_some_and(|f| f.0 == *count && (rooms != Rooms::Exact || f.1 == *distinct))
     });
     let wrong = wrong.count() + results.len();
-    if wrong == 0 { "right".into() } else { format!("wrong: {wrong} of {windows} windows") }
+    if wrong == 0 { "correct".into() } else { format!("wrong: {wrong} of {windows} windows") }
 }
 
 fn table(lines: &[Line], events: u64, rounds: u64) -> String {
     let mut table = String::from(
-        "| engine | settings | wall | CPU | peak memory | events per CPU second | CPU / Millstream's | rows |
+        "| engine | settings | wall | CPU | peak memory | events per CPU second | CPU / Millstream | rows |
 |---|---|---|---|---|---|---|---|\n",
     );
     let base = spread(lines[0].runs.iter().map(|run| run.cpu))[1];
@@ -290,8 +293,8 @@ fn table(lines: &[Line], events: u64, rounds: u64) -> String {
         writeln!(
             table,
             "| {what} | {settings} | {} s | {} s | {:.0} MiB | {:.0} k | {:.1} | {rows} |",
-            shown(spread(runs.iter().map(|run| run.wall)), 1),
-            shown(cpu, 1),
+            median_text(spread(runs.iter().map(|run| run.wall)), 1),
+            median_text(cpu, 1),
             spread(runs.iter().map(|run| run.peak_bytes))[2] / 1_048_576.0,
             events as f64 / cpu[1] / 1e3,
             cpu[1] / base,
@@ -312,7 +315,7 @@ fn table(lines: &[Line], events: u64, rounds: u64) -> String {
         if rounds == 1 {
             "one round".into()
         } else {
-            format!("median (least to most) of {rounds} rounds")
+            format!("median (min to max) of {rounds} rounds")
         }
     )
     .unwrap();

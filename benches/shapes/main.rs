@@ -1,8 +1,8 @@
-//! What a query's shape costs: the CPU of the whole job beside that of the hourly window.
+//! Measures the cost of query shapes: the CPU of the whole job relative to that of the hourly window.
 //!
-//! One day of ten million events; history off; `millstream run --drain`, from start to exit, one
-//! shape after the other, five times. `benches/run shapes` starts a Kafka for it and writes the
-//! table of docs/performance.md.
+//! The input is one day of ten million events; history is off. `millstream run --drain` runs from
+//! start to exit for one shape after the other, in five rounds. `benches/run shapes` starts a Kafka
+//! for it and writes the table of docs/performance.md.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
 
 #[path = "../support/day.rs"]
@@ -14,13 +14,13 @@ mod job;
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use day::{Deal, KEYS, PARTITIONS, QUERY, SCHEMA};
-use job::{cpu_seconds, create, shown, spread};
+use day::{Distribution, KEYS, PARTITIONS, QUERY, SCHEMA};
+use job::{cpu_seconds, create, median_text, spread};
 
 const ROUNDS: usize = 5;
 const MANY_KEYS: u64 = 1_000_000;
 
-/// A shape: in words, whether the events have a million keys, its queries.
+/// A shape: its description, whether the events have a million keys, and its queries.
 type Shape = (&'static str, bool, &'static [(&'static str, &'static str)]);
 
 const HOP: &str =
@@ -33,7 +33,7 @@ const DAILY: &str =
 FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' DAY)
 GROUP BY window_start, part_id";
 
-const BY_ROOM: &str = "SELECT window_start, room, count(*) AS events, min(part_id) AS least
+const BY_ROOM: &str = "SELECT window_start, room, count(*) AS events, min(part_id) AS lowest
 FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '10' MINUTE)
 GROUP BY window_start, room";
 
@@ -63,10 +63,10 @@ fn main() {
     let topics = [KEYS, MANY_KEYS].map(|keys| {
         let topic = format!("shapes_{tag}_{keys}");
         create(&brokers, &topic, PARTITIONS);
-        day::produce(&brokers, &topic, events, keys, Deal::InTurn, "none");
+        day::produce(&brokers, &topic, events, keys, Distribution::InTurn, "none");
         topic
     });
-    // (wall, CPU, CPU / the first of the round), by shape.
+    // (wall, CPU, CPU / CPU of the first shape of the round), by shape.
     let mut runs = vec![Vec::new(); SHAPES.len()];
     for round in 0..ROUNDS {
         let mut first = None;
@@ -83,12 +83,13 @@ fn main() {
             runs[number].push([wall, cpu, ratio]);
         }
     }
-    let mut table = String::from("| shape | wall | CPU | CPU / the first |\n|---|---|---|---|\n");
+    let mut table = String::from("| shape | wall | CPU | CPU / first shape |\n|---|---|---|---|\n");
     for ((what, ..), runs) in SHAPES.iter().zip(&runs) {
         let of = |figure: usize| spread(runs.iter().map(|run: &[f64; 3]| run[figure]));
-        let (wall, cpu, ratio) = (shown(of(0), 1), shown(of(1), 1), shown(of(2), 2));
+        let (wall, cpu, ratio) =
+            (median_text(of(0), 1), median_text(of(1), 1), median_text(of(2), 2));
         writeln!(table, "| {what} | {wall} s | {cpu} s | {ratio} |").unwrap();
     }
-    writeln!(table, "\nMedian (least to most) of {ROUNDS} rounds.").unwrap();
+    writeln!(table, "\nMedian (min to max) of {ROUNDS} rounds.").unwrap();
     job::write_table("shapes", &table);
 }

@@ -1,4 +1,4 @@
-//! The process that is soaked, and what is seen of it each second.
+//! The process under test, and a sample of it each second.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,44 +7,44 @@ use std::time::{Duration, Instant};
 use crate::job::commit_share;
 use crate::process::{memory, metric, metrics};
 
-/// What was seen of a process at a moment.
+/// A sample of a process.
 pub struct Sample {
-    /// Which process: how many there were before it.
+    /// The number of processes before this one.
     pub process: usize,
-    /// How old it was, in seconds.
+    /// Seconds since the process started.
     pub age: f64,
-    /// When, in seconds since the soak began.
+    /// Seconds since the soak test started.
     pub at: f64,
     pub resident_mb: f64,
-    /// What its /metrics says of all partitions, once it answers.
+    /// The lag of all partitions in /metrics; `None` until the process responds.
     pub lag: Option<f64>,
-    /// Where it is in the topic, all partitions together.
+    /// The sum of the positions of all partitions in /metrics.
     pub position: Option<f64>,
 }
 
-/// `millstream run`, again and again.
+/// `millstream run`, restarted after each kill.
 pub struct Engine {
     child: Child,
     brokers: String,
     project: PathBuf,
     port: u16,
     number: usize,
-    since: Instant,
-    began: Instant,
-    looked: Instant,
+    started: Instant,
+    soak_start: Instant,
+    last_sample_at: Instant,
     pub samples: Vec<Sample>,
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // In a panic too; it may have ended.
+        // Also in a panic. The process may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The program; on cores of its own if ENGINE_CORES names them, so that neither the producer nor the
-/// broker slows it down.
+/// The command, on the cores of ENGINE_CORES if it is set, so that neither the producer nor the broker
+/// slows it down.
 pub fn millstream(project: &Path) -> Command {
     let engine = env!("CARGO_BIN_EXE_millstream");
     let mut command = match std::env::var("ENGINE_CORES") {
@@ -75,29 +75,29 @@ impl Engine {
             project: project.to_owned(),
             port,
             number: 0,
-            since: now,
-            began: now,
-            looked: now,
+            started: now,
+            soak_start: now,
+            last_sample_at: now,
             samples: Vec::new(),
         }
     }
 
-    /// SIGKILL, `between`, and a new process.
+    /// Kills the process with SIGKILL, calls `between`, and starts a new process.
     pub fn kill<T>(&mut self, between: impl FnOnce() -> T) -> T {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         let found = between();
         self.child = serve(&self.brokers, &self.project, self.port);
         self.number += 1;
-        self.since = Instant::now();
+        self.started = Instant::now();
         found
     }
 
-    /// Takes a sample if a second has passed since the last; tells of one in thirty.
+    /// Takes a sample if a second has passed since the last one; prints one in thirty.
     pub fn watch(&mut self) {
-        if self.looked.elapsed() >= Duration::from_secs(1) {
-            self.looked = Instant::now();
-            let sample = self.look();
+        if self.last_sample_at.elapsed() >= Duration::from_secs(1) {
+            self.last_sample_at = Instant::now();
+            let sample = self.sample();
             if self.samples.len().is_multiple_of(30) {
                 let Sample { process, age, at, resident_mb, lag, .. } = &sample;
                 println!(
@@ -109,32 +109,32 @@ impl Engine {
         }
     }
 
-    /// What there is to be seen now.
-    pub fn look(&mut self) -> Sample {
+    /// Takes a sample now.
+    pub fn sample(&mut self) -> Sample {
         let ended = self.child.try_wait().unwrap();
         assert!(ended.is_none(), "the engine ended by itself: {ended:?}");
         let text = metrics(self.port).unwrap_or_default();
         Sample {
             process: self.number,
-            age: self.since.elapsed().as_secs_f64(),
-            at: self.began.elapsed().as_secs_f64(),
+            age: self.started.elapsed().as_secs_f64(),
+            at: self.soak_start.elapsed().as_secs_f64(),
             resident_mb: memory(self.child.id(), "VmRSS:") / 1e3,
             lag: metric(&text, "millstream_partition_lag_records"),
             position: metric(&text, "millstream_partition_position"),
         }
     }
 
-    /// Percent of its CPU that went into commits.
+    /// The share of its CPU that commits take, in percent.
     pub fn commit_share(&self) -> f64 {
         commit_share(self.child.id())
     }
 
-    /// Watches until `enough` of a sample, or for as long as `limit`; says how long it took.
+    /// Takes samples until `enough` accepts one, at most for `limit`; returns the duration, or `None`.
     pub fn until(&mut self, limit: Duration, enough: impl Fn(&Sample) -> bool) -> Option<Duration> {
         let since = Instant::now();
         while since.elapsed() < limit {
             self.watch();
-            if enough(&self.look()) {
+            if enough(&self.sample()) {
                 return Some(since.elapsed());
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -142,12 +142,15 @@ impl Engine {
         None
     }
 
-    /// SIGTERM and a good end; then every window is closed.
+    /// Stops the process with SIGTERM, then drains the pipeline; returns all samples.
     pub fn end(mut self) -> Vec<Sample> {
         let status = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
-        assert!(status.success() && self.child.wait().unwrap().success(), "it does not stop");
+        assert!(
+            status.success() && self.child.wait().unwrap().success(),
+            "the engine did not stop"
+        );
         let drained = command(&self.brokers, &self.project).arg("--drain").status().unwrap();
-        assert!(drained.success(), "it does not drain");
+        assert!(drained.success(), "the engine did not drain");
         std::mem::take(&mut self.samples)
     }
 }

@@ -1,7 +1,6 @@
-//! The events: what the n-th of them says, how they are sent, and what must come of them.
+//! The events: the content of event `n`, the sending thread, and the expected results.
 //!
-//! Event `n` goes to partition `n % 4`, as that partition's record `n / 4`, so everything that a
-//! query says of them follows from how many there were.
+//! Event `n` is record `n / 4` of partition `n % 4`, so every result follows from the number of events.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -17,12 +16,12 @@ use crate::job::config;
 
 pub const PARTITIONS: u64 = 4;
 pub const KEYS: u64 = 1_000;
-/// The key whose events are told on at once: one event in a thousand, in every partition.
-const TOLD: u64 = 7;
+/// The key whose events are alerts: one event in a thousand, in every partition.
+const ALERT_KEY: u64 = 7;
 /// Wednesday, 2024-05-01T00:00:00Z.
 pub const BEGINNING_US: u64 = 1_714_521_600_000_000;
-/// Event time between two events: whatever the rate is, a window of 100 seconds holds a million, and
-/// a day goes by that history may put in order.
+/// Event time between two events. At any rate, a window of 100 seconds contains a million events, and
+/// dates become quiet, so that compaction sorts them.
 const STEP_US: u64 = 100;
 pub const WINDOW_US: u64 = 100_000_000;
 /// A rate that no producer reaches.
@@ -39,8 +38,8 @@ pub const QUERIES: [(&str, &str); 2] = [
     ("alerts", "SELECT n FROM events WHERE key = 7"),
     (
         "windows",
-        // The filter lets every row pass; it is there to cost time, so that a producer on the other
-        // cores can send more than the engine takes.
+        // Every row passes the filter. It only takes time, so that a producer on the other cores can
+        // send more than the engine processes.
         "SELECT window_start, key, count(*) AS events, sum(value) AS total,
   count(DISTINCT md5(CAST(n AS VARCHAR)))
     FILTER (WHERE levenshtein(md5(CAST(n AS VARCHAR)), md5(CAST(us AS VARCHAR)))
@@ -61,18 +60,18 @@ impl Event {
         Self { key: n / PARTITIONS % KEYS, value: n % 997, us: BEGINNING_US + n * STEP_US }
     }
 
-    /// Which window it is in, counted from the first.
+    /// The number of its window, counted from the first one.
     fn window(&self) -> usize {
         usize::try_from((self.us - BEGINNING_US) / WINDOW_US).unwrap()
     }
 }
 
-/// Whether the n-th event is an alert.
-pub fn is_told(n: u64) -> bool {
-    Event::new(n).key == TOLD
+/// Returns true if the n-th event is an alert.
+pub fn is_alert(n: u64) -> bool {
+    Event::new(n).key == ALERT_KEY
 }
 
-/// Count and sum of every key of every window, by window and key; no number comes twice.
+/// The expected count and sum, by window and key. All numbers of events are distinct.
 pub fn expected(events: u64) -> Vec<[(u64, u64); KEYS as usize]> {
     let mut windows = Vec::new();
     for n in 0..events {
@@ -87,16 +86,16 @@ pub fn expected(events: u64) -> Vec<[(u64, u64); KEYS as usize]> {
     windows
 }
 
-/// What the sending thread is told, and what it tells.
+/// State that is shared with the sending thread.
 #[derive(Default)]
-struct Told {
+struct Shared {
     /// Events a second.
     rate: AtomicU64,
     stop: AtomicBool,
     acknowledged: AtomicU64,
 }
 
-struct Acknowledged(Arc<Told>);
+struct Acknowledged(Arc<Shared>);
 
 impl ClientContext for Acknowledged {}
 
@@ -104,22 +103,22 @@ impl ProducerContext for Acknowledged {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        // A failed one stays missing, and is noticed when the sending ends.
+        // A failed event stays missing, which `Load::end` detects.
         if result.is_ok() {
             self.0.acknowledged.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-/// A thread that sends events, one after the other, at a rate that can be changed.
+/// A thread that sends events in order at a variable rate.
 pub struct Load {
-    told: Arc<Told>,
+    shared: Arc<Shared>,
     thread: JoinHandle<u64>,
 }
 
 impl Load {
     pub fn start(brokers: &str, topic: &str) -> Self {
-        let told = Arc::new(Told::default());
+        let shared = Arc::new(Shared::default());
         let producer: ThreadedProducer<Acknowledged> = config(brokers)
             .set("linger.ms", "5")
             .set("batch.size", "262144")
@@ -127,43 +126,47 @@ impl Load {
             .set("enable.idempotence", "true")
             .set("message.timeout.ms", "0")
             .set("queue.buffering.max.messages", "200000")
-            .create_with_context(Acknowledged(told.clone()))
+            .create_with_context(Acknowledged(shared.clone()))
             .unwrap();
-        let (topic, orders) = (topic.to_owned(), told.clone());
-        let thread = std::thread::spawn(move || send(&producer, &topic, &orders));
-        Self { told, thread }
+        let (topic, thread_shared) = (topic.to_owned(), shared.clone());
+        let thread = std::thread::spawn(move || send(&producer, &topic, &thread_shared));
+        Self { shared, thread }
     }
 
-    /// Sends so many events a second from now on.
+    /// Sets the rate in events per second.
     pub fn rate(&self, rate: u64) {
-        self.told.rate.store(rate, Ordering::Relaxed);
+        self.shared.rate.store(rate, Ordering::Relaxed);
     }
 
-    /// How many events the broker has.
+    /// Number of events that the broker has acknowledged.
     pub fn acknowledged(&self) -> u64 {
-        self.told.acknowledged.load(Ordering::Relaxed)
+        self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Ends the thread; gives how many events there are.
+    /// Ends the thread; returns the number of events.
     pub fn end(self) -> u64 {
-        self.told.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
         let sent = self.thread.join().unwrap();
-        assert_eq!(self.told.acknowledged.load(Ordering::Relaxed), sent, "events were not taken");
+        assert_eq!(
+            self.shared.acknowledged.load(Ordering::Relaxed),
+            sent,
+            "some events were not acknowledged"
+        );
         sent
     }
 }
 
-fn send(producer: &ThreadedProducer<Acknowledged>, topic: &str, told: &Told) -> u64 {
+fn send(producer: &ThreadedProducer<Acknowledged>, topic: &str, shared: &Shared) -> u64 {
     let (mut sent, mut text) = (0, String::new());
     let (mut rate, mut base, mut since) = (0, 0, Instant::now());
-    while !told.stop.load(Ordering::Relaxed) {
-        let wished = told.rate.load(Ordering::Relaxed);
-        if wished != rate {
-            (rate, base, since) = (wished, sent, Instant::now());
+    while !shared.stop.load(Ordering::Relaxed) {
+        let wanted = shared.rate.load(Ordering::Relaxed);
+        if wanted != rate {
+            (rate, base, since) = (wanted, sent, Instant::now());
         }
         let due = u128::from(rate) * since.elapsed().as_micros() / 1_000_000;
         let due = u64::try_from(due).unwrap_or(u64::MAX).saturating_add(base);
-        // Not all at once, so that a new rate is soon noticed.
+        // In steps, so that a new rate takes effect soon.
         let until = due.min(sent + 20_000);
         (sent..until).for_each(|n| send_one(producer, topic, n, &mut text));
         sent = until;

@@ -1,11 +1,11 @@
-//! An hour's soak: half of the top rate with a SIGKILL a minute, then more than it can take.
+//! A soak test: half of the top rate with one SIGKILL per minute, then more than the engine can process.
 //!
-//! The top rate is measured first, with a topic that was filled before. In part 1 events come at
-//! half of it, and the process is killed every minute and started again at once. In part 2 they
-//! come at one and a half times the top rate, or as fast as the producer can, then none: the
-//! process must catch up by itself. Memory and lag are looked at every second. In the end every
-//! window, every alert and every row of history is compared with what was produced, and the audit
-//! must hold. `benches/run soak` starts a Kafka for it and writes the table.
+//! The top rate is measured first, with a topic that was filled before. In part 1, events arrive at half
+//! of it, and the process is killed every minute and restarted at once. In part 2, they arrive at one
+//! and a half times the top rate, or as fast as the producer can send; then the load ends, and the
+//! process must catch up without help. Memory and lag are sampled every second. Finally every window,
+//! every alert and every row of history is compared with the produced events, and the audit must
+//! succeed. `benches/run soak` starts a Kafka for it and writes the table.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
 
 mod engine;
@@ -24,14 +24,14 @@ use std::time::{Duration, Instant};
 
 use engine::{Engine, Sample};
 use load::Load;
-use plan::{Disk, Measured, Plan, Wishes};
+use plan::{Disk, Measured, Plan, RunSettings};
 use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
 use table::line;
 
-/// How long the top rate is measured, at most.
+/// The longest measurement of the top rate.
 const TOP: Duration = Duration::from_secs(20);
-/// Copying to history goes on for so long after the last event.
+/// How long copying to history continues after the last event.
 const HISTORY: Duration = Duration::from_secs(12);
 
 struct Soak {
@@ -39,17 +39,17 @@ struct Soak {
     customer: String,
     load: Load,
     engine: Engine,
-    wishes: Wishes,
-    /// The folder that all files are in, if it is known, and its bytes before the first event.
+    settings: RunSettings,
+    /// The folder of all files, if it is known, and its disk space before the first event.
     scratch: Option<(PathBuf, Disk)>,
 }
 
-/// What became of part 1.
+/// The results of part 1.
 struct Killed {
-    /// When it began and ended, in seconds of the soak.
+    /// Its start and its end, in seconds of the soak test.
     from: f64,
     until: f64,
-    /// Events a second that came.
+    /// Events per second.
     rate: f64,
     /// Seconds from each SIGKILL to the first result that was committed after it.
     back: Vec<f64>,
@@ -57,23 +57,23 @@ struct Killed {
     level: Vec<f64>,
 }
 
-/// What became of part 2.
+/// The results of part 2.
 struct Overloaded {
     from: f64,
     until: f64,
     rate: f64,
-    /// When the load ended: what /metrics said, and what was really left.
+    /// At the end of the load: the lag in /metrics, and the actual lag.
     lag: f64,
     left: f64,
-    /// Percent of the process's CPU that went into commits.
+    /// The share of the process's CPU that commits take, in percent.
     commits: f64,
-    /// How long catching up took; none if it did not.
+    /// How long catching up took; `None` if the engine did not catch up.
     caught_up: Option<Duration>,
 }
 
 fn main() {
     let Some(brokers) = job::brokers("soak") else { return };
-    let wishes = Wishes::read();
+    let settings = RunSettings::read();
     let customer = format!("soak_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
     job::create(&brokers, &customer, i32::try_from(load::PARTITIONS).unwrap());
     let schema = load::SCHEMA.replace("{topic}", &customer);
@@ -81,57 +81,57 @@ fn main() {
     let scratch = std::env::var_os("SCRATCH").map(PathBuf::from);
     let scratch = scratch.map(|folder| (folder.clone(), Disk::of(&folder)));
     let load = Load::start(&brokers, &customer);
-    let producer = fill(&load, wishes.fill());
+    let producer = fill(&load, settings.fill());
     let filled = load.acknowledged();
     let engine = Engine::start(&brokers, folder.path(), process::free_port());
-    let mut soak = Soak { brokers, customer, load, engine, wishes, scratch };
+    let mut soak = Soak { brokers, customer, load, engine, settings, scratch };
     let top = soak.top(filled);
     let measured = Measured { filled, producer, top, disk: soak.disk() };
     println!("{filled} events at {producer}/s, top rate {top}/s, {:?}", measured.disk);
-    let plan = Plan::new(&soak.wishes, &measured);
+    let plan = Plan::new(&soak.settings, &measured);
     let killed = soak.kill_every_minute(&plan);
     println!("part 1: {} kills, {:.0} events/s", killed.back.len(), killed.rate);
     let overloaded = soak.overload(&plan, top);
     println!("part 2: {:.0} events/s, lag {:.0}", overloaded.rate, overloaded.lag);
 
     let mut table = String::from("| what | |\n|---|---|\n");
-    let mut faults = Vec::new();
+    let mut failures = Vec::new();
     let disk = soak.disk();
     table::rates(&mut table, &measured, &plan, &killed);
     table::recoveries(&mut table, &killed, &soak.engine.samples);
     table::memory_at_one_age(
         &mut table,
-        &mut faults,
+        &mut failures,
         &killed,
         &soak.engine.samples,
-        soak.wishes.between_kills(),
+        soak.settings.between_kills(),
     );
-    table::overload(&mut table, &mut faults, &overloaded, &soak.engine.samples, top);
-    soak.judge(folder.path(), &mut table, &mut faults);
+    table::overload(&mut table, &mut failures, &overloaded, &soak.engine.samples, top);
+    soak.verify(folder.path(), &mut table, &mut failures);
     if let Some(Disk { kafka, history }) = disk {
         let [kafka, history] = [kafka, history].map(|bytes| bytes as f64 / 1e9);
-        let said = format!(
+        let text = format!(
             "{kafka:.1} GB Kafka, {history:.1} GB history, snapshots and what compaction replaced"
         );
-        line(&mut table, "disk", &said);
+        line(&mut table, "disk", &text);
     }
     println!("\n{table}");
     job::write_table("soak", &table);
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// As many events as the producer can send; says how many a second.
+/// Sends events as fast as the producer can; returns the rate in events per second.
 fn fill(load: &Load, time: Duration) -> u64 {
     let since = Instant::now();
     load.rate(load::ALL_OUT);
     std::thread::sleep(time);
     let rate = load.acknowledged() as f64 / since.elapsed().as_secs_f64();
-    settle(load);
+    drain_load(load);
     rate as u64
 }
 
-/// No more events, and all that were sent are there.
-fn settle(load: &Load) {
+/// Stops the load and waits until the broker has all events.
+fn drain_load(load: &Load) {
     load.rate(0);
     let mut before = None;
     while before != Some(load.acknowledged()) {
@@ -141,7 +141,7 @@ fn settle(load: &Load) {
 }
 
 impl Soak {
-    /// The bytes of all files that came with the events.
+    /// The disk space that the events have added.
     fn disk(&self) -> Option<Disk> {
         let (folder, before) = self.scratch.as_ref()?;
         Some(Disk::of(folder).since(*before))
@@ -149,32 +149,34 @@ impl Soak {
 
     /// Fails before the disk is full.
     fn watch_disk(&self) {
-        let most = (self.wishes.disk_gb as f64 * 1.2e9) as u64;
+        let limit = (self.settings.disk_gb as f64 * 1.2e9) as u64;
         assert!(
-            self.disk().is_none_or(|disk| disk.all() < most),
-            "more than DISK_GB of disk are used"
+            self.disk().is_none_or(|disk| disk.all() < limit),
+            "more disk space is used than DISK_GB allows"
         );
     }
 
-    /// Events a second that the engine takes from what there is; waits until it has taken all.
+    /// The rate at which the engine processes the existing events; waits until it has processed all.
     fn top(&mut self, filled: u64) -> u64 {
         let position = |sample: &Sample| sample.position.unwrap_or(0.0);
-        self.engine.until(Duration::from_secs(60), |s| position(s) > 0.0).expect("no events");
-        let first = self.engine.look();
+        self.engine
+            .until(Duration::from_secs(60), |s| position(s) > 0.0)
+            .expect("the engine processed no events");
+        let first = self.engine.sample();
         self.engine.until(TOP, |s| position(s) >= filled as f64);
-        let last = self.engine.look();
+        let last = self.engine.sample();
         let top = (position(&last) - position(&first)) / (last.at - first.at);
         self.engine
             .until(Duration::from_secs(900), |s| position(s) >= filled as f64)
-            .expect("it does not take all events");
-        // The rows that are still on their way to history belong to the bytes of an event.
+            .expect("the engine did not process all events");
+        // The disk space per event includes rows that history has not written yet.
         self.engine.until(HISTORY, |_| false);
         top as u64
     }
 
     fn kill_every_minute(&mut self, plan: &Plan) -> Killed {
-        let (every, seconds) = (self.wishes.between_kills(), self.wishes.seconds);
-        let (from, before) = (self.engine.look().at, self.load.acknowledged());
+        let (every, seconds) = (self.settings.between_kills(), self.settings.seconds);
+        let (from, before) = (self.engine.sample().at, self.load.acknowledged());
         let topic = format!("millstream.{}.alerts", self.customer);
         let client = verdict::committed(&self.brokers, &topic, Offset::End);
         self.load.rate(plan.rate);
@@ -186,12 +188,11 @@ impl Soak {
                 next += every;
                 self.watch_disk();
                 let killed = Instant::now();
-                let patience = Duration::from_secs(60);
-                let end =
-                    self.engine.kill(|| client.fetch_watermarks(&topic, 0, patience)).unwrap();
+                let timeout = Duration::from_secs(60);
+                let end = self.engine.kill(|| client.fetch_watermarks(&topic, 0, timeout)).unwrap();
                 let first = self.first_after(&topic, end.1, killed);
                 println!(
-                    "killed at {:.0} s: back after {first:.2} s",
+                    "killed at {:.0} s: first result after {first:.2} s",
                     since.elapsed().as_secs_f64()
                 );
                 back.push(first);
@@ -204,26 +205,26 @@ impl Soak {
             std::thread::sleep(Duration::from_millis(20));
         }
         let rate = (self.load.acknowledged() - before) as f64 / since.elapsed().as_secs_f64();
-        Killed { from, until: self.engine.look().at, rate, back, level }
+        Killed { from, until: self.engine.sample().at, rate, back, level }
     }
 
-    /// Seconds since `killed` when a result at or after an offset has been committed.
+    /// Waits for a committed result at or after `offset`; returns the seconds since `killed`.
     fn first_after(&mut self, topic: &str, offset: i64, killed: Instant) -> f64 {
         let results = verdict::committed(&self.brokers, topic, Offset::Offset(offset));
         let deadline = Instant::now() + Duration::from_secs(300);
         while results.poll(Duration::from_millis(10)).is_none_or(|result| result.is_err()) {
-            assert!(Instant::now() < deadline, "no results come after a kill");
+            assert!(Instant::now() < deadline, "no results arrived after a kill");
             self.engine.watch();
         }
         killed.elapsed().as_secs_f64()
     }
 
     fn overload(&mut self, plan: &Plan, top: u64) -> Overloaded {
-        // What part 1 left behind is not of this part.
-        settle(&self.load);
+        // The lag of part 1 does not belong to this part.
+        drain_load(&self.load);
         let all = self.load.acknowledged() as f64;
         self.engine.until(Duration::from_secs(900), |s| s.position.is_some_and(|p| p >= all));
-        let (from, before) = (self.engine.look().at, self.load.acknowledged());
+        let (from, before) = (self.engine.sample().at, self.load.acknowledged());
         self.load.rate(top * 3 / 2);
         let since = Instant::now();
         for turn in 0.. {
@@ -237,13 +238,13 @@ impl Soak {
             std::thread::sleep(Duration::from_millis(500));
         }
         let rate = (self.load.acknowledged() - before) as f64 / since.elapsed().as_secs_f64();
-        settle(&self.load);
-        let (end, all) = (self.engine.look(), self.load.acknowledged() as f64);
+        drain_load(&self.load);
+        let (end, all) = (self.engine.sample(), self.load.acknowledged() as f64);
         let commits = self.engine.commit_share();
-        let patience = Duration::from_secs(self.wishes.seconds.max(600));
+        let timeout = Duration::from_secs(self.settings.seconds.max(600));
         let caught_up = self
             .engine
-            .until(patience, |s| s.lag == Some(0.0) && s.position.is_some_and(|p| p >= all));
+            .until(timeout, |s| s.lag == Some(0.0) && s.position.is_some_and(|p| p >= all));
         Overloaded {
             from,
             until: end.at,
@@ -255,23 +256,27 @@ impl Soak {
         }
     }
 
-    /// Ends everything, and compares everything.
-    fn judge(self, project: &std::path::Path, table: &mut String, faults: &mut Vec<String>) {
+    /// Stops the load and the engine, and verifies all output.
+    fn verify(self, project: &std::path::Path, table: &mut String, failures: &mut Vec<String>) {
         let events = self.load.end();
-        let most = self.engine.end().iter().map(|s| s.resident_mb).fold(0.0, f64::max);
-        let found = verdict::judge(&self.brokers, &self.customer, project, events);
-        line(table, "most memory of all samples", &format!("{most:.0} MB"));
+        let peak = self.engine.end().iter().map(|s| s.resident_mb).fold(0.0, f64::max);
+        let found = verdict::verify(&self.brokers, &self.customer, project, events);
+        line(table, "peak memory of all samples", &format!("{peak:.0} MB"));
         line(
             table,
-            "compared in the end",
+            "compared at the end",
             &format!(
                 "{events} events; {} rows of windows, {} alerts, {} rows of history; {}",
                 found.windows,
                 found.alerts,
                 found.history,
-                if found.faults.is_empty() { "all right, and the audit holds" } else { "FAULTS" }
+                if found.failures.is_empty() {
+                    "all correct, and the audit succeeded"
+                } else {
+                    "FAILURES"
+                }
             ),
         );
-        faults.extend(found.faults);
+        failures.extend(found.failures);
     }
 }

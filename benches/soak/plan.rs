@@ -1,24 +1,24 @@
-//! How long, how fast, and how much of the disk.
+//! Durations, rates and disk space of a run.
 
 use std::path::Path;
 use std::time::Duration;
 
-/// Compaction keeps the files that it replaced for a day, so rows are in history twice.
+/// Compaction keeps replaced files for a day, so rows are stored twice.
 const COPIES: f64 = 2.0;
-/// Indexes, logs and what Kafka writes in smaller batches when events come slower.
+/// For indexes, logs, and the overhead of smaller batches at lower rates.
 const MARGIN: f64 = 1.1;
 
-/// What is asked for.
-pub struct Wishes {
-    /// How long it is killed; SECONDS.
+/// The settings from the environment.
+pub struct RunSettings {
+    /// Duration of part 1 in seconds; SECONDS.
     pub seconds: u64,
-    /// Events a second meanwhile, instead of half of the top rate; RATE.
+    /// Events per second in part 1, instead of half of the top rate; RATE.
     pub rate: Option<u64>,
-    /// How much of the disk all of it may take; DISK_GB.
+    /// Disk space for the whole run; DISK_GB.
     pub disk_gb: u64,
 }
 
-impl Wishes {
+impl RunSettings {
     pub fn read() -> Self {
         let number = |name| std::env::var(name).ok().map(|text: String| text.parse().unwrap());
         Self {
@@ -28,29 +28,29 @@ impl Wishes {
         }
     }
 
-    /// The topic that the top rate is measured with grows for so long.
+    /// How long the topic for measuring the top rate is filled.
     pub fn fill(&self) -> Duration {
         Duration::from_secs((self.seconds / 10).clamp(5, 60))
     }
 
-    /// Between two kills: a minute, or a quarter of a short run.
+    /// The time between two kills: a minute, or a quarter of a short run.
     pub fn between_kills(&self) -> Duration {
         Duration::from_secs((self.seconds / 4).clamp(1, 60))
     }
 }
 
-/// What was measured before the parts begin.
+/// The measurements before part 1.
 pub struct Measured {
     pub filled: u64,
-    /// Events a second that the producer reaches alone.
+    /// Events per second that the producer reaches alone.
     pub producer: u64,
-    /// Events a second that the engine takes from a topic that was filled before.
+    /// Events per second that the engine processes from a topic that was filled before.
     pub top: u64,
-    /// Bytes of the disk that events take; none if nobody knows.
+    /// Disk space of the events; `None` if it is unknown.
     pub disk: Option<Disk>,
 }
 
-/// Bytes of the disk.
+/// Disk space in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Disk {
     pub kafka: u64,
@@ -58,7 +58,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// What there is in a folder that holds nothing else: Kafka's in one of its folders.
+    /// The disk space of a scratch folder, which contains Kafka's files in `kafka/`.
     pub fn of(folder: &Path) -> Self {
         let kafka = folder_bytes(&folder.join("kafka"));
         Self { kafka, history: folder_bytes(folder).saturating_sub(kafka) }
@@ -76,53 +76,54 @@ impl Disk {
         self.kafka + self.history
     }
 
-    /// Gigabytes that an event takes in the long run, if these are those of so many events.
+    /// Gigabytes per event in the long run, if this is the disk space of `events` events.
     fn of_an_event(self, events: u64) -> f64 {
         (self.kafka as f64 + COPIES * self.history as f64) * MARGIN / events as f64 / 1e9
     }
 }
 
-/// What is done.
+/// The plan of the run.
 pub struct Plan {
-    /// Events a second of part 1.
+    /// Events per second in part 1.
     pub rate: u64,
-    /// How long part 2 lasts.
+    /// Duration of part 2.
     pub overload: Duration,
-    /// What the disk forbids, for the table.
+    /// How the run was reduced because of disk space, for the table.
     pub cut: Option<String>,
 }
 
 impl Plan {
-    /// Half of the top rate, and a tenth of the time more than it can take; or as much of both as the
-    /// disk has room for.
-    pub fn new(wishes: &Wishes, measured: &Measured) -> Self {
-        let rate = wishes.rate.unwrap_or(measured.top / 2);
-        let overload = wishes.seconds as f64 / 10.0;
+    /// Part 1 at half of the top rate, and part 2 for a tenth of the time above the top rate; both are
+    /// reduced by the same factor if the disk space is too small.
+    pub fn new(settings: &RunSettings, measured: &Measured) -> Self {
+        let rate = settings.rate.unwrap_or(measured.top / 2);
+        let overload = settings.seconds as f64 / 10.0;
         let whole = Self { rate, overload: Duration::from_secs_f64(overload), cut: None };
         let Some(disk) = measured.disk else { return whole };
         let bytes = disk.of_an_event(measured.filled);
-        let gentle = rate.min(measured.producer) as f64 * wishes.seconds as f64;
+        let gentle = rate.min(measured.producer) as f64 * settings.seconds as f64;
         let hard = (measured.top * 3 / 2).min(measured.producer) as f64 * overload;
-        let room = wishes.disk_gb as f64 - measured.filled as f64 * bytes;
+        let room = settings.disk_gb as f64 - measured.filled as f64 * bytes;
         let share = (room / ((gentle + hard) * bytes)).max(0.0);
         if share >= 1.0 {
             return whole;
         }
         let needed = (measured.filled as f64 + gentle + hard) * bytes;
         let needs = format!("DISK_GB={:.0} is needed", needed.ceil());
-        assert!(wishes.rate.is_none() && share > 0.05, "too little disk for that: {needs}");
-        let cut = format!("{:.0} % of it for want of disk: {needs} for all of it", share * 100.0);
+        assert!(settings.rate.is_none() && share > 0.05, "too little disk space: {needs}");
+        let cut =
+            format!("reduced to {:.0} % by disk space: {needs} for the whole run", share * 100.0);
         let rate = (rate.min(measured.producer) as f64 * share) as u64;
         Self { rate, overload: Duration::from_secs_f64(overload * share), cut: Some(cut) }
     }
 }
 
-/// The bytes of all files below a folder, as far as they stay while one looks.
+/// The bytes of all files below a folder. Files that vanish meanwhile are not counted.
 fn folder_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     let size = |entry: std::fs::DirEntry| match entry.metadata() {
         Ok(metadata) if metadata.is_dir() => folder_bytes(&entry.path()),
-        // Not its length: Kafka makes the files of its indexes long before they hold anything.
+        // Not its length: Kafka preallocates its index files.
         Ok(metadata) => std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
         Err(_) => 0,
     };

@@ -1,4 +1,4 @@
-//! The end: every window and every alert as it must be and once, the audit, the rows of history.
+//! The final verification: every window and every alert exactly once, the audit, the rows of history.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,17 +13,17 @@ use crate::engine;
 use crate::job::{self, config};
 use crate::load::{self, BEGINNING_US, KEYS, WINDOW_US};
 
-/// What was compared, and what was not as it must be.
+/// What was compared, and the differences.
 pub struct Verdict {
     pub windows: u64,
     pub alerts: u64,
     pub history: u64,
-    pub faults: Vec<String>,
+    pub failures: Vec<String>,
 }
 
-/// Compares all that was said of so many events.
-pub fn judge(brokers: &str, customer: &str, project: &Path, events: u64) -> Verdict {
-    let mut verdict = Verdict { windows: 0, alerts: 0, history: 0, faults: Vec::new() };
+/// Verifies all output of `events` events.
+pub fn verify(brokers: &str, customer: &str, project: &Path, events: u64) -> Verdict {
+    let mut verdict = Verdict { windows: 0, alerts: 0, history: 0, failures: Vec::new() };
     let output = |query| format!("millstream.{customer}.{query}");
     windows(brokers, &output("windows"), events, &mut verdict);
     alerts(brokers, &output("alerts"), events, &mut verdict);
@@ -32,10 +32,10 @@ pub fn judge(brokers: &str, customer: &str, project: &Path, events: u64) -> Verd
     verdict.history = counted.ok().and_then(|s| s.lines().last()?.parse().ok()).unwrap_or(0);
     if verdict.history != events {
         let rows = verdict.history;
-        verdict.faults.push(format!("history has {rows} rows of {events} events"));
+        verdict.failures.push(format!("history has {rows} rows of {events} events"));
     }
-    if let Err(said) = millstream(project, &["audit", "--brokers", brokers]) {
-        verdict.faults.push(format!("the audit does not hold: {said}"));
+    if let Err(output) = millstream(project, &["audit", "--brokers", brokers]) {
+        verdict.failures.push(format!("the audit failed: {output}"));
     }
     verdict
 }
@@ -52,12 +52,13 @@ fn windows(brokers: &str, topic: &str, events: u64, verdict: &mut Verdict) {
         *seen.entry(at).or_default() += 1;
         let [events, total, numbers] =
             ["events", "total", "numbers"].map(|column| row[column].as_u64().unwrap());
-        let says = (events, total, numbers);
-        let must = expected.get(at.0).map(|keys| keys[at.1]);
-        let must = must.map(|(events, total)| (events, total, events));
-        if must != Some(says) {
+        let found = (events, total, numbers);
+        let wanted = expected.get(at.0).map(|keys| keys[at.1]);
+        let wanted = wanted.map(|(events, total)| (events, total, events));
+        if wanted != Some(found) {
             wrong += 1;
-            example.get_or_insert(format!("window and key {at:?}: {says:?} instead of {must:?}"));
+            example
+                .get_or_insert(format!("window and key {at:?}: {found:?} instead of {wanted:?}"));
         }
     });
     let all = expected.iter().flatten().filter(|(count, _)| *count > 0).count();
@@ -65,8 +66,8 @@ fn windows(brokers: &str, topic: &str, events: u64, verdict: &mut Verdict) {
     let lost = all.saturating_sub(seen.len());
     verdict.windows = seen.len() as u64;
     if (wrong, twice, lost) != (0, 0, 0) {
-        verdict.faults.push(format!(
-            "of {all} rows of windows (of {KEYS} keys) {lost} are missing, {twice} came more than once, {wrong} are wrong; {example:?}"
+        verdict.failures.push(format!(
+            "of {all} rows of windows (of {KEYS} keys) {lost} are missing, {twice} are duplicated, {wrong} are wrong; {example:?}"
         ));
     }
 }
@@ -74,18 +75,18 @@ fn windows(brokers: &str, topic: &str, events: u64, verdict: &mut Verdict) {
 fn alerts(brokers: &str, topic: &str, events: u64, verdict: &mut Verdict) {
     let mut times: HashMap<u64, u64> = HashMap::new();
     each(brokers, topic, |row| *times.entry(row["n"].as_u64().unwrap()).or_default() += 1);
-    let lost = (0..events).filter(|&n| load::is_told(n) && !times.contains_key(&n)).count();
+    let lost = (0..events).filter(|&n| load::is_alert(n) && !times.contains_key(&n)).count();
     let twice = times.values().filter(|&&times| times > 1).count();
-    let others = times.keys().filter(|&&n| n >= events || !load::is_told(n)).count();
+    let others = times.keys().filter(|&&n| n >= events || !load::is_alert(n)).count();
     verdict.alerts = times.len() as u64;
     if (lost, twice, others) != (0, 0, 0) {
-        verdict.faults.push(format!(
-            "{lost} alerts are missing, {twice} came more than once, {others} are none"
+        verdict.failures.push(format!(
+            "{lost} alerts are missing, {twice} are duplicated, {others} are unexpected"
         ));
     }
 }
 
-/// A consumer of what is committed in a topic of one partition.
+/// A `read_committed` consumer of a topic with one partition.
 pub fn committed(brokers: &str, topic: &str, from: Offset) -> BaseConsumer {
     let mut config = config(brokers);
     config.set("group.id", "soak").set("enable.auto.commit", "false");
@@ -93,19 +94,21 @@ pub fn committed(brokers: &str, topic: &str, from: Offset) -> BaseConsumer {
     job::follow(&mut config, &[topic], from)
 }
 
-/// Every committed row of a topic.
-fn each(brokers: &str, topic: &str, mut look: impl FnMut(&serde_json::Value)) {
+/// Calls `inspect` with every committed row of a topic.
+fn each(brokers: &str, topic: &str, mut inspect: impl FnMut(&serde_json::Value)) {
     let consumer = committed(brokers, topic, Offset::Beginning);
     loop {
         match consumer.poll(Duration::from_secs(30)) {
-            Some(Ok(message)) => look(&serde_json::from_slice(message.payload().unwrap()).unwrap()),
+            Some(Ok(message)) => {
+                inspect(&serde_json::from_slice(message.payload().unwrap()).unwrap())
+            }
             Some(Err(KafkaError::PartitionEOF(_))) => return,
             other => panic!("{topic}: {other:?}"),
         }
     }
 }
 
-/// What a command says, or all that it says when it fails.
+/// Runs a command; returns its standard output, or all output if it fails.
 fn millstream(project: &Path, arguments: &[&str]) -> Result<String, String> {
     let run = engine::millstream(project).args(arguments).args(["--log", "warn"]).output().unwrap();
     let (out, error) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));

@@ -1,10 +1,10 @@
-//! From the start of `millstream run` to the first committed result.
+//! Measures the time from the start of `millstream run` to the first committed result.
 //!
-//! A topic holds events before the process starts; a consumer of its own waits for the first
-//! result `read_committed`. `anew`: a pipeline that never ran, whose topics and history are still
-//! to be made (only the results' topic is there, so that the consumer can wait at it). `again`: the
-//! same pipeline, stopped well, with a snapshot and new events. `benches/run start` starts a Kafka
-//! for it and writes the table of docs/performance.md.
+//! The topic contains events before the process starts. A `read_committed` consumer waits for the
+//! first result. A cold start is the first start of a pipeline: its topics and history do not exist
+//! yet, except for the results topic, at which the consumer waits. A warm start is a start of the same
+//! pipeline after a clean stop, with a snapshot and new events. `benches/run start` starts a Kafka for
+//! it and writes the table of docs/performance.md.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
 
 #[path = "../support/job.rs"]
@@ -25,7 +25,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 
 const PARTITIONS: i32 = 4;
 const EVENTS: u64 = 100_000;
-/// Rounds that do not count: a broker that has just started is slow to make its first topics.
+/// Rounds that are not counted: a broker that has just started creates its first topics slowly.
 const WARM_UP: usize = 5;
 const ROUNDS: usize = 11;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ const ALERT: &str = "SELECT id, sent FROM events WHERE id % 1000 = 0";
 
 fn main() {
     let Some(brokers) = job::brokers("start") else { return };
-    let [mut anew, mut again] = [Vec::new(), Vec::new()];
+    let [mut cold, mut warm] = [Vec::new(), Vec::new()];
     for round in 0..WARM_UP + ROUNDS {
         let tag = &uuid::Uuid::new_v4().simple().to_string()[..8];
         let (topic, customer) = (format!("start_{tag}"), format!("start_{tag}"));
@@ -50,7 +50,7 @@ fn main() {
         create(&brokers, &results, 1);
         let schema = SCHEMA.replace("{topic}", &topic);
         let folder = job::project(&customer, &schema, &[("alert", ALERT)]);
-        for (number, times) in (0..).zip([&mut anew, &mut again]) {
+        for (number, times) in (0..).zip([&mut cold, &mut warm]) {
             produce(&brokers, &topic, number * EVENTS);
             let consumer = at_end(&brokers, &results);
             let since = Instant::now();
@@ -59,17 +59,17 @@ fn main() {
             times.push(since.elapsed());
             end(engine);
         }
-        println!("anew {:?}, again {:?}", anew.last().unwrap(), again.last().unwrap());
+        println!("cold {:?}, warm {:?}", cold.last().unwrap(), warm.last().unwrap());
         if round < WARM_UP {
-            anew.clear();
-            again.clear();
+            cold.clear();
+            warm.clear();
         }
     }
-    let mut table = String::from("| start | least | median | most |\n|---|---|---|---|\n");
-    for (what, times) in [("anew", anew), ("again, from a snapshot", again)] {
+    let mut table = String::from("| start | min | median | max |\n|---|---|---|---|\n");
+    for (what, times) in [("cold start", cold), ("warm start, from a snapshot", warm)] {
         let ms = times.iter().map(|time: &Duration| time.as_secs_f64() * 1e3);
-        let [least, median, most] = spread(ms);
-        writeln!(table, "| {what} | {least:.0} ms | {median:.0} ms | {most:.0} ms |").unwrap();
+        let [min, median, max] = spread(ms);
+        writeln!(table, "| {what} | {min:.0} ms | {median:.0} ms | {max:.0} ms |").unwrap();
     }
     println!("\n{table}");
     job::write_table("start", &table);
@@ -103,7 +103,7 @@ fn produce(brokers: &str, topic: &str, first: u64) {
     producer.flush(Duration::from_secs(60)).unwrap();
 }
 
-/// A consumer that has read all results that there are.
+/// A consumer that has read all existing results.
 fn at_end(brokers: &str, topic: &str) -> BaseConsumer {
     let mut config = config(brokers);
     config.set("group.id", "start").set("enable.partition.eof", "true");
@@ -120,7 +120,7 @@ fn at_end(brokers: &str, topic: &str) -> BaseConsumer {
 fn await_message(consumer: &BaseConsumer) {
     let since = Instant::now();
     loop {
-        assert!(since.elapsed() < LIMIT, "no result came");
+        assert!(since.elapsed() < LIMIT, "no result arrived");
         match consumer.poll(Duration::from_millis(10)) {
             Some(Ok(message)) => {
                 assert!(message.payload().is_some());

@@ -1,10 +1,10 @@
-//! What ten thousand and a million keys in two open windows cost: memory, the pause that a snapshot
-//! makes, and the time from SIGKILL to the first result that is committed after it.
+//! Measures the cost of ten thousand and a million keys in two open windows: memory, the pause of a
+//! snapshot, and the time from SIGKILL to the first result that is committed after it.
 //!
-//! While a second query tells one event in a hundred on at once, the process is measured from
-//! outside: its memory from /proc, the longest time that a told event took, and how long results
-//! stay away when it is killed and started again. `benches/run state` starts a Kafka for it and
-//! writes the table of docs/performance.md.
+//! A second query forwards one event in a hundred at once. The process is measured from outside: its
+//! memory from /proc, the latency of forwarded events, and the time without results when it is killed
+//! and restarted. `benches/run state` starts a Kafka for it and writes the table of
+//! docs/performance.md.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::panic, missing_docs)]
 
 #[path = "../support/job.rs"]
@@ -29,16 +29,16 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 
 const PARTITIONS: i32 = 4;
 const KEYS: [i64; 2] = [10_000, 1_000_000];
-/// Windows of an hour that stay open.
+/// Number of hourly windows that stay open.
 const WINDOWS: i64 = 2;
 /// Events of each key and window before the measurement.
 const EVENTS: i64 = 2;
-/// Events a second while it is measured, and one in how many is told on.
+/// Events per second during the measurement, and the share of events that is forwarded: one in so many.
 const RATE: i64 = 10_000;
-const TOLD: i64 = 100;
-/// Three snapshots, or a little more.
+const FORWARDED: i64 = 100;
+/// Long enough for three snapshots.
 const WATCHED: Duration = Duration::from_secs(35);
-/// When it is killed, after its first result: so much of a snapshot's interval has passed.
+/// Seconds after the first result at which the process is killed: different parts of a snapshot interval.
 const KILLED_AFTER: [u64; 5] = [12, 15, 18, 21, 24];
 /// Wednesday, 2024-05-01T00:00:00Z.
 const DAY_BEGINS: i64 = 1_714_521_600_000_000;
@@ -46,15 +46,15 @@ const HOUR: i64 = 3_600_000_000;
 
 const SCHEMA: &str = "SET millstream.timezone = 'UTC';
 CREATE STREAM events (
-  id BIGINT NOT NULL, value BIGINT NOT NULL, at BIGINT NOT NULL, told BIGINT NOT NULL,
+  id BIGINT NOT NULL, value BIGINT NOT NULL, at BIGINT NOT NULL, sent BIGINT NOT NULL,
   event_time TIMESTAMP AS to_timestamp_micros(at),
   WATERMARK FOR event_time AS event_time - INTERVAL '3' HOUR
 ) WITH (topics = '{topic}');
 ";
 const HOURLY: &str =
-    "SELECT window_start, id, count(*) AS events, sum(value) AS total, max(value) AS most
+    "SELECT window_start, id, count(*) AS events, sum(value) AS total, max(value) AS highest
 FROM TUMBLE(TABLE events, DESCRIPTOR(event_time), INTERVAL '1' HOUR) GROUP BY window_start, id";
-const TELL: &str = "SELECT told FROM events WHERE told > 0";
+const FORWARD: &str = "SELECT sent FROM events WHERE sent > 0";
 
 fn main() {
     let Some(brokers) = job::brokers("state") else { return };
@@ -68,13 +68,13 @@ fn main() {
     job::write_table("state", &table);
 }
 
-/// What was measured with so many keys: what it is, and the figure.
+/// Measures with `keys` keys; returns the rows of the table: description and value.
 fn measure(brokers: &str, keys: i64) -> [(&'static str, String); 6] {
     let customer = format!("state_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
     create(brokers, &customer, PARTITIONS);
     fill(brokers, &customer, keys);
     let schema = SCHEMA.replace("{topic}", &customer);
-    let folder = job::project(&customer, &schema, &[("hourly", HOURLY), ("tell", TELL)]);
+    let folder = job::project(&customer, &schema, &[("hourly", HOURLY), ("forward", FORWARD)]);
     let port = process::free_port();
     let mut engine = start(brokers, folder.path(), port);
     await_rows(port, keys * WINDOWS);
@@ -83,7 +83,7 @@ fn measure(brokers: &str, keys: i64) -> [(&'static str, String); 6] {
         let (brokers, topic, stop) = (brokers.to_owned(), customer.clone(), stop.clone());
         std::thread::spawn(move || produce(&brokers, &topic, keys, &stop))
     };
-    let results = consumer(brokers, &format!("millstream.{customer}.tell"));
+    let results = consumer(brokers, &format!("millstream.{customer}.forward"));
     first_after(&results, 0);
     let mut latencies = follow(&results, WATCHED);
     latencies.sort_unstable();
@@ -111,17 +111,17 @@ fn measure(brokers: &str, keys: i64) -> [(&'static str, String); 6] {
     engine.wait().unwrap();
     recoveries.sort_by(f64::total_cmp);
     [
-        ("kept batches", format!("{state:.1} MB")),
-        ("resident memory", format!("{resident:.0} MB, at most {peak:.0} MB")),
+        ("window state", format!("{state:.1} MB")),
+        ("resident memory", format!("{resident:.0} MB, max {peak:.0} MB")),
         ("pause of a snapshot", format!("{:.2} ms, mean of {pauses:.0}", paused / pauses * 1e3)),
         (
-            "an event told on, snapshots included",
-            format!("{:.0} ms p50, {:.0} ms p99, {:.0} ms at most", at(0.5), at(0.99), at(1.0)),
+            "latency of a forwarded event, snapshots included",
+            format!("{:.0} ms p50, {:.0} ms p99, {:.0} ms max", at(0.5), at(0.99), at(1.0)),
         ),
         ("commits, share of the process's CPU", format!("{commits:.0} %")),
         (
             "SIGKILL to the first new result",
-            format!("{:.2} s median, {:.2} s at most of {}", recoveries[2], recoveries[4], 5),
+            format!("{:.2} s median, {:.2} s max of {}", recoveries[2], recoveries[4], 5),
         ),
     ]
 }
@@ -156,12 +156,12 @@ fn send(
     keys: i64,
     number: i64,
     window: i64,
-    told: i64,
+    sent_us: i64,
 ) {
-    // 700,001 and a power of ten have no common factor: as many numbers as keys are all keys.
+    // 700,001 and a power of ten have no common factor, so `keys` consecutive numbers give all keys.
     let id = number * 700_001 % keys;
     let at = DAY_BEGINS + window * HOUR + number % keys * (HOUR / keys);
-    let event = format!(r#"{{"id":{id},"value":{},"at":{at},"told":{told}}}"#, number % 1_000);
+    let event = format!(r#"{{"id":{id},"value":{},"at":{at},"sent":{sent_us}}}"#, number % 1_000);
     let partition = i32::try_from(number % i64::from(PARTITIONS)).unwrap();
     let record: BaseRecord<'_, (), str> =
         BaseRecord::to(topic).partition(partition).payload(&event);
@@ -172,7 +172,7 @@ fn send(
     }
 }
 
-/// Every key, in every window.
+/// Sends [`EVENTS`] events of every key to every window.
 fn fill(brokers: &str, topic: &str, keys: i64) {
     let producer = producer(brokers);
     for window in 0..WINDOWS {
@@ -181,14 +181,14 @@ fn fill(brokers: &str, topic: &str, keys: i64) {
     producer.flush(Duration::from_secs(300)).unwrap();
 }
 
-/// Sends events at [`RATE`] until it is stopped, to all windows in turn.
+/// Sends events at [`RATE`] to all windows in turn until `stop` is set.
 fn produce(brokers: &str, topic: &str, keys: i64, stop: &AtomicBool) {
     let (producer, since, mut sent) = (producer(brokers), Instant::now(), 0);
     while !stop.load(Ordering::Relaxed) {
         let wanted = i64::try_from(since.elapsed().as_micros()).unwrap() * RATE / 1_000_000;
         while sent < wanted {
-            let told = if sent % TOLD == 0 { now_us() } else { 0 };
-            send(&producer, topic, keys, sent, sent % WINDOWS, told);
+            let sent_us = if sent % FORWARDED == 0 { now_us() } else { 0 };
+            send(&producer, topic, keys, sent, sent % WINDOWS, sent_us);
             sent += 1;
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -200,33 +200,33 @@ fn consumer(brokers: &str, topic: &str) -> BaseConsumer {
     job::follow(config(brokers).set("group.id", "state"), &[topic], Offset::Beginning)
 }
 
-/// When the next result was sent as an event.
+/// The time of sending of the next result's event, in microseconds.
 fn next(results: &BaseConsumer) -> Option<i64> {
     let message = results.poll(Duration::from_millis(10))?.unwrap();
     let row: serde_json::Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
-    row["told"].as_i64()
+    row["sent"].as_i64()
 }
 
-/// Waits for the result of an event that was sent after `sent`; answers when it came.
+/// Waits for the result of an event that was sent after `sent`; returns when it arrived.
 fn first_after(results: &BaseConsumer, sent: i64) -> i64 {
     let deadline = Instant::now() + Duration::from_secs(120);
-    while next(results).is_none_or(|told| told <= sent) {
-        assert!(Instant::now() < deadline, "no results come");
+    while next(results).is_none_or(|sent_us| sent_us <= sent) {
+        assert!(Instant::now() < deadline, "no results arrived");
     }
     now_us()
 }
 
-/// The latencies of the results of so long a time, in microseconds.
+/// Follows the results for `time`; returns their latencies in microseconds.
 fn follow(results: &BaseConsumer, time: Duration) -> Vec<i64> {
     let (since, mut latencies) = (Instant::now(), Vec::new());
     while since.elapsed() < time {
-        latencies.extend(next(results).map(|told| now_us() - told));
+        latencies.extend(next(results).map(|sent_us| now_us() - sent_us));
     }
-    assert!(!latencies.is_empty(), "no results came");
+    assert!(!latencies.is_empty(), "no results arrived");
     latencies
 }
 
-/// Waits until every event is in a window.
+/// Waits until every event has been processed.
 fn await_rows(port: u16, rows: i64) {
     let deadline = Instant::now() + Duration::from_secs(300);
     loop {
@@ -235,7 +235,7 @@ fn await_rows(port: u16, rows: i64) {
         if read as i64 >= rows * EVENTS {
             return;
         }
-        assert!(Instant::now() < deadline, "the events are not read: {read}");
+        assert!(Instant::now() < deadline, "only {read} events were read in time");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -1,14 +1,14 @@
-//! Time on a core instead of time on the wall.
+//! Measures CPU time instead of wall time.
 //!
-//! Where the kernel tells it (Linux), time is what the process had of a core, not what passed on
-//! the wall, so that a busy machine shows nearly the figures of an idle one.
+//! On Linux, time is the CPU time of the process, so a busy machine gives nearly the same figures as an
+//! idle one. Elsewhere it is wall time.
 
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 
-/// Time on a core, as far as the kernel has counted it (some milliseconds behind).
+/// The CPU time of the process. The kernel updates it with a delay of some milliseconds.
 pub struct CpuTime;
 
 impl CpuTime {
@@ -48,7 +48,7 @@ impl Measurement for CpuTime {
     }
 }
 
-/// How all benchmarks measure.
+/// The configuration of all criterion benchmarks.
 pub fn criterion() -> Criterion<CpuTime> {
     Criterion::default()
         .with_measurement(CpuTime)

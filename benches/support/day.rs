@@ -1,5 +1,5 @@
-//! The load of the benchmarks of whole jobs: one day of events in a topic, its hourly windows, and
-//! what their rows must be.
+//! The load of the whole-job benchmarks: one day of events in a topic, its hourly windows, and the
+//! expected rows.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -45,19 +45,19 @@ FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)
 GROUP BY window_start, window_end, part_id;
 ";
 
-/// How many events a run has: EVENTS, or ten million.
+/// Number of events of a run: EVENTS, or ten million.
 pub fn events() -> u64 {
     std::env::var("EVENTS").map_or(10_000_000, |number| number.parse().unwrap())
 }
 
-/// One event: its second of the day, its person, its room by number.
+/// One event: its second of the day, its person and the number of its room.
 pub struct Event {
     pub second: u64,
     pub key: u64,
     pub room: usize,
 }
 
-/// The events of one day by `keys` keys, in order; the same at every call.
+/// The events of one day by `keys` keys, in order; every call returns the same events.
 pub fn day(events: u64, keys: u64) -> impl Iterator<Item = Event> {
     let mut state = 88_172_645_463_325_252_u64;
     (0..events).map(move |number| {
@@ -72,19 +72,26 @@ pub fn day(events: u64, keys: u64) -> impl Iterator<Item = Event> {
     })
 }
 
-/// Where an event goes.
+/// How events are distributed to partitions.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Deal {
+pub enum Distribution {
     /// To each partition in turn, without a key.
-    #[allow(dead_code, reason = "each benchmark deals in one way")]
+    #[allow(dead_code, reason = "each benchmark uses one variant")]
     InTurn,
-    /// By its `part_id`, which is the record's key too.
-    #[allow(dead_code, reason = "each benchmark deals in one way")]
+    /// By its `part_id`, which is also the record's key.
+    #[allow(dead_code, reason = "each benchmark uses one variant")]
     ByKey,
 }
 
 /// Writes one day of events by `keys` keys, compressed by `codec` ("none", "lz4", ..).
-pub fn produce(brokers: &str, topic: &str, events: u64, keys: u64, deal: Deal, codec: &str) {
+pub fn produce(
+    brokers: &str,
+    topic: &str,
+    events: u64,
+    keys: u64,
+    distribution: Distribution,
+    codec: &str,
+) {
     let producer: ThreadedProducer<DefaultProducerContext> = config(brokers)
         .set("linger.ms", "20")
         .set("batch.size", "262144")
@@ -105,10 +112,10 @@ pub fn produce(brokers: &str, topic: &str, events: u64, keys: u64, deal: Deal, c
         .unwrap();
         assert!(keys != KEYS || text.len() == EVENT_BYTES);
         let name = key.to_string();
-        let turn = if deal == Deal::ByKey { key } else { number };
+        let turn = if distribution == Distribution::ByKey { key } else { number };
         let partition = i32::try_from(turn % partitions).unwrap();
         let mut record = BaseRecord::to(topic).partition(partition).payload(text.as_str());
-        if deal == Deal::ByKey {
+        if distribution == Distribution::ByKey {
             record = record.key(name.as_str());
         }
         while let Err((error, back)) = producer.send(record) {
@@ -120,8 +127,8 @@ pub fn produce(brokers: &str, topic: &str, events: u64, keys: u64, deal: Deal, c
     producer.flush(Duration::from_secs(300)).unwrap();
 }
 
-/// librdkafka alone: every message polled, nothing done with it. Its defaults would make each
-/// partition rest for a second whenever the queue is full.
+/// Polls every message with librdkafka and drops it. With librdkafka's default settings, each partition
+/// would pause for a second whenever the queue is full.
 pub fn consume(brokers: &str, topic: &str, events: u64) {
     let consumer: BaseConsumer = config(brokers)
         .set("group.id", "whole_job")
@@ -147,7 +154,7 @@ pub fn consume(brokers: &str, topic: &str, events: u64) {
     assert_eq!(u64::try_from(bytes).unwrap(), events * EVENT_BYTES as u64);
 }
 
-/// Millstream over the topic of the project that it is started in, from start to exit.
+/// The command that processes the topic of the project in its working directory and exits.
 pub fn millstream(brokers: &str, history: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
     command
@@ -157,10 +164,10 @@ pub fn millstream(brokers: &str, history: &str) -> Command {
     command
 }
 
-/// What the hourly windows hold, by hour and `part_id`: the events and the distinct rooms.
+/// The content of the hourly windows, by hour and `part_id`: number of events and of distinct rooms.
 pub type Windows = HashMap<(u64, u64), (u64, Option<u64>)>;
 
-/// What the windows of that day must hold.
+/// The expected windows of the day.
 pub fn expected(events: u64) -> Windows {
     let mut windows: HashMap<(u64, u64), (u64, [bool; ROOMS.len()])> = HashMap::new();
     for Event { second, key, room } in day(events, KEYS) {
@@ -175,7 +182,7 @@ pub fn expected(events: u64) -> Windows {
         .collect()
 }
 
-/// The windows in a topic of results; of several rows of a window, the last.
+/// Reads the windows from a results topic; the last of several rows of a window counts.
 pub fn results(brokers: &str, topic: &str) -> Windows {
     let consumer: BaseConsumer = config(brokers)
         .set("group.id", "whole_job")
@@ -192,7 +199,7 @@ pub fn results(brokers: &str, topic: &str) -> Windows {
             Some(Ok(message)) => {
                 let row: serde_json::Value =
                     serde_json::from_slice(message.payload().unwrap()).unwrap();
-                // 2024-05-01T07:00:00, whatever comes between and after.
+                // The hour of 2024-05-01T07:00:00; engines separate date and time differently.
                 let hour = &row["window_start"].as_str().unwrap()[11..13];
                 let at = (hour.parse().unwrap(), row["part_id"].as_u64().unwrap());
                 windows.insert(at, (row["events"].as_u64().unwrap(), row["rooms"].as_u64()));

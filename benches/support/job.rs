@@ -1,4 +1,4 @@
-//! What the benchmarks of whole jobs share: a broker, a project, the CPU that it took.
+//! Shared by the whole-job benchmarks: brokers, projects, CPU time, and tables.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tempfile::TempDir;
 
-/// The brokers that a benchmark is to use; without any it says what it needs.
+/// The brokers of MILLSTREAM_TEST_KAFKA. Without it, prints what the benchmark needs.
 pub fn brokers(bench: &str) -> Option<String> {
     let brokers = std::env::var("MILLSTREAM_TEST_KAFKA").ok();
     if brokers.is_none() {
@@ -27,25 +27,25 @@ pub fn config(brokers: &str) -> ClientConfig {
     config
 }
 
-/// A cluster makes its topics of transactions and of groups when they are first asked for: let
-/// nobody whose time is measured wait for them.
-#[allow(dead_code, reason = "not every benchmark measures so short times")]
+/// Lets the cluster create its internal topics of transactions and groups, so that no measurement
+/// includes that time.
+#[allow(dead_code, reason = "not every benchmark measures short times")]
 pub fn warm(brokers: &str) {
-    let patience = Duration::from_secs(60);
+    let timeout = Duration::from_secs(60);
     let producer: BaseProducer = config(brokers).set("transactional.id", "warm").create().unwrap();
-    producer.init_transactions(patience).unwrap();
+    producer.init_transactions(timeout).unwrap();
     let consumer: BaseConsumer = config(brokers).set("group.id", "warm").create().unwrap();
     let mut list = TopicPartitionList::new();
     list.add_partition("warm", 0);
     let since = Instant::now();
-    // Until the group has a coordinator that knows of it.
-    while let Err(error) = consumer.committed_offsets(list.clone(), patience) {
-        assert!(since.elapsed() < patience, "{error}");
+    // Until the group has a coordinator.
+    while let Err(error) = consumer.committed_offsets(list.clone(), timeout) {
+        assert!(since.elapsed() < timeout, "{error}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
-/// Makes a topic, with as many replicas as the brokers give it.
+/// Creates a topic with the brokers' default number of replicas.
 pub fn create(brokers: &str, topic: &str, partitions: i32) {
     let admin: AdminClient<DefaultClientContext> = config(brokers).create().unwrap();
     let wanted = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
@@ -69,7 +69,7 @@ pub fn project(customer: &str, schema: &str, queries: &[(&str, &str)]) -> TempDi
     folder
 }
 
-/// A consumer of what is committed in topics of one partition, which asks often.
+/// A `read_committed` consumer of topics with one partition, with a short Fetch wait.
 #[allow(dead_code, reason = "not every benchmark follows results")]
 pub fn follow(config: &mut ClientConfig, topics: &[&str], from: Offset) -> BaseConsumer {
     config.set("isolation.level", "read_committed").set("fetch.wait.max.ms", "10");
@@ -82,18 +82,18 @@ pub fn follow(config: &mut ClientConfig, topics: &[&str], from: Offset) -> BaseC
     consumer
 }
 
-/// SIGTERM, and a good end.
-#[allow(dead_code, reason = "not every benchmark has an engine that runs on")]
+/// Stops the engine with SIGTERM and checks its exit code.
+#[allow(dead_code, reason = "not every benchmark stops its engine")]
 pub fn end(mut engine: Child) {
     let status = Command::new("kill").arg(engine.id().to_string()).status().unwrap();
     assert!(status.success() && engine.wait().unwrap().success());
 }
 
-/// The name of a process or a thread, and the CPU seconds of itself and of its ended children, from
-/// its `stat` in /proc (ticks of 1/100 s); none if it has ended.
+/// The name of a process or a thread, its CPU seconds and those of its ended children, from its `stat`
+/// in /proc (in ticks of 1/100 s); `None` if it has ended.
 fn cpu_of(stat: &str) -> Option<(String, [f64; 2])> {
     let text = std::fs::read_to_string(stat).ok()?;
-    // The name stands in brackets and may hold anything.
+    // The name is in brackets and may contain any character.
     let (head, rest) = text.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let seconds = |at: usize| fields[at].parse::<f64>().unwrap() / 100.0;
@@ -107,10 +107,10 @@ pub fn cpu_seconds() -> (f64, f64) {
     (own, children)
 }
 
-/// How much of a process's CPU went into commits, in percent: the threads of transactions and of
-/// librdkafka, which sends what they commit and nothing else. Of threads that have ended nobody
-/// knows the name.
-#[allow(dead_code, reason = "not every benchmark asks")]
+/// The share of a process's CPU that commits take, in percent: the threads that run transactions, and
+/// those of librdkafka, which only send the committed records. Threads that have ended are not
+/// counted, because their names are unknown.
+#[allow(dead_code, reason = "not every benchmark uses it")]
 pub fn commit_share(process: u32) -> f64 {
     let folder = format!("/proc/{process}");
     let (_, [all, _]) = cpu_of(&format!("{folder}/stat")).unwrap();
@@ -121,7 +121,7 @@ pub fn commit_share(process: u32) -> f64 {
     commits.map(|(_, [own, _])| own).sum::<f64>() / all * 100.0
 }
 
-/// The least, the median and the most of a figure.
+/// The minimum, the median and the maximum of the values of a figure.
 #[allow(dead_code, reason = "not every benchmark has rounds")]
 pub fn spread(figures: impl Iterator<Item = f64>) -> [f64; 3] {
     let mut figures: Vec<f64> = figures.collect();
@@ -129,17 +129,17 @@ pub fn spread(figures: impl Iterator<Item = f64>) -> [f64; 3] {
     [figures[0], figures[figures.len() / 2], figures[figures.len() - 1]]
 }
 
-/// The median, and from the least to the most where these differ.
+/// The median, with minimum and maximum if these differ, as text.
 #[allow(dead_code, reason = "not every benchmark has rounds")]
-pub fn shown([least, median, most]: [f64; 3], digits: usize) -> String {
-    if least == most {
+pub fn median_text([min, median, max]: [f64; 3], digits: usize) -> String {
+    if min == max {
         format!("{median:.digits$}")
     } else {
-        format!("{median:.digits$} ({least:.digits$} to {most:.digits$})")
+        format!("{median:.digits$} ({min:.digits$} to {max:.digits$})")
     }
 }
 
-/// Puts a table between its marks in the file that WRITE_TO names.
+/// Writes a table between its marks in the file named by WRITE_TO.
 pub fn write_table(mark: &str, table: &str) {
     let Some(path) = std::env::var_os("WRITE_TO") else { return };
     let text = std::fs::read_to_string(&path).unwrap();

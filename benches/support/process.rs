@@ -1,17 +1,17 @@
-//! A process looked at from outside: its memory, and what its /metrics says.
+//! Observes a process from outside: its memory and its /metrics.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-/// A port of this machine that nobody listens on, below those that the system gives to outgoing
-/// connections: a process that is started again and again finds it free each time.
+/// A free port below the range of ephemeral ports, so that a process which is restarted often finds it
+/// free each time.
 pub fn free_port() -> u16 {
     let begin = std::process::id().wrapping_mul(97);
     let mut ports = (0..10_000).map(|n| 10_000 + (begin.wrapping_add(n) % 10_000) as u16);
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
-/// What /metrics says, if it answers.
+/// The text of /metrics; `None` if the process does not respond.
 pub fn metrics(port: u16) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
@@ -30,7 +30,7 @@ pub fn metric(text: &str, name: &str) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum())
 }
 
-/// Memory of a process in kilobytes, from /proc.
+/// A memory figure of a process from /proc, in kilobytes; `what` is the name of the line.
 pub fn memory(process: u32, what: &str) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(what)).unwrap();

@@ -1,5 +1,5 @@
-//! Records as they are found in the world, made up: a tweet, a GitHub event, a wide row, a
-//! measurement with objects and arrays in it. Each with the columns that hold all of it.
+//! Synthetic records with realistic shapes: a tweet, a GitHub event, a wide row, and a measurement with
+//! objects and arrays. Each has columns for all of its fields.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use millstream::decode::Field;
 pub struct Kind {
     pub name: &'static str,
     pub fields: Vec<Field>,
-    /// The record of a number.
+    /// Makes the record with the given number.
     pub make: fn(usize) -> String,
 }
 
@@ -51,7 +51,7 @@ fn columns(columns: &[(&str, DataType)]) -> Vec<Field> {
     columns.iter().map(field).collect()
 }
 
-/// A number that looks like chance, of a record's number and a place in it.
+/// A pseudo-random number that depends on the record's number and a position in it.
 fn chance(n: usize, place: usize) -> usize {
     let mixed = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (place as u64) << 32;
     (mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 33) as usize
