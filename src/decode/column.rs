@@ -1,8 +1,8 @@
 //! One column being filled: JSON values in, an Arrow array out.
 //!
 //! A column holds `len` values. A value that is refused leaves nothing behind; a row that is
-//! refused is taken back by [`Column::truncate`]. What a declared type takes from another kind of
-//! JSON value is only what loses nothing: see [`Column::text`] and [`Column::number`].
+//! refused is result back by [`ColumnBuilder::truncate`]. What a declared type takes from another kind of
+//! JSON value is only what loses nothing: see [`ColumnBuilder::push_text`] and [`ColumnBuilder::number`].
 
 use std::sync::Arc;
 
@@ -18,22 +18,22 @@ use arrow::datatypes::{
 };
 use chrono_tz::Tz;
 
-use crate::decode::Reason;
 use crate::decode::civil_date;
-use crate::decode::key_order::{Shape, Target};
+use crate::decode::key_order::{KeyOrder, ValueTarget};
 use crate::decode::number::Number;
-use crate::decode::scanner::{Scan, Scanner};
-use crate::decode::text_builder::Runs;
+use crate::decode::reason::Reason;
+use crate::decode::scanner::{ScanResult, Scanner};
+use crate::decode::text_builder::TextBuilder;
 use crate::decode::timestamp::TimestampFormat;
 use crate::{Error, Result};
 
-/// What became of a value: taken, or refused for a reason. (That the text is JSON at all is
-/// another question: [`Scan`].)
-pub(super) type Taken = Result<(), Reason>;
+/// What became of a value: result, or refused for a reason. (That the text is JSON at all is
+/// another question: [`ScanResult`].)
+pub(super) type ValueResult = Result<(), Reason>;
 
 /// The values of one column so far.
 #[derive(Debug)]
-pub(super) struct Column {
+pub(super) struct ColumnBuilder {
     len: usize,
     nullable: bool,
     /// Used only if `nullable`.
@@ -53,13 +53,13 @@ enum Values {
     Decimal { values: Vec<i128>, precision: u8, scale: i8, limit: i128 },
     Date(Vec<i32>),
     Timestamp { values: Vec<i64>, format: TimestampFormat, zone: Option<Arc<str>> },
-    Text(Runs),
-    Binary(Runs),
-    List { offsets: Vec<i32>, item: FieldRef, values: Box<Column> },
-    Struct { fields: Fields, columns: Vec<Column>, shape: Shape },
+    Text(TextBuilder),
+    Binary(TextBuilder),
+    List { offsets: Vec<i32>, item: FieldRef, values: Box<ColumnBuilder> },
+    Struct { fields: Fields, columns: Vec<ColumnBuilder>, key_order: KeyOrder },
 }
 
-impl Column {
+impl ColumnBuilder {
     /// An empty column of `data_type`; `name` is for errors, `format` for timestamps.
     pub fn new(
         name: &str,
@@ -73,7 +73,7 @@ impl Column {
             return Err(Error::sql(message));
         }
         let of = |field: &FieldRef| {
-            Column::new(field.name(), field.data_type(), field.is_nullable(), None, zone)
+            ColumnBuilder::new(field.name(), field.data_type(), field.is_nullable(), None, zone)
         };
         let values = match data_type {
             DataType::Boolean => Values::Boolean(BooleanBufferBuilder::new(0)),
@@ -84,8 +84,8 @@ impl Column {
             DataType::Float32 => Values::Float32(Vec::new()),
             DataType::Float64 => Values::Float64(Vec::new()),
             DataType::Date32 => Values::Date(Vec::new()),
-            DataType::Utf8 => Values::Text(Runs::new()),
-            DataType::Binary => Values::Binary(Runs::new()),
+            DataType::Utf8 => Values::Text(TextBuilder::new()),
+            DataType::Binary => Values::Binary(TextBuilder::new()),
             DataType::Decimal128(precision, scale) => {
                 validate_decimal_precision_and_scale::<Decimal128Type>(*precision, *scale)?;
                 let limit = 10i128.pow(u32::from((*precision).min(DECIMAL128_MAX_PRECISION)));
@@ -106,7 +106,7 @@ impl Column {
             DataType::Struct(fields) => Values::Struct {
                 fields: fields.clone(),
                 columns: fields.iter().map(of).collect::<Result<_>>()?,
-                shape: Shape::default(),
+                key_order: KeyOrder::default(),
             },
             other => {
                 let message = format!("column '{name}': JSON cannot be read as {other}");
@@ -126,34 +126,34 @@ impl Column {
     }
 
     /// Reads the value at which the scanner stands, which is inside `depth` objects and arrays.
-    /// The scanner passes it, taken or refused, unless it is no JSON.
+    /// The scanner passes it, result or refused, unless it is no JSON.
     #[inline]
     pub fn read(
         &mut self,
         scanner: &mut Scanner<'_>,
         depth: u32,
         scratch: &mut Vec<u8>,
-    ) -> Scan<Taken> {
+    ) -> ScanResult<ValueResult> {
         match scanner.peek() {
             Some(b'"') => {
                 let start = scanner.position() + 1;
                 let text = scanner.string()?;
                 match &mut self.values {
-                    Values::Text(runs) if !text.escaped => {
-                        runs.push_from(text.raw, scanner.window(start));
-                        Ok(self.pushed())
+                    Values::Text(builder) if !text.escaped => {
+                        builder.push_from(text.raw, scanner.window(start));
+                        Ok(self.count_value())
                     }
-                    Values::Text(runs) => {
-                        runs.push_escaped(text.raw);
-                        Ok(self.pushed())
+                    Values::Text(builder) => {
+                        builder.push_escaped(text.raw);
+                        Ok(self.count_value())
                     }
-                    _ => Ok(self.text(text.value(scratch))),
+                    _ => Ok(self.push_text(text.value(scratch))),
                 }
             }
             Some(b'-' | b'0'..=b'9') => {
                 let mut number = Number::default();
                 scanner.number(&mut number)?;
-                Ok(self.number(&number))
+                Ok(self.push_number(&number))
             }
             _ => self.read_rare(scanner, depth, scratch),
         }
@@ -164,20 +164,20 @@ impl Column {
         scanner: &mut Scanner<'_>,
         depth: u32,
         scratch: &mut Vec<u8>,
-    ) -> Scan<Taken> {
+    ) -> ScanResult<ValueResult> {
         match (scanner.peek(), &mut self.values) {
-            (Some(b't'), _) => scanner.literal(b"true").map(|()| self.boolean(true)),
-            (Some(b'f'), _) => scanner.literal(b"false").map(|()| self.boolean(false)),
-            (Some(b'n'), _) => scanner.literal(b"null").map(|()| self.null(Reason::Null)),
-            (Some(b'['), Values::List { .. }) => self.list(scanner, depth, scratch),
-            (Some(b'{'), Values::Struct { .. }) => self.object(scanner, depth, scratch),
+            (Some(b't'), _) => scanner.literal(b"true").map(|()| self.push_boolean(true)),
+            (Some(b'f'), _) => scanner.literal(b"false").map(|()| self.push_boolean(false)),
+            (Some(b'n'), _) => scanner.literal(b"null").map(|()| self.push_null(Reason::Null)),
+            (Some(b'['), Values::List { .. }) => self.read_list(scanner, depth, scratch),
+            (Some(b'{'), Values::Struct { .. }) => self.read_object(scanner, depth, scratch),
             _ => scanner.skip_value(depth).map(|()| Err(Reason::WrongType)),
         }
     }
 
     /// After a value was pushed.
     #[inline]
-    fn pushed(&mut self) -> Taken {
+    fn count_value(&mut self) -> ValueResult {
         self.len += 1;
         if self.nullable {
             self.nulls.append_non_null();
@@ -187,38 +187,38 @@ impl Column {
 
     /// A string: as it is for VARCHAR; otherwise what it spells, if that is all it spells.
     #[inline]
-    pub fn text(&mut self, text: &[u8]) -> Taken {
+    pub fn push_text(&mut self, text: &[u8]) -> ValueResult {
         match &mut self.values {
-            Values::Text(runs) => runs.push(text),
+            Values::Text(builder) => builder.push(text),
             Values::Timestamp { values, format, .. } if !format.is_epoch() => {
                 values.push(format.parse(text).ok_or(Reason::BadTimestamp)?);
             }
             Values::Date(values) => values.push(civil_date::parse(text).ok_or(Reason::BadDate)?),
-            Values::Binary(runs) => runs.push_hex(text)?,
+            Values::Binary(builder) => builder.push_hex(text)?,
             Values::Boolean(_) => {
                 return match text {
-                    b"true" => self.boolean(true),
-                    b"false" => self.boolean(false),
+                    b"true" => self.push_boolean(true),
+                    b"false" => self.push_boolean(false),
                     _ => Err(Reason::WrongType),
                 };
             }
-            _ => return self.number(&Number::parse(text).ok_or(Reason::WrongType)?),
+            _ => return self.push_number(&Number::parse(text).ok_or(Reason::WrongType)?),
         }
-        self.pushed()
+        self.count_value()
     }
 
     /// A number: its value if the type has it exactly (DOUBLE and REAL: the nearest); its text
     /// for VARCHAR.
     #[inline]
-    pub fn number(&mut self, number: &Number<'_>) -> Taken {
+    pub fn push_number(&mut self, number: &Number<'_>) -> ValueResult {
         match &mut self.values {
             Values::Int64(values) => values.push(number.integer()?),
-            Values::Int32(values) => values.push(narrow(number)?),
-            Values::Int16(values) => values.push(narrow(number)?),
-            Values::Int8(values) => values.push(narrow(number)?),
+            Values::Int32(values) => values.push(narrow_integer(number)?),
+            Values::Int16(values) => values.push(narrow_integer(number)?),
+            Values::Int8(values) => values.push(narrow_integer(number)?),
             Values::Float64(values) => values.push(number.double()?),
             Values::Float32(values) => values.push(number.real()?),
-            Values::Text(runs) => runs.push(number.text),
+            Values::Text(builder) => builder.push(number.text),
             Values::Timestamp { values, format, .. } => values.push(format.number(number)?),
             Values::Decimal { values, scale, limit, .. } => {
                 let value = number.scaled(i32::from(*scale))?;
@@ -229,27 +229,27 @@ impl Column {
             }
             _ => return Err(Reason::WrongType),
         }
-        self.pushed()
+        self.count_value()
     }
 
-    fn boolean(&mut self, value: bool) -> Taken {
+    fn push_boolean(&mut self, value: bool) -> ValueResult {
         let Values::Boolean(values) = &mut self.values else { return Err(Reason::WrongType) };
         values.append(value);
-        self.pushed()
+        self.count_value()
     }
 
     /// A null, if the column may hold one; otherwise it is refused because of `reason`.
-    pub fn null(&mut self, reason: Reason) -> Taken {
+    pub fn push_null(&mut self, reason: Reason) -> ValueResult {
         if !self.nullable {
             return Err(reason);
         }
         self.nulls.append_null();
-        self.placeholder();
+        self.push_placeholder();
         Ok(())
     }
 
     /// Pushes a value that a null, here or in a struct around it, hides.
-    fn placeholder(&mut self) {
+    fn push_placeholder(&mut self) {
         self.len += 1;
         match &mut self.values {
             Values::Boolean(values) => values.append(false),
@@ -260,68 +260,68 @@ impl Column {
             Values::Float32(values) => values.push(0.0),
             Values::Float64(values) => values.push(0.0),
             Values::Decimal { values, .. } => values.push(0),
-            Values::Text(runs) | Values::Binary(runs) => runs.end(),
+            Values::Text(builder) | Values::Binary(builder) => builder.end(),
             Values::List { offsets, values, .. } => offsets.push(values.len as i32),
             Values::Struct { columns, .. } => {
                 for column in columns {
-                    if column.null(Reason::Null).is_err() {
-                        column.placeholder();
+                    if column.push_null(Reason::Null).is_err() {
+                        column.push_placeholder();
                     }
                 }
             }
         }
     }
 
-    fn list(
+    fn read_list(
         &mut self,
         scanner: &mut Scanner<'_>,
         depth: u32,
         scratch: &mut Vec<u8>,
-    ) -> Scan<Taken> {
+    ) -> ScanResult<ValueResult> {
         let Values::List { offsets, values, .. } = &mut self.values else {
             return Ok(Err(Reason::WrongType));
         };
         let before = values.len;
-        let (mut taken, mut first) = (Ok(()), true);
+        let (mut result, mut first) = (Ok(()), true);
         scanner.enter(depth)?;
         while scanner.element(first)? {
             first = false;
-            match taken {
-                Ok(()) => taken = values.read(scanner, depth + 1, scratch)?,
+            match result {
+                Ok(()) => result = values.read(scanner, depth + 1, scratch)?,
                 Err(_) => scanner.skip_value(depth + 1)?,
             }
         }
-        if taken.is_err() {
+        if result.is_err() {
             values.truncate(before);
-            return Ok(taken);
+            return Ok(result);
         }
         offsets.push(values.len as i32);
-        Ok(self.pushed())
+        Ok(self.count_value())
     }
 
     /// An object as a struct. A key that comes twice: the last wins. Unknown keys are skipped.
-    fn object(
+    fn read_object(
         &mut self,
         scanner: &mut Scanner<'_>,
         depth: u32,
         scratch: &mut Vec<u8>,
-    ) -> Scan<Taken> {
-        let Values::Struct { fields, columns, shape } = &mut self.values else {
+    ) -> ScanResult<ValueResult> {
+        let Values::Struct { fields, columns, key_order } = &mut self.values else {
             return Ok(Err(Reason::WrongType));
         };
         let row = self.len;
         let mut refused: Vec<(usize, Reason)> = Vec::new();
-        let (mut filled, mut slot) = (0, 0);
+        let (mut filled, mut next_segment) = (0, 0);
         scanner.may_enter(depth)?;
         loop {
-            let target = match shape.next(&mut slot, scanner) {
+            let target = match key_order.match_next(&mut next_segment, scanner) {
                 Some(target) => target,
-                None => shape.read(&mut slot, scanner, scratch, |key| {
+                None => key_order.read_next(&mut next_segment, scanner, scratch, |key| {
                     fields.iter().position(|field| field.name().as_bytes() == key)
                 })?,
             };
             match target {
-                Target::Column(index) => {
+                ValueTarget::Column(index) => {
                     let column = &mut columns[index];
                     if column.len > row {
                         column.truncate(row);
@@ -333,23 +333,23 @@ impl Column {
                         Err(reason) => refused.push((index, reason)),
                     }
                 }
-                Target::Unknown => scanner.skip_value(depth + 1)?,
-                Target::End => break,
+                ValueTarget::Unknown => scanner.skip_value(depth + 1)?,
+                ValueTarget::End => break,
             }
         }
         if filled == columns.len() {
-            return Ok(self.pushed());
+            return Ok(self.count_value());
         }
         let missing = columns.iter_mut().filter(|column| column.len == row);
-        let taken = match refused.first() {
+        let result = match refused.first() {
             Some((_, reason)) => Err(*reason),
-            None => { missing }.try_for_each(|column| column.null(Reason::Missing)),
+            None => { missing }.try_for_each(|column| column.push_null(Reason::Missing)),
         };
-        if taken.is_err() {
+        if result.is_err() {
             columns.iter_mut().for_each(|column| column.truncate(row));
-            return Ok(taken);
+            return Ok(result);
         }
-        Ok(self.pushed())
+        Ok(self.count_value())
     }
 
     /// Keeps the first `len` values only.
@@ -363,7 +363,7 @@ impl Column {
             Values::Float32(values) => values.truncate(len),
             Values::Float64(values) => values.truncate(len),
             Values::Decimal { values, .. } => values.truncate(len),
-            Values::Text(runs) | Values::Binary(runs) => runs.truncate(len),
+            Values::Text(builder) | Values::Binary(builder) => builder.truncate(len),
             Values::List { offsets, values, .. } => {
                 offsets.truncate(len + 1);
                 values.truncate(offsets.last().map_or(0, |&end| end as usize));
@@ -389,30 +389,34 @@ impl Column {
                 let values = std::mem::replace(values, BooleanBufferBuilder::new(len));
                 Arc::new(BooleanArray::new(BooleanBuffer::from(values), nulls))
             }
-            Values::Int8(values) => Arc::new(Int8Array::try_new(take(values), nulls)?),
-            Values::Int16(values) => Arc::new(Int16Array::try_new(take(values), nulls)?),
-            Values::Int32(values) => Arc::new(Int32Array::try_new(take(values), nulls)?),
-            Values::Int64(values) => Arc::new(Int64Array::try_new(take(values), nulls)?),
-            Values::Float32(values) => Arc::new(Float32Array::try_new(take(values), nulls)?),
-            Values::Float64(values) => Arc::new(Float64Array::try_new(take(values), nulls)?),
-            Values::Date(values) => Arc::new(Date32Array::try_new(take(values), nulls)?),
+            Values::Int8(values) => Arc::new(Int8Array::try_new(finish_values(values), nulls)?),
+            Values::Int16(values) => Arc::new(Int16Array::try_new(finish_values(values), nulls)?),
+            Values::Int32(values) => Arc::new(Int32Array::try_new(finish_values(values), nulls)?),
+            Values::Int64(values) => Arc::new(Int64Array::try_new(finish_values(values), nulls)?),
+            Values::Float32(values) => {
+                Arc::new(Float32Array::try_new(finish_values(values), nulls)?)
+            }
+            Values::Float64(values) => {
+                Arc::new(Float64Array::try_new(finish_values(values), nulls)?)
+            }
+            Values::Date(values) => Arc::new(Date32Array::try_new(finish_values(values), nulls)?),
             Values::Decimal { values, precision, scale, .. } => Arc::new(
-                Decimal128Array::try_new(take(values), nulls)?
+                Decimal128Array::try_new(finish_values(values), nulls)?
                     .with_precision_and_scale(*precision, *scale)?,
             ),
             Values::Timestamp { values, zone, .. } => Arc::new(
-                TimestampMicrosecondArray::try_new(take(values), nulls)?
+                TimestampMicrosecondArray::try_new(finish_values(values), nulls)?
                     .with_timezone_opt(zone.clone()),
             ),
-            Values::Text(runs) => {
-                let (offsets, bytes) = runs.finish();
+            Values::Text(builder) => {
+                let (offsets, bytes) = builder.finish();
                 debug_assert!(StringArray::try_new(offsets.clone(), bytes.clone(), None).is_ok());
                 // SAFETY: the decoder takes back every row of a message that is not UTF-8, and
                 // values are whole strings of theirs, or have gone through `unescape`.
                 Arc::new(unsafe { StringArray::new_unchecked(offsets, bytes, nulls) })
             }
-            Values::Binary(runs) => {
-                let (offsets, bytes) = runs.finish();
+            Values::Binary(builder) => {
+                let (offsets, bytes) = builder.finish();
                 Arc::new(BinaryArray::try_new(offsets, bytes, nulls)?)
             }
             Values::List { offsets, item, values } => {
@@ -421,7 +425,8 @@ impl Column {
                 Arc::new(ListArray::try_new(Arc::clone(item), offsets, values.finish()?, nulls)?)
             }
             Values::Struct { fields, columns, .. } => {
-                let arrays = columns.iter_mut().map(Column::finish).collect::<Result<_>>()?;
+                let arrays =
+                    columns.iter_mut().map(ColumnBuilder::finish).collect::<Result<_>>()?;
                 Arc::new(StructArray::try_new_with_length(fields.clone(), arrays, nulls, len)?)
             }
         })
@@ -429,12 +434,12 @@ impl Column {
 }
 
 #[inline]
-fn narrow<T: TryFrom<i64>>(number: &Number<'_>) -> Result<T, Reason> {
+fn narrow_integer<T: TryFrom<i64>>(number: &Number<'_>) -> Result<T, Reason> {
     T::try_from(number.integer()?).map_err(|_| Reason::OutOfRange)
 }
 
 /// Takes the values, leaving room for as many again.
-fn take<T: arrow::datatypes::ArrowNativeType>(values: &mut Vec<T>) -> ScalarBuffer<T> {
+fn finish_values<T: arrow::datatypes::ArrowNativeType>(values: &mut Vec<T>) -> ScalarBuffer<T> {
     let room = Vec::with_capacity(values.len());
     ScalarBuffer::from(std::mem::replace(values, room))
 }

@@ -1,6 +1,6 @@
 //! JSON numbers: their grammar, and their exact value in the type that a column declares.
 
-use crate::decode::Reason;
+use crate::decode::reason::Reason;
 
 /// A number as RFC 8259 spells it. Its value is `text`; the rest was learnt on the way.
 #[derive(Debug, Clone, Default)]

@@ -2,24 +2,63 @@
 //!
 //! Decoding says only which column refused it and what kind of fault it is. Value and place are
 //! looked up here, in the message's bytes, so that good messages pay nothing for them. Places are
-//! bytes of the message, counted from 0. A text never quotes more than [`QUOTED`] characters.
+//! bytes of the message, counted from 0. A text never quotes more than [`MAX_QUOTED_CHARS`] characters.
 
+use std::fmt;
 use std::ops::Range;
 
 use arrow::datatypes::DataType;
 
+use crate::decode::field::Field;
+use crate::decode::reason::Reason;
 use crate::decode::scanner::Scanner;
-use crate::decode::{Field, Reason};
 
 /// Characters of a value or message that a text quotes at most.
-const QUOTED: usize = 80;
+const MAX_QUOTED_CHARS: usize = 80;
 /// Characters quoted from the place on where a message is no JSON.
-const NEAR: usize = 20;
+const MAX_SYNTAX_QUOTED_CHARS: usize = 20;
+
+/// A message that is no row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RejectedMessage {
+    /// The index of its record in the chunk.
+    pub record: u32,
+    /// Which message of its record it was, from 0.
+    pub position: u32,
+    /// The column that refused it, if one did.
+    pub column: Option<String>,
+    /// Rejection.
+    pub reason: Rejection,
+    /// Where it stands in the chunk's bytes.
+    pub bytes: Range<u32>,
+}
+
+/// Why a message is no row. `Display` says it to people with value and place, [`Rejection::as_str`]
+/// is a word for metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// What kind of fault it is.
+    pub kind: Reason,
+    pub(super) text: String,
+}
+
+impl Rejection {
+    /// A word for metrics: one of few, whatever the message holds.
+    pub fn as_str(&self) -> &'static str {
+        self.kind.as_str()
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
 
 /// Says why the message that is `bytes[message]`, in a record that ends at `record_end`, was
 /// rejected for `reason`, by the column of `field` if one did.
 #[cold]
-pub(super) fn explain(
+pub(super) fn describe(
     reason: Reason,
     field: Option<&Field>,
     bytes: &[u8],
@@ -29,9 +68,11 @@ pub(super) fn explain(
     let scanner = Scanner::new(bytes, message.start, record_end);
     let own = bytes.get(message).unwrap_or_default();
     match (field, reason) {
-        (Some(field), _) => refused(reason, field, scanner),
-        (None, Reason::NotJson | Reason::TooDeep) => syntax(reason, scanner, own),
-        (None, Reason::NotAnObject) => format!("{reason}: {}", quoted(own.trim_ascii(), QUOTED)),
+        (Some(field), _) => describe_value(reason, field, scanner),
+        (None, Reason::NotJson | Reason::TooDeep) => describe_syntax(reason, scanner, own),
+        (None, Reason::NotAnObject) => {
+            format!("{reason}: {}", quote(own.trim_ascii(), MAX_QUOTED_CHARS))
+        }
         (None, Reason::InvalidUtf8) => match std::str::from_utf8(own) {
             Err(error) => {
                 let at = error.valid_up_to();
@@ -44,25 +85,25 @@ pub(super) fn explain(
 }
 
 /// Where reading ended that is no JSON: the same grammar stops at the same byte.
-fn syntax(reason: Reason, mut scanner: Scanner<'_>, own: &[u8]) -> String {
+fn describe_syntax(reason: Reason, mut scanner: Scanner<'_>, own: &[u8]) -> String {
     let begin = scanner.position();
     let _ = scanner.skip_value(0).and_then(|()| scanner.separator());
     let at = scanner.position() - begin;
     match own.get(at..) {
         Some(rest) if !rest.is_empty() => {
-            format!("{reason} at byte {at}: {}", quoted(rest, NEAR))
+            format!("{reason} at byte {at}: {}", quote(rest, MAX_SYNTAX_QUOTED_CHARS))
         }
         _ => format!("{reason}: cut off after {} bytes", own.len()),
     }
 }
 
 /// What the column found, or that it found nothing.
-fn refused(reason: Reason, field: &Field, scanner: Scanner<'_>) -> String {
+fn describe_value(reason: Reason, field: &Field, scanner: Scanner<'_>) -> String {
     let name = &field.name;
     let Some((at, value)) = last_value(scanner, name) else {
         return format!("column {name}: {reason}");
     };
-    let shown = quoted(value, QUOTED);
+    let shown = quote(value, MAX_QUOTED_CHARS);
     let wanted = sql_type(field);
     match reason {
         Reason::Null if value == b"null" => format!("column {name}: {reason} (at byte {at})"),
@@ -101,11 +142,11 @@ fn sql_type(field: &Field) -> String {
         (DataType::Timestamp(..), None) => "TIMESTAMP such as 2019-10-30T14:06:35Z".to_owned(),
         (DataType::Date32, _) => "DATE such as 2019-10-30".to_owned(),
         (DataType::Binary, _) => "BYTEA (hexadecimal)".to_owned(),
-        (other, _) => name_of(other),
+        (other, _) => sql_type_name(other),
     }
 }
 
-fn name_of(data_type: &DataType) -> String {
+fn sql_type_name(data_type: &DataType) -> String {
     match data_type {
         DataType::Boolean => "BOOLEAN".to_owned(),
         DataType::Int16 => "SMALLINT".to_owned(),
@@ -115,14 +156,14 @@ fn name_of(data_type: &DataType) -> String {
         DataType::Float64 => "DOUBLE".to_owned(),
         DataType::Utf8 => "VARCHAR".to_owned(),
         DataType::Decimal128(precision, scale) => format!("DECIMAL({precision}, {scale})"),
-        DataType::List(item) => format!("array of {}", name_of(item.data_type())),
+        DataType::List(item) => format!("array of {}", sql_type_name(item.data_type())),
         DataType::Struct(_) => "such structure".to_owned(),
         other => other.to_string(),
     }
 }
 
 /// At most `limit` characters of `text`, on one line.
-fn quoted(text: &[u8], limit: usize) -> String {
+fn quote(text: &[u8], limit: usize) -> String {
     // A character has four bytes at most.
     let some = text.get(..4 * (limit + 1)).unwrap_or(text);
     let text = String::from_utf8_lossy(some);

@@ -11,7 +11,7 @@ pub(super) const MAX_DEPTH: u32 = 128;
 
 /// Why a text is no JSON. Where: the scanner's position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Syntax {
+pub(super) enum SyntaxError {
     /// Not what RFC 8259 allows here.
     NotJson,
     /// Nested deeper than [`MAX_DEPTH`].
@@ -19,18 +19,18 @@ pub(super) enum Syntax {
 }
 
 /// What scanning gives.
-pub(super) type Scan<T> = Result<T, Syntax>;
+pub(super) type ScanResult<T> = Result<T, SyntaxError>;
 
 /// A string's content between its quotes, as it stands in the text.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Text<'a> {
+pub(super) struct ScannedString<'a> {
     /// The bytes between the quotes; escapes in it are valid.
     pub raw: &'a [u8],
     /// Whether there are escapes.
     pub escaped: bool,
 }
 
-impl<'a> Text<'a> {
+impl<'a> ScannedString<'a> {
     /// The string's value; `scratch` holds it when there are escapes.
     #[inline]
     pub fn value<'b>(&self, scratch: &'b mut Vec<u8>) -> &'b [u8]
@@ -130,19 +130,19 @@ impl<'a> Scanner<'a> {
 
     /// Passes `byte`, or fails.
     #[inline]
-    pub fn expect(&mut self, byte: u8) -> Scan<()> {
+    pub fn expect(&mut self, byte: u8) -> ScanResult<()> {
         if self.peek() == Some(byte) {
             self.pos += 1;
             Ok(())
         } else {
-            Err(Syntax::NotJson)
+            Err(SyntaxError::NotJson)
         }
     }
 
     /// Passes `null`, `true` or `false`, or fails.
-    pub fn literal(&mut self, word: &[u8]) -> Scan<()> {
+    pub fn literal(&mut self, word: &[u8]) -> ScanResult<()> {
         if !self.rest().starts_with(word) {
-            return Err(Syntax::NotJson);
+            return Err(SyntaxError::NotJson);
         }
         self.pos += word.len();
         Ok(())
@@ -150,14 +150,14 @@ impl<'a> Scanner<'a> {
 
     /// Passes a string, from its opening to its closing quote.
     #[inline]
-    pub fn string(&mut self) -> Scan<Text<'a>> {
+    pub fn string(&mut self) -> ScanResult<ScannedString<'a>> {
         self.expect(b'"')?;
         let start = self.pos;
         self.find_special();
         if self.peek() == Some(b'"') {
             let raw = &self.bytes[start..self.pos];
             self.pos += 1;
-            return Ok(Text { raw, escaped: false });
+            return Ok(ScannedString { raw, escaped: false });
         }
         self.rest_of_escaped(start)
     }
@@ -165,23 +165,23 @@ impl<'a> Scanner<'a> {
     /// The slow path of [`Scanner::string`]: the scanner stands at the first byte that is not
     /// plain text.
     #[cold]
-    fn rest_of_escaped(&mut self, start: usize) -> Scan<Text<'a>> {
+    fn rest_of_escaped(&mut self, start: usize) -> ScanResult<ScannedString<'a>> {
         loop {
             match self.peek() {
                 Some(b'"') => {
                     let raw = &self.bytes[start..self.pos];
                     self.pos += 1;
-                    return Ok(Text { raw, escaped: true });
+                    return Ok(ScannedString { raw, escaped: true });
                 }
                 Some(b'\\') => self.escape()?,
-                _ => return Err(Syntax::NotJson),
+                _ => return Err(SyntaxError::NotJson),
             }
             self.find_special();
         }
     }
 
     /// Passes one escape; both halves of a surrogate pair are one.
-    fn escape(&mut self) -> Scan<()> {
+    fn escape(&mut self) -> ScanResult<()> {
         self.pos += 1;
         match self.peek() {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
@@ -189,20 +189,20 @@ impl<'a> Scanner<'a> {
                 return Ok(());
             }
             Some(b'u') => {}
-            _ => return Err(Syntax::NotJson),
+            _ => return Err(SyntaxError::NotJson),
         }
-        let Some(unit) = hex4(self.rest(), 1) else { return Err(Syntax::NotJson) };
+        let Some(unit) = hex4(self.rest(), 1) else { return Err(SyntaxError::NotJson) };
         self.pos += 5;
         match unit {
             0xd800..0xdc00 => {
                 let low = self.rest().starts_with(b"\\u").then(|| hex4(self.rest(), 2)).flatten();
                 if !matches!(low, Some(0xdc00..0xe000)) {
-                    return Err(Syntax::NotJson);
+                    return Err(SyntaxError::NotJson);
                 }
                 self.pos += 6;
                 Ok(())
             }
-            0xdc00..0xe000 => Err(Syntax::NotJson),
+            0xdc00..0xe000 => Err(SyntaxError::NotJson),
             _ => Ok(()),
         }
     }
@@ -231,7 +231,7 @@ impl<'a> Scanner<'a> {
 
     /// Passes a number, which `number` becomes.
     #[inline]
-    pub fn number(&mut self, number: &mut Number<'a>) -> Scan<()> {
+    pub fn number(&mut self, number: &mut Number<'a>) -> ScanResult<()> {
         match number.read(self.rest()) {
             Ok(()) => {
                 self.pos += number.text.len();
@@ -239,14 +239,14 @@ impl<'a> Scanner<'a> {
             }
             Err(at) => {
                 self.advance(at);
-                Err(Syntax::NotJson)
+                Err(SyntaxError::NotJson)
             }
         }
     }
 
     /// Passes one value of any kind, checking all of it. `depth` is how many objects and arrays
     /// it stands in.
-    pub fn skip_value(&mut self, depth: u32) -> Scan<()> {
+    pub fn skip_value(&mut self, depth: u32) -> ScanResult<()> {
         match self.peek() {
             Some(b'"') => self.string().map(|_| ()),
             Some(b'-' | b'0'..=b'9') => self.number(&mut Number::default()),
@@ -271,13 +271,13 @@ impl<'a> Scanner<'a> {
             Some(b't') => self.literal(b"true"),
             Some(b'f') => self.literal(b"false"),
             Some(b'n') => self.literal(b"null"),
-            _ => Err(Syntax::NotJson),
+            _ => Err(SyntaxError::NotJson),
         }
     }
 
     /// Passes the bracket that opens an object or array inside `depth` others.
     #[inline]
-    pub fn enter(&mut self, depth: u32) -> Scan<()> {
+    pub fn enter(&mut self, depth: u32) -> ScanResult<()> {
         self.may_enter(depth)?;
         self.advance(1);
         Ok(())
@@ -285,13 +285,13 @@ impl<'a> Scanner<'a> {
 
     /// Whether an object or array may stand here, inside `depth` others.
     #[inline]
-    pub fn may_enter(&self, depth: u32) -> Scan<()> {
-        if depth >= MAX_DEPTH { Err(Syntax::TooDeep) } else { Ok(()) }
+    pub fn may_enter(&self, depth: u32) -> ScanResult<()> {
+        if depth >= MAX_DEPTH { Err(SyntaxError::TooDeep) } else { Ok(()) }
     }
 
     /// In an object, after its brace or a value: passes the way to the next value and gives its
     /// key, or passes the closing brace and gives nothing.
-    pub fn key(&mut self, first: bool) -> Scan<Option<Text<'a>>> {
+    pub fn key(&mut self, first: bool) -> ScanResult<Option<ScannedString<'a>>> {
         if !self.next(first, b'}')? {
             return Ok(None);
         }
@@ -304,11 +304,11 @@ impl<'a> Scanner<'a> {
 
     /// In an array, after its bracket or a value: passes the way to the next value, or passes
     /// the closing bracket and gives false.
-    pub fn element(&mut self, first: bool) -> Scan<bool> {
+    pub fn element(&mut self, first: bool) -> ScanResult<bool> {
         self.next(first, b']')
     }
 
-    fn next(&mut self, first: bool, close: u8) -> Scan<bool> {
+    fn next(&mut self, first: bool, close: u8) -> ScanResult<bool> {
         self.skip_white_space();
         if self.peek() == Some(close) {
             self.pos += 1;
@@ -324,7 +324,7 @@ impl<'a> Scanner<'a> {
     /// After a message: passes what may stand before the next one. That is the record's end, or
     /// white space with a newline in it, or white space and the next object's brace.
     #[inline]
-    pub fn separator(&mut self) -> Scan<()> {
+    pub fn separator(&mut self) -> ScanResult<()> {
         if self.at_end() {
             return Ok(());
         }
@@ -335,7 +335,7 @@ impl<'a> Scanner<'a> {
         if self.at_end() || next_object || space.contains(&b'\n') {
             Ok(())
         } else {
-            Err(Syntax::NotJson)
+            Err(SyntaxError::NotJson)
         }
     }
 

@@ -2,17 +2,17 @@
 
 use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 
-use crate::decode::Reason;
+use crate::decode::reason::Reason;
 use crate::decode::scanner::unescape;
 
 /// Byte strings, one after the other; `ends[i]` is where the one before `i` ends.
 #[derive(Debug)]
-pub(super) struct Runs {
+pub(super) struct TextBuilder {
     ends: Vec<i32>,
     bytes: Vec<u8>,
 }
 
-impl Runs {
+impl TextBuilder {
     /// None.
     pub fn new() -> Self {
         Self { ends: vec![0], bytes: Vec::new() }
@@ -33,7 +33,7 @@ impl Runs {
         self.end();
     }
 
-    /// As [`Runs::push`], of a value that begins where `window` does: to copy all of that at once
+    /// As [`TextBuilder::push`], of a value that begins where `window` does: to copy all of that at once
     /// is quicker than to copy as much as is needed.
     #[inline]
     pub fn push_from(&mut self, value: &[u8], window: Option<&[u8; 16]>) {
@@ -48,7 +48,7 @@ impl Runs {
         self.end();
     }
 
-    /// As [`Runs::push`], of a string as it is written, whose escapes are valid.
+    /// As [`TextBuilder::push`], of a string as it is written, whose escapes are valid.
     pub fn push_escaped(&mut self, raw: &[u8]) {
         unescape(raw, &mut self.bytes);
         self.end();

@@ -17,8 +17,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
-use super::*;
-use crate::source::chunk::Record;
+use crate::decode::{Decoded, Decoder, Field, Reason, RejectedMessage};
+use crate::source::chunk::{Chunk, Record};
 
 /// A chunk of these values; `None` is a tombstone. A key stands before each value.
 fn chunk(values: &[Option<&[u8]>]) -> Chunk {

@@ -5,7 +5,7 @@
 //! literal and the digit's value at each digit, and both are checked eight bytes at a time. A
 //! text that differs (`7:41:38`) is not wrong, but read piece by piece.
 
-use crate::decode::timestamp::{Item, Parts};
+use crate::decode::timestamp::format_item::{FormatItem, ParsedParts};
 
 /// The longest part that is read at once; a power of two.
 const WIDTH: usize = 32;
@@ -15,11 +15,11 @@ const NOWHERE: usize = WIDTH - 4;
 
 /// The pieces with which a format begins that have a fixed width.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub(super) struct FixedLayout {
     /// How many pieces, and how many bytes they have: none, or eight at least.
     pub items: usize,
     length: usize,
-    words: Vec<Word>,
+    words: Vec<PatternWord>,
     year: usize,
     numbers: [usize; 5],
     /// `T` or a space.
@@ -28,7 +28,7 @@ pub(super) struct Layout {
 
 /// Eight bytes; the last ones of a layout may share bytes with those before.
 #[derive(Debug)]
-struct Word {
+struct PatternWord {
     at: usize,
     pattern: u64,
     /// 0x80 at each digit, and 0xff at each literal.
@@ -36,9 +36,9 @@ struct Word {
     literals: u64,
 }
 
-impl Layout {
+impl FixedLayout {
     /// The layout of the pieces with which `items` begins.
-    pub fn of(items: &[Item]) -> Self {
+    pub fn of(items: &[FormatItem]) -> Self {
         let (year, numbers) = (NOWHERE, [NOWHERE; 5]);
         let mut layout =
             Self { items: 0, length: 0, words: Vec::new(), year, numbers, separator: None };
@@ -49,13 +49,13 @@ impl Layout {
                 break;
             }
             match item {
-                Item::Literal(byte) => (pattern[at], literals[at]) = (*byte, 0xff),
-                Item::Separator => layout.separator = Some(at),
-                Item::Year => layout.year = at,
-                Item::Number { part, .. } => layout.numbers[*part as usize] = at,
+                FormatItem::Literal(byte) => (pattern[at], literals[at]) = (*byte, 0xff),
+                FormatItem::Separator => layout.separator = Some(at),
+                FormatItem::Year => layout.year = at,
+                FormatItem::Number { part, .. } => layout.numbers[*part as usize] = at,
                 _ => break,
             }
-            if matches!(item, Item::Year | Item::Number { .. }) {
+            if matches!(item, FormatItem::Year | FormatItem::Number { .. }) {
                 digits[at..end].fill(0x80);
             }
             layout.items += 1;
@@ -69,7 +69,7 @@ impl Layout {
         };
         layout.words = (0..layout.length.div_ceil(8))
             .map(|index| (index * 8).min(last))
-            .map(|at| Word {
+            .map(|at| PatternWord {
                 at,
                 pattern: word(&pattern, at),
                 digits: word(&digits, at),
@@ -82,7 +82,7 @@ impl Layout {
     /// Reads the pieces from the beginning of `text` and gives what is left; `None` if the text
     /// has to be read piece by piece.
     #[inline]
-    pub fn read<'a>(&self, text: &'a [u8], parts: &mut Parts) -> Option<&'a [u8]> {
+    pub fn read<'a>(&self, text: &'a [u8], parts: &mut ParsedParts) -> Option<&'a [u8]> {
         let (text, rest) = text.split_at_checked(self.length)?;
         let mut values = [0; WIDTH + 8];
         let mut wrong = 0;
@@ -112,14 +112,15 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::timestamp::{Part, parse_format};
+    use crate::decode::timestamp::format_item::DatePart;
+    use crate::decode::timestamp::specifiers::parse_format;
 
     #[test]
     fn every_byte_in_every_place_is_judged() {
         let mut items = Vec::new();
         parse_format("%Y-%m-%dx%H:%M:%S%z", &mut items).unwrap();
-        items[5] = Item::Separator;
-        let layout = Layout::of(&items);
+        items[5] = FormatItem::Separator;
+        let layout = FixedLayout::of(&items);
         assert_eq!((layout.items, layout.length), (11, 19));
         let good = b"2019-10-30T14:06:35+0200";
         for place in 0..19 {
@@ -131,15 +132,15 @@ mod tests {
                     b'T' => matches!(byte, b'T' | b't' | b' '),
                     literal => byte == literal,
                 };
-                let mut parts = Parts::default();
+                let mut parts = ParsedParts::default();
                 let rest = layout.read(&text, &mut parts);
                 assert_eq!(rest, fits.then_some(&b"+0200"[..]), "{byte} at {place}");
                 if fits && place > 11 {
-                    assert_eq!((parts.year, parts.numbers[Part::Day as usize]), (2019, 30));
+                    assert_eq!((parts.year, parts.numbers[DatePart::Day as usize]), (2019, 30));
                 }
             }
         }
-        assert_eq!(layout.read(&good[..18], &mut Parts::default()), None);
+        assert_eq!(layout.read(&good[..18], &mut ParsedParts::default()), None);
     }
 
     #[test]
@@ -153,7 +154,7 @@ mod tests {
         ] {
             let mut items = Vec::new();
             parse_format(format, &mut items).unwrap();
-            let layout = Layout::of(&items);
+            let layout = FixedLayout::of(&items);
             assert_eq!((layout.items, layout.length), expected, "{format}");
         }
     }
