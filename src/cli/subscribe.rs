@@ -397,7 +397,7 @@ mod tests {
             stage: FailureStage::Decode,
             query: None,
             column: Some("part_id".to_owned()),
-            reason: "column part_id: \"abc\" is no BIGINT (at byte 11)".to_owned(),
+            reason: "cannot parse \"abc\" as BIGINT (column part_id, byte 11)".to_owned(),
         };
         let origin = SourceMessage { chunk: &source, record: &source.records[0], position: 1 };
         let out = letter.from_source(&"millstream.a.dead_letters".into(), origin, None);
@@ -426,7 +426,7 @@ mod tests {
         assert_eq!(
             print(Format::Json, br#"{"part_id":"abc"}"#),
             concat!(
-                r#"{"stage":"decode","reason":"column part_id: \"abc\" is no BIGINT (at byte 11)","#,
+                r#"{"stage":"decode","reason":"cannot parse \"abc\" as BIGINT (column part_id, byte 11)","#,
                 r#""column":"part_id","query":null,"topic":"1084","partition":2,"offset":7,"#,
                 r#""position":1,"key":"a key","value":"{\"part_id\":\"abc\"}"}"#,
                 "\n"
@@ -437,7 +437,7 @@ mod tests {
         let head: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
         assert_eq!(head[..3], ["stage", "reason", "column"]);
         assert!(
-            table.contains("decode  column part_id: \"abc\" is no BIGINT (at byte 11)"),
+            table.contains("decode  cannot parse \"abc\" as BIGINT (column part_id, byte 11)"),
             "{table}"
         );
     }

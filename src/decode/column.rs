@@ -69,7 +69,7 @@ impl ColumnBuilder {
         zone: Tz,
     ) -> Result<Self> {
         if format.is_some() && !matches!(data_type, DataType::Timestamp(..)) {
-            let message = format!("column '{name}' has a FORMAT, but is no TIMESTAMP");
+            let message = format!("column '{name}' has a FORMAT, but is not a TIMESTAMP");
             return Err(Error::sql(message));
         }
         let of = |field: &FieldRef| {
@@ -109,7 +109,7 @@ impl ColumnBuilder {
                 key_order: KeyOrder::default(),
             },
             other => {
-                let message = format!("column '{name}': JSON cannot be read as {other}");
+                let message = format!("column '{name}': cannot decode JSON as {other}");
                 return Err(Error::sql(message).hint(
                     "use BOOLEAN, SMALLINT, INT, BIGINT, REAL, DOUBLE, DECIMAL, DATE, TIMESTAMP, \
                      VARCHAR, BYTEA, or arrays and structs of these",

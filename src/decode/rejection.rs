@@ -1,8 +1,8 @@
-//! What is wrong with a rejected message, in words.
+//! Describes for people why a message was rejected.
 //!
-//! Decoding says only which column refused it and what kind of fault it is. Value and place are
-//! looked up here, in the message's bytes, so that good messages pay nothing for them. Places are
-//! bytes of the message, counted from 0. A text never quotes more than [`MAX_QUOTED_CHARS`] characters.
+//! The decoder reports only the column and the [`Reason`]. The value and its position are found here
+//! in the message's bytes, so that valid messages do not pay for them. Positions are bytes of the
+//! message, counted from 0. A description never quotes more than [`MAX_QUOTED_CHARS`] characters.
 
 use std::fmt;
 use std::ops::Range;
@@ -18,7 +18,7 @@ const MAX_QUOTED_CHARS: usize = 80;
 /// Characters quoted from the place on where a message is no JSON.
 const MAX_SYNTAX_QUOTED_CHARS: usize = 20;
 
-/// A message that is no row.
+/// A message that did not become a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RejectedMessage {
     /// The index of its record in the chunk.
@@ -55,7 +55,7 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// Says why the message that is `bytes[message]`, in a record that ends at `record_end`, was
+/// Describes why the message `bytes[message]`, in a record that ends at `record_end`, was
 /// rejected for `reason`, by the column of `field` if one did.
 #[cold]
 pub(super) fn describe(
@@ -93,7 +93,7 @@ fn describe_syntax(reason: Reason, mut scanner: Scanner<'_>, own: &[u8]) -> Stri
         Some(rest) if !rest.is_empty() => {
             format!("{reason} at byte {at}: {}", quote(rest, MAX_SYNTAX_QUOTED_CHARS))
         }
-        _ => format!("{reason}: cut off after {} bytes", own.len()),
+        _ => format!("{reason}: truncated after {} bytes", own.len()),
     }
 }
 
@@ -101,20 +101,20 @@ fn describe_syntax(reason: Reason, mut scanner: Scanner<'_>, own: &[u8]) -> Stri
 fn describe_value(reason: Reason, field: &Field, scanner: Scanner<'_>) -> String {
     let name = &field.name;
     let Some((at, value)) = last_value(scanner, name) else {
-        return format!("column {name}: {reason}");
+        return format!("{reason} (column {name})");
     };
     let shown = quote(value, MAX_QUOTED_CHARS);
     let wanted = sql_type(field);
     match reason {
-        Reason::Null if value == b"null" => format!("column {name}: {reason} (at byte {at})"),
+        Reason::Null if value == b"null" => format!("{reason} (column {name}, byte {at})"),
         // Of a field or an element in it.
         Reason::Null | Reason::Missing => {
-            format!("column {name}: {shown} lacks a value that is NOT NULL (at byte {at})")
+            format!("{shown} lacks a NOT NULL value (column {name}, byte {at})")
         }
         Reason::OutOfRange => {
-            format!("column {name}: {shown} is out of the range of {wanted} (at byte {at})")
+            format!("{shown} is out of the range of {wanted} (column {name}, byte {at})")
         }
-        _ => format!("column {name}: {shown} is no {wanted} (at byte {at})"),
+        _ => format!("cannot parse {shown} as {wanted} (column {name}, byte {at})"),
     }
 }
 
@@ -157,7 +157,7 @@ fn sql_type_name(data_type: &DataType) -> String {
         DataType::Utf8 => "VARCHAR".to_owned(),
         DataType::Decimal128(precision, scale) => format!("DECIMAL({precision}, {scale})"),
         DataType::List(item) => format!("array of {}", sql_type_name(item.data_type())),
-        DataType::Struct(_) => "such structure".to_owned(),
+        DataType::Struct(_) => "STRUCT".to_owned(),
         other => other.to_string(),
     }
 }

@@ -52,7 +52,7 @@ pub enum FailureStage {
     EventTime,
     /// An expression of a query failed for this row.
     Query,
-    /// The closing plan of a query failed for this window.
+    /// The final plan of a query failed for this window.
     Window,
     /// A result, or a late row, is larger than its topic takes.
     Result,
@@ -130,7 +130,7 @@ impl DeadLetter {
         }
     }
 
-    /// The record for a window whose closing plan failed; `value` says which.
+    /// The record for a window whose final plan failed; `value` says which.
     pub fn from_window(&self, topic: &Arc<str>, value: Bytes) -> OutRecord {
         let mut all = Vec::with_capacity(4);
         self.describe(&mut all);

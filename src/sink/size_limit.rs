@@ -91,7 +91,7 @@ impl SizeLimits {
             let Some(last) = records[begun..].last().filter(|_| size > limit) else { continue };
             applied.replaced += 1;
             applied.diverted += u64::from(last.topic != topic);
-            tracing::warn!(%topic, size, limit, instead = %last.topic, "a record is larger than its topic takes (max.message.bytes): replaced");
+            tracing::warn!(%topic, size, limit, replacement_topic = %last.topic, "replaced a record that is larger than its topic takes (max.message.bytes)");
         }
         applied
     }

@@ -48,7 +48,7 @@ const KINDS: &[Kind] = &[
     kind("not JSON", None, "JSON at byte 0: sensor", |id| {
         format!("sensor {id} says hello").into_bytes()
     }),
-    kind("cut short", None, "JSON: cut off after 30 bytes", |id| {
+    kind("cut short", None, "JSON: truncated after 30 bytes", |id| {
         good(id).as_bytes()[..30].to_vec()
     }),
     kind("trailing rubbish", None, "JSON", |id| format!("{}}}", good(id)).into_bytes()),
@@ -65,25 +65,25 @@ const KINDS: &[Kind] = &[
         bytes
     }),
     kind("a lone surrogate", None, "valid", |id| good(id).replace("hall", "\\ud800").into_bytes()),
-    kind("missing column", Some("id"), "column id: missing", |id| {
+    kind("missing column", Some("id"), "missing value of a NOT NULL column (column id)", |id| {
         good(id).replace("\"id\"", "\"di\"").into_bytes()
     }),
     kind("null column", Some("room"), "column room: null", |id| {
         good(id).replace("\"hall\"", "null").into_bytes()
     }),
-    kind("text for a number", Some("id"), "column id: \"many\" is no BIGINT (at byte 34)", |id| {
+    kind("text for a number", Some("id"), "cannot parse \"many\" as BIGINT (column id, byte 34)", |id| {
         good(id).replace(&format!("\"id\":{id}"), "\"id\":\"many\"").into_bytes()
     }),
-    kind("a fraction for an integer", Some("id"), ".5 is no BIGINT (at byte 34)", |id| {
+    kind("a fraction for an integer", Some("id"), ".5 as BIGINT (column id, byte 34)", |id| {
         good(id).replace(&format!("\"id\":{id}"), &format!("\"id\":{id}.5")).into_bytes()
     }),
     kind("out of range", Some("id"), "99999999999999999999 is out of the range of BIGINT", |id| {
         good(id).replace(&format!("\"id\":{id}"), "\"id\":99999999999999999999").into_bytes()
     }),
-    kind("an object for a number", Some("n"), "column n: {} is no BIGINT", |id| {
+    kind("an object for a number", Some("n"), "cannot parse {} as BIGINT (column n", |id| {
         good(id).replace(&format!("\"n\":{}", id % 7), "\"n\":{}").into_bytes()
     }),
-    kind("no such month", Some("ts"), "is no TIMESTAMP such as", |id| {
+    kind("no such month", Some("ts"), "as TIMESTAMP such as", |id| {
         good(id).replace("2024-05", "2024-13").into_bytes()
     }),
     kind("no time at all", Some("ts"), "column ts: \"yesterday 10:", |id| {

@@ -229,7 +229,7 @@ mod tests {
             "customer_a/occupancy 42 results, 4 rows kept",
             "room=hall persons=2",
             "customer_a/presence_alert event_time=2019-10-30 14:06:05 EET part_id=1084 room=hall",
-            "customer_a 1084/0 at 17: column part_id: \"abc\" is no BIGINT (at byte 12)",
+            "customer_a 1084/0 at 17: cannot parse \"abc\" as BIGINT (column part_id, byte 12)",
             "late: once for each query that refused the row",
             "customer_a/latency: not true here",
         ] {
@@ -254,7 +254,7 @@ mod tests {
                 "idle 1086/0, paused 1085/0",
                 "customer_a/daily_visits until 2019-10-31 00:00:00 EET (+1): 1084/0 stands at 2019-10-30 14:06:05 EET",
                 "customer_b/half_day_visits until 2019-10-30 22:00:00 UTC (+1): 1084/0 stands at 2019-10-30 14:06:05 EET",
-                "customer_a 1084/0 at 17: column part_id: \"abc\" is no BIGINT (at byte 12)",
+                "customer_a 1084/0 at 17: cannot parse \"abc\" as BIGINT (column part_id, byte 12)",
                 "customer_a/presence_alert event_time=2019-10-30 14:06:05 EET part_id=1084 room=hall",
             ] {
                 assert!(all.contains(wanted), "{width}x{height}: '{wanted}' is not in\n{screen}");

@@ -158,7 +158,7 @@ mod tests {
         let first = lines.next();
         assert!(first.contains(&"  latency: not true here".to_owned()), "{first:?}");
         let letter =
-            "  dead letter 1084/0 at 17: column part_id: \"abc\" is no BIGINT (at byte 12)";
+            "  dead letter 1084/0 at 17: cannot parse \"abc\" as BIGINT (column part_id, byte 12)";
         assert_eq!(first.last().unwrap(), letter);
         lines.view.observe(&[Arc::new(busy(at(1), 100))]);
         let expected = "customer_a positions: 100 events/s, 100 events, watermark 2019-10-30 14:06:05 EET, lag 3, 5 late (once for each query), 9 dead letters, 2 windows open";

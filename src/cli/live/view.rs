@@ -321,7 +321,7 @@ pub mod tests_support {
             dead_letters: 9,
             newest_dead: vec![
                 "1084/0 at 3: empty".to_owned(),
-                "1084/0 at 17: column part_id: \"abc\" is no BIGINT (at byte 12)".to_owned(),
+                "1084/0 at 17: cannot parse \"abc\" as BIGINT (column part_id, byte 12)".to_owned(),
             ],
             ..Status::default()
         }

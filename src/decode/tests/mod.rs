@@ -307,32 +307,32 @@ fn a_reason_shows_value_type_and_place() {
         fields
     };
     let cases = [
-        (r#"{"part_id": "abc"}"#, r#"column part_id: "abc" is no BIGINT (at byte 12)"#),
-        (r#"{"part_id": "a", "part_id": 1.5}"#, "column part_id: 1.5 is no BIGINT (at byte 28)"),
-        (r#"{"p\u0061rt_id":{"a":[]}}"#, r#"column part_id: {"a":[]} is no BIGINT (at byte 16)"#),
+        (r#"{"part_id": "abc"}"#, r#"cannot parse "abc" as BIGINT (column part_id, byte 12)"#),
+        (r#"{"part_id": "a", "part_id": 1.5}"#, "cannot parse 1.5 as BIGINT (column part_id, byte 28)"),
+        (r#"{"p\u0061rt_id":{"a":[]}}"#, r#"cannot parse {"a":[]} as BIGINT (column part_id, byte 16)"#),
         (
             r#"{"part_id":99999999999999999999}"#,
-            "column part_id: 99999999999999999999 is out of the range of BIGINT (at byte 11)",
+            "99999999999999999999 is out of the range of BIGINT (column part_id, byte 11)",
         ),
-        (r#"{"room": "a"}"#, "column part_id: missing, but the column is NOT NULL"),
-        (r#"{"part_id":null}"#, "column part_id: null, but the column is NOT NULL (at byte 11)"),
-        (r#"{"room": [1]}"#, "column room: [1] is no VARCHAR (at byte 9)"),
-        (r#"{"level": "high"}"#, r#"column level: "high" is no DOUBLE (at byte 10)"#),
-        (r#"{"price": 1.005}"#, "column price: 1.005 is no DECIMAL(5, 2) (at byte 10)"),
+        (r#"{"room": "a"}"#, "missing value of a NOT NULL column (column part_id)"),
+        (r#"{"part_id":null}"#, "null in a NOT NULL column (column part_id, byte 11)"),
+        (r#"{"room": [1]}"#, "cannot parse [1] as VARCHAR (column room, byte 9)"),
+        (r#"{"level": "high"}"#, r#"cannot parse "high" as DOUBLE (column level, byte 10)"#),
+        (r#"{"price": 1.005}"#, "cannot parse 1.005 as DECIMAL(5, 2) (column price, byte 10)"),
         (
             r#"{"at": "yesterday"}"#,
-            r#"column at: "yesterday" is no TIMESTAMP such as 2019-10-30T14:06:35Z (at byte 7)"#,
+            r#"cannot parse "yesterday" as TIMESTAMP such as 2019-10-30T14:06:35Z (column at, byte 7)"#,
         ),
-        (r#"{"day": 7}"#, "column day: 7 is no TIMESTAMP in the format '%Y%m%d' (at byte 8)"),
-        (r#"{"born": "1"}"#, r#"column born: "1" is no DATE such as 2019-10-30 (at byte 9)"#),
-        (r#"{"flag": 1}"#, "column flag: 1 is no BOOLEAN (at byte 9)"),
-        (r#"{"raw": "0g"}"#, r#"column raw: "0g" is no BYTEA (hexadecimal) (at byte 8)"#),
-        (r#"{"all": [true]}"#, "column all: [true] is no array of BIGINT (at byte 8)"),
-        (r#"{"all": [null]}"#, "column all: [null] lacks a value that is NOT NULL (at byte 8)"),
+        (r#"{"day": 7}"#, "cannot parse 7 as TIMESTAMP in the format '%Y%m%d' (column day, byte 8)"),
+        (r#"{"born": "1"}"#, r#"cannot parse "1" as DATE such as 2019-10-30 (column born, byte 9)"#),
+        (r#"{"flag": 1}"#, "cannot parse 1 as BOOLEAN (column flag, byte 9)"),
+        (r#"{"raw": "0g"}"#, r#"cannot parse "0g" as BYTEA (hexadecimal) (column raw, byte 8)"#),
+        (r#"{"all": [true]}"#, "cannot parse [true] as array of BIGINT (column all, byte 8)"),
+        (r#"{"all": [null]}"#, "[null] lacks a NOT NULL value (column all, byte 8)"),
         ("sensor 1 says hello to all", "not valid JSON at byte 0: sensor 1 says hello…"),
         ("{\"part_id\": 1, \"n\": 007}", "not valid JSON at byte 21: 07}"),
         ("{\"room\": \"a\tb\"}", "not valid JSON at byte 11:  b\"}"),
-        (r#"{"room": "hal"#, "not valid JSON: cut off after 13 bytes"),
+        (r#"{"room": "hal"#, "not valid JSON: truncated after 13 bytes"),
         ("[1, 2]", "not a JSON object: [1, 2]"),
         (" ", "empty"),
     ];
@@ -347,7 +347,7 @@ fn a_reason_shows_value_type_and_place() {
         }
     }
     let cut = decode(people(), &["{\"part_id\": 1,\n{\"part_id\": 2, \"room\": \"b\"}"]);
-    assert_eq!(cut.rejected[0].reason.to_string(), "not valid JSON: cut off after 14 bytes");
+    assert_eq!(cut.rejected[0].reason.to_string(), "not valid JSON: truncated after 14 bytes");
     let bad = decoder(people()).decode(&chunk(&[Some(b"{\"room\": \"\xff\"}")])).unwrap();
     assert_eq!(bad.rejected[0].reason.to_string(), "not valid UTF-8 at byte 10: 0xff");
 }
@@ -631,7 +631,7 @@ fn types_and_formats_that_cannot_be_read_are_refused_at_once() {
     assert!(new(format).message.contains("'%Q' is not supported"));
     let mut format = field("t", DataType::Utf8, true);
     format.format = Some("%F".to_owned());
-    assert!(new(format).message.contains("is no TIMESTAMP"));
+    assert!(new(format).message.contains("is not a TIMESTAMP"));
     let twice = vec![field("a", DataType::Utf8, true), field("a", DataType::Utf8, true)];
     assert!(Decoder::new(twice, Tz::UTC).is_err());
 }
