@@ -71,9 +71,12 @@ const KINDS: &[Kind] = &[
     kind("null column", Some("room"), "column room: null", |id| {
         good(id).replace("\"hall\"", "null").into_bytes()
     }),
-    kind("text for a number", Some("id"), "cannot parse \"many\" as BIGINT (column id, byte 34)", |id| {
-        good(id).replace(&format!("\"id\":{id}"), "\"id\":\"many\"").into_bytes()
-    }),
+    kind(
+        "text for a number",
+        Some("id"),
+        "cannot parse \"many\" as BIGINT (column id, byte 34)",
+        |id| good(id).replace(&format!("\"id\":{id}"), "\"id\":\"many\"").into_bytes(),
+    ),
     kind("a fraction for an integer", Some("id"), ".5 as BIGINT (column id, byte 34)", |id| {
         good(id).replace(&format!("\"id\":{id}"), &format!("\"id\":{id}.5")).into_bytes()
     }),

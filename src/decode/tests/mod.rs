@@ -308,8 +308,14 @@ fn a_reason_shows_value_type_and_place() {
     };
     let cases = [
         (r#"{"part_id": "abc"}"#, r#"cannot parse "abc" as BIGINT (column part_id, byte 12)"#),
-        (r#"{"part_id": "a", "part_id": 1.5}"#, "cannot parse 1.5 as BIGINT (column part_id, byte 28)"),
-        (r#"{"p\u0061rt_id":{"a":[]}}"#, r#"cannot parse {"a":[]} as BIGINT (column part_id, byte 16)"#),
+        (
+            r#"{"part_id": "a", "part_id": 1.5}"#,
+            "cannot parse 1.5 as BIGINT (column part_id, byte 28)",
+        ),
+        (
+            r#"{"p\u0061rt_id":{"a":[]}}"#,
+            r#"cannot parse {"a":[]} as BIGINT (column part_id, byte 16)"#,
+        ),
         (
             r#"{"part_id":99999999999999999999}"#,
             "99999999999999999999 is out of the range of BIGINT (column part_id, byte 11)",
@@ -323,8 +329,14 @@ fn a_reason_shows_value_type_and_place() {
             r#"{"at": "yesterday"}"#,
             r#"cannot parse "yesterday" as TIMESTAMP such as 2019-10-30T14:06:35Z (column at, byte 7)"#,
         ),
-        (r#"{"day": 7}"#, "cannot parse 7 as TIMESTAMP in the format '%Y%m%d' (column day, byte 8)"),
-        (r#"{"born": "1"}"#, r#"cannot parse "1" as DATE such as 2019-10-30 (column born, byte 9)"#),
+        (
+            r#"{"day": 7}"#,
+            "cannot parse 7 as TIMESTAMP in the format '%Y%m%d' (column day, byte 8)",
+        ),
+        (
+            r#"{"born": "1"}"#,
+            r#"cannot parse "1" as DATE such as 2019-10-30 (column born, byte 9)"#,
+        ),
         (r#"{"flag": 1}"#, "cannot parse 1 as BOOLEAN (column flag, byte 9)"),
         (r#"{"raw": "0g"}"#, r#"cannot parse "0g" as BYTEA (hexadecimal) (column raw, byte 8)"#),
         (r#"{"all": [true]}"#, "cannot parse [true] as array of BIGINT (column all, byte 8)"),
