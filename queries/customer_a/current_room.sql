@@ -1,4 +1,4 @@
--- Where each resident is now, and since when: since the last event anywhere else.
+-- The current room of each resident, and since when: since the last event in another room.
 CREATE MATERIALIZED VIEW current_room AS
 SELECT part_id,
        first_value(room ORDER BY last_seen DESC, room) AS room,

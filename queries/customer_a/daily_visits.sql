@@ -1,5 +1,5 @@
--- How lively each resident's day was: events, and in how many different rooms. Two sensors spell
--- rooms in their own way; both spellings count as one room.
+-- The daily activity of each resident: events, and the number of distinct rooms. Two sensors spell rooms
+-- differently; both spellings count as one room.
 SELECT window_start, window_end, part_id,
        count(*) AS events,
        count(DISTINCT replace(lower(trim(room)), 'livingroom', 'living room')) AS rooms

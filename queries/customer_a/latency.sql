@@ -1,5 +1,5 @@
--- How old events are, in milliseconds, minute by minute of event time: from the sensor's clock to Kafka
--- (sensors tell whole seconds, so up to one second of it is theirs), and from Kafka to being processed.
+-- The age of events in milliseconds, per minute of event time: from the sensor's clock to Kafka (sensors
+-- send whole seconds, so up to one second is rounding), and from Kafka to processing.
 SELECT window_start, window_end,
        count(*) AS events,
        approx_percentile_cont(0.5) WITHIN GROUP (ORDER BY to_kafka_ms) AS to_kafka_p50_ms,

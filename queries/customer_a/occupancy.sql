@@ -1,4 +1,4 @@
--- How many persons are in each room now; a room that empties is deleted from the result.
+-- The number of persons in each room now. A room without persons is deleted from the result.
 CREATE MATERIALIZED VIEW occupancy AS
 SELECT room, count(*) AS persons
 FROM current_room

@@ -1,5 +1,5 @@
--- Rooms with more persons than they are meant for. The limits are in data/rooms.csv: edit it while the
--- pipeline runs.
+-- Rooms with more persons than their limit. The limits are in data/rooms.csv, which you can edit
+-- while the pipeline runs.
 CREATE MATERIALIZED VIEW overcrowded AS
 SELECT o.room, o.persons, r.max_persons
 FROM occupancy o

@@ -1,5 +1,5 @@
--- An alert for each event in a room that data/rooms.csv marks as restricted: the hall leads out of the
--- house.
+-- An alert for each event in a room that data/rooms.csv marks as restricted, such as the hall with
+-- the front door.
 CREATE STREAM presence_alert AS
 SELECT p.event_time, p.part_id, r.room
 FROM positions p

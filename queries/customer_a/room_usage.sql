@@ -1,5 +1,5 @@
--- The hourly trend of each room, in events and in different persons; every minute it says how the
--- present hour looks so far (is_final is false then).
+-- The hourly trend of each room, in events and in distinct persons. Every minute it publishes the early
+-- result of the present hour, with is_final = false.
 CREATE STREAM room_usage WITH (emit = 'every 60 seconds') AS
 SELECT window_start, window_end,
        replace(lower(trim(room)), 'livingroom', 'living room') AS room,

@@ -1,5 +1,5 @@
--- How often each resident was seen in each room in a day: a visit is one event of the sensor there.
--- docs/sql.md shows how to turn it into a table of residents by rooms.
+-- The number of visits of each resident to each room per day; a visit is one event.
+-- docs/sql.md shows the same result as a table of residents by rooms.
 SELECT window_start, window_end, part_id,
        replace(lower(trim(room)), 'livingroom', 'living room') AS room,
        count(*) AS visits

@@ -1,5 +1,5 @@
--- Where each employee is now, and since when: since the last event anywhere else. A badge in the rack says that its
--- owner is away.
+-- The current room of each employee, and since when: since the last event in another room. A badge in the
+-- rack means that its owner is away.
 CREATE MATERIALIZED VIEW current_room AS
 SELECT part_id,
        first_value(room ORDER BY last_seen DESC, room) AS room,

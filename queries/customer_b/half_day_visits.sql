@@ -1,5 +1,5 @@
--- How much each employee moved about in each half of a day, midnight to noon to midnight: events, and
--- in how many different places.
+-- The activity of each employee per half day (midnight to noon, noon to midnight): events, and the number
+-- of distinct places.
 SELECT window_start, window_end, part_id,
        count(*) AS events,
        count(DISTINCT lower(trim(room))) AS rooms

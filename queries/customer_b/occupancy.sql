@@ -1,5 +1,5 @@
--- How many persons are in each room now; a room that empties is deleted from the result. Badges in the
--- rack are nobody's presence.
+-- The number of persons in each room now. A room without persons is deleted from the result. Badges in
+-- the rack do not count.
 CREATE MATERIALIZED VIEW occupancy AS
 SELECT room, count(*) AS persons
 FROM current_room

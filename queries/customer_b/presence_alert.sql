@@ -1,5 +1,5 @@
--- An alert for each event in a room that data/office_rooms.csv marks as restricted: the server
--- room has a lock that is often left open.
+-- An alert for each event in a room that data/office_rooms.csv marks as restricted, such as the
+-- server room, whose door is often unlocked.
 CREATE STREAM presence_alert AS
 SELECT p.event_time, p.part_id, r.room
 FROM positions p

@@ -1,4 +1,4 @@
--- How often each badge was seen in each place in half a day: a visit is one event of the badge there.
+-- The number of visits of each badge to each place per half day; a visit is one event.
 SELECT window_start, window_end, part_id,
        lower(trim(room)) AS room,
        count(*) AS visits

@@ -1,4 +1,4 @@
--- The same by shifts of eight hours, 00:00, 08:00 and 16:00 on the office's clock.
+-- The visits per shift of eight hours, which start at 00:00, 08:00 and 16:00 local time.
 SELECT window_start, window_end, part_id,
        count(*) AS events,
        count(DISTINCT lower(trim(room))) AS rooms

@@ -1,4 +1,4 @@
-//! A real Kafka, if `MILLSTREAM_TEST_KAFKA` names one (.ci/run and .ci/kafka do).
+//! A real Kafka, at the address in `MILLSTREAM_TEST_KAFKA` (.ci/run sets it; .ci/kafka starts one).
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -14,13 +14,13 @@ use rdkafka::{Offset, TopicPartitionList};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The broker that the environment names.
+/// The brokers of `MILLSTREAM_TEST_KAFKA`.
 #[derive(Clone)]
 pub struct Kafka {
     pub brokers: String,
 }
 
-/// One record as read back.
+/// One record that was read from a topic.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Read {
     pub partition: i32,
@@ -31,7 +31,7 @@ pub struct Read {
 }
 
 impl Read {
-    /// The value as JSON; panics when it is none.
+    /// The value as JSON; panics if it is not valid JSON.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(self.value.as_deref().unwrap()).unwrap()
     }
@@ -63,8 +63,7 @@ impl Write {
     }
 }
 
-/// The first offset of a partition and the next one; asked again while a topic that was just made
-/// has no leader.
+/// The first offset of a partition and its end offset. Retries while a new topic has no leader.
 fn bounds_of(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -73,14 +72,14 @@ fn bounds_of(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64)
                 eprintln!("{topic}/{partition}: {error}");
                 std::thread::sleep(Duration::from_millis(100));
             }
-            answer => return answer.unwrap(),
+            bounds => return bounds.unwrap(),
         }
     }
 }
 
 impl Kafka {
-    /// The broker, or `None` with a line that says so. Where MILLSTREAM_REQUIRE_KAFKA is set, a
-    /// missing broker is a failure: a green run must have been a real one.
+    /// The brokers, or `None` after printing that the test is skipped. If MILLSTREAM_REQUIRE_KAFKA is
+    /// set, a missing address fails the test, so that a passed run has run every test.
     pub fn require(test: &str) -> Option<Self> {
         match std::env::var("MILLSTREAM_TEST_KAFKA") {
             Ok(brokers) if !brokers.is_empty() => Some(Self { brokers }),
@@ -124,8 +123,8 @@ impl Kafka {
         self.producer().produce(topic, records);
     }
 
-    /// One that produces again and again.
-    pub fn producer(&self) -> Producing {
+    /// A producer for repeated use.
+    pub fn producer(&self) -> SyncProducer {
         let producer: ThreadedProducer<_> = self
             .client()
             .set("enable.idempotence", "true")
@@ -133,15 +132,15 @@ impl Kafka {
             .set("queue.buffering.max.messages", "200000")
             .create()
             .unwrap();
-        Producing(producer)
+        SyncProducer(producer)
     }
 
-    /// Produces records that are larger than Kafka takes by default.
+    /// Produces records that are larger than Kafka's default limit.
     pub fn produce_large(&self, topic: &str, records: impl IntoIterator<Item = Write>) {
         self.produce_with(topic, &[("message.max.bytes", "100000000")], records);
     }
 
-    /// Produces records by a client of these settings.
+    /// Produces records with additional client settings.
     pub fn produce_with(
         &self,
         topic: &str,
@@ -165,15 +164,15 @@ impl Kafka {
         metadata.topics().iter().map(|topic| topic.name().to_owned()).collect()
     }
 
-    /// The partitions of a topic; none when it does not exist.
+    /// The partitions of a topic; empty if it does not exist.
     pub fn partitions(&self, topic: &str) -> Vec<i32> {
         let consumer: BaseConsumer = self.client().create().unwrap();
         let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
         metadata.topics()[0].partitions().iter().map(|p| p.id()).collect()
     }
 
-    /// Everything committed in a topic, in offset order per partition. Waits until no transaction
-    /// is open below the end, so that nothing which a dead producer left behind is overlooked.
+    /// All committed records of a topic, in offset order per partition. Waits until no transaction is
+    /// open below the end, so that transactions of killed producers are included.
     pub fn read(&self, topic: &str) -> Vec<Read> {
         let consumer: BaseConsumer = self
             .client()
@@ -184,7 +183,7 @@ impl Kafka {
             .create()
             .unwrap();
         let partitions = self.partitions(topic);
-        self.await_decided(&consumer, topic, &partitions);
+        self.await_no_open_transaction(&consumer, topic, &partitions);
         let mut list = TopicPartitionList::new();
         for partition in &partitions {
             list.add_partition_offset(topic, *partition, Offset::Beginning).unwrap();
@@ -194,7 +193,7 @@ impl Kafka {
         let mut records = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(120);
         while !open.is_empty() {
-            assert!(Instant::now() < deadline, "{topic} could not be read to its end");
+            assert!(Instant::now() < deadline, "timed out reading {topic} to its end");
             match consumer.poll(Duration::from_millis(200)) {
                 None => {}
                 Some(Ok(message)) => records.push(read(&message)),
@@ -208,8 +207,8 @@ impl Kafka {
         records
     }
 
-    /// Gives every committed record of a topic's only partition, from its beginning on and as soon
-    /// as it is there, until told to stop.
+    /// Calls `seen` with every committed record of a topic with one partition, from its beginning on,
+    /// until `stop` is set.
     #[cfg(feature = "failpoints")]
     pub fn follow(
         &self,
@@ -238,7 +237,7 @@ impl Kafka {
         }
     }
 
-    fn await_decided(&self, committed: &BaseConsumer, topic: &str, partitions: &[i32]) {
+    fn await_no_open_transaction(&self, committed: &BaseConsumer, topic: &str, partitions: &[i32]) {
         let all: BaseConsumer =
             self.client().set("isolation.level", "read_uncommitted").create().unwrap();
         let deadline = Instant::now() + Duration::from_secs(90);
@@ -251,12 +250,12 @@ impl Kafka {
         }
     }
 
-    /// The offset after the last record of each partition, decided or not.
+    /// The end offset of each partition, including open transactions.
     pub fn ends(&self, topic: &str) -> Vec<(i32, i64)> {
         self.bounds(topic).into_iter().map(|(partition, (_, end))| (partition, end)).collect()
     }
 
-    /// The first offset that each partition still has.
+    /// The first available offset of each partition.
     pub fn begins(&self, topic: &str) -> Vec<(i32, i64)> {
         self.bounds(topic).into_iter().map(|(partition, (begin, _))| (partition, begin)).collect()
     }
@@ -268,7 +267,7 @@ impl Kafka {
         self.partitions(topic).into_iter().map(|p| (p, bounds(p))).collect()
     }
 
-    /// Removes what a partition has before `offset`, as retention does.
+    /// Deletes the records of a partition before `offset`, as retention does.
     pub fn truncate(&self, topic: &str, partition: i32, offset: i64) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
         let mut list = TopicPartitionList::new();
@@ -279,7 +278,7 @@ impl Kafka {
         assert!(self.begins(topic).contains(&(partition, offset)));
     }
 
-    /// Deletes a topic, if it is there, and waits until it is gone.
+    /// Deletes a topic if it exists, and waits until it is gone.
     pub fn delete(&self, topic: &str) {
         if !self.topics().contains(topic) {
             return;
@@ -296,10 +295,10 @@ impl Kafka {
     }
 }
 
-/// A producer.
-pub struct Producing(ThreadedProducer<rdkafka::producer::DefaultProducerContext>);
+/// A producer that waits for acknowledgements.
+pub struct SyncProducer(ThreadedProducer<rdkafka::producer::DefaultProducerContext>);
 
-impl Producing {
+impl SyncProducer {
     /// Produces in order and waits until the broker has everything.
     pub fn produce(&self, topic: &str, records: impl IntoIterator<Item = Write>) {
         for record in records {

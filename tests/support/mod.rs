@@ -1,5 +1,5 @@
-//! What the tests stand on: a real Kafka if there is one, projects in folders of their own, the
-//! real binary under a time limit, and a slow and simple second opinion on what SQL means.
+//! Shared by the integration tests: a real Kafka if there is one, project folders, the real binary with
+//! a time limit, a network proxy, and a batch oracle for SQL.
 
 pub mod kafka;
 pub mod oracle;

@@ -1,7 +1,7 @@
-//! A second opinion on what a query means: plain DataFusion over all rows at once, one window at
-//! a time, with window bounds from a calendar that walks instead of computing.
+//! The batch oracle: computes the expected result of a query with plain DataFusion over all rows, one
+//! window at a time. Window bounds come from a calendar that steps through time instead of computing.
 //!
-//! Nothing here is shared with the engine but DataFusion itself.
+//! It shares no code with the engine except DataFusion.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub struct Relation {
     pub rows: RecordBatch,
 }
 
-/// What makes a row late: the watermark just before each row, and how long windows stay.
+/// The watermark just before each row, and the allowed lateness.
 #[derive(Clone)]
 pub struct Lateness {
     pub before: Vec<i64>,
@@ -53,15 +53,15 @@ pub struct Call {
     offset_us: i64,
 }
 
-/// Rows of all relations and the zone in which days are cut.
+/// Rows of all relations, and the time zone of calendar windows.
 pub struct Oracle {
     pub zone: Tz,
     pub relations: Vec<Relation>,
 }
 
 impl Oracle {
-    /// The rows that `sql` has over all relations, and the indexes of the source's rows that its
-    /// expressions refuse.
+    /// Returns the result rows of `sql` over all relations, and the indexes of the source rows for which
+    /// its expressions fail.
     pub async fn answer(
         &self,
         sql: &str,
@@ -164,7 +164,7 @@ impl Oracle {
 
     fn rows(&self, name: &str) -> Result<&RecordBatch, String> {
         let found = self.relations.iter().find(|r| r.name == name);
-        Ok(&found.ok_or_else(|| format!("the oracle knows no {name}"))?.rows)
+        Ok(&found.ok_or_else(|| format!("the oracle has no relation {name}"))?.rows)
     }
 
     fn empty(&self, call: &Call) -> Result<RecordBatch, String> {
@@ -208,7 +208,7 @@ impl Oracle {
             .map(|(_, name)| name)
     }
 
-    /// The source's rows for each of which alone the query fails.
+    /// The indexes of the source rows for which the query fails, each row alone.
     async fn refused_rows(&self, sql: &str) -> Option<Vec<usize>> {
         let name = match Call::find(sql).ok()? {
             Some(call) => call.relation,
@@ -295,7 +295,7 @@ impl Call {
     }
 }
 
-/// The arguments up to the bracket that closes, and where that stands.
+/// The arguments up to the closing bracket, and the position of that bracket.
 fn split(text: &str) -> Result<(Vec<String>, usize), String> {
     let (mut depth, mut arguments, mut from) = (0, Vec::new(), 0);
     for (at, c) in text.char_indices() {
@@ -347,7 +347,7 @@ fn local(zone: Tz, time: i64) -> NaiveDateTime {
     DateTime::<Utc>::from_timestamp_micros(time).unwrap().with_timezone(&zone).naive_local()
 }
 
-/// Local text to an instant: the first of two, forward over a gap.
+/// Converts a local time to an instant: the first of two, or forward over a gap.
 pub fn instant(zone: Tz, time: NaiveDateTime) -> i64 {
     match zone.from_local_datetime(&time) {
         LocalResult::Single(t) | LocalResult::Ambiguous(t, _) => t.timestamp_micros(),

@@ -1,4 +1,4 @@
-//! The real binary, always under a time limit: a test that hangs must fail and say what it saw.
+//! Runs the real binary with a time limit, so that a test that hangs fails and shows the output.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -33,14 +33,14 @@ impl Finished {
     pub fn failed(self) -> Self {
         assert!(
             !self.status.success(),
-            "it succeeded\n--- stdout\n{}\n--- stderr\n{}",
+            "the process succeeded\n--- stdout\n{}\n--- stderr\n{}",
             self.stdout,
             self.stderr
         );
         self
     }
 
-    /// Both streams of output, for looking for a phrase.
+    /// Standard output and standard error together.
     pub fn output(&self) -> String {
         format!("{}{}", self.stdout, self.stderr)
     }
@@ -83,7 +83,7 @@ fn spawn(
             File::open(output.path().join("in")).unwrap().into()
         }
     };
-    // Another build can be put to the same test.
+    // MILLSTREAM_BINARY runs the tests with another build.
     let built = || env!("CARGO_BIN_EXE_millstream").to_owned();
     let binary = std::env::var("MILLSTREAM_BINARY").unwrap_or_else(|_| built());
     let child = Command::new(binary)
@@ -133,28 +133,27 @@ impl Running {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// The most memory (resident, in bytes) that it has had so far; `None` where the kernel does
-    /// not tell, or it ended.
+    /// The peak resident memory so far, in bytes; `None` if it has ended or the kernel does not report it.
     pub fn peak_memory(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
     }
 
-    /// SIGKILL: the process has no say in it.
+    /// Kills the process with SIGKILL.
     pub fn kill(mut self) -> Finished {
         self.child.kill().unwrap();
         self.wait(Duration::from_secs(30))
     }
 
-    /// SIGTERM, SIGINT, SIGSTOP or SIGCONT, by the process's id.
+    /// Sends SIGTERM, SIGINT, SIGSTOP or SIGCONT; `name` is without the prefix SIG.
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         let status = Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap();
-        assert!(status.success(), "no signal could be sent");
+        assert!(status.success(), "the signal could not be sent");
     }
 
-    /// Waits until `seen` answers for the text printed so far (both streams).
+    /// Waits until `seen` is true for the output so far (both streams).
     pub fn until(&mut self, what: &str, limit: Duration, seen: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + limit;
         loop {
@@ -166,13 +165,13 @@ impl Running {
             assert!(
                 !ended && Instant::now() < deadline,
                 "{what}: {}\n{printed}",
-                if ended { "it ended" } else { "too late" }
+                if ended { "the process ended" } else { "timed out" }
             );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Waits for its end; kills it and panics after `limit`.
+    /// Waits until the process ends; kills it and panics after `limit`.
     pub fn wait(mut self, limit: Duration) -> Finished {
         let deadline = Instant::now() + limit;
         let status = loop {

@@ -1,10 +1,10 @@
-//! A project folder (schemas, queries, data) that vanishes with its test.
+//! A temporary project folder (schemas, queries, data).
 
 use std::path::Path;
 
 use tempfile::TempDir;
 
-/// A folder that Millstream can be pointed at with `--project`.
+/// A project folder for `--project`; it is deleted when it is dropped.
 pub struct Project {
     folder: TempDir,
 }
@@ -19,7 +19,7 @@ impl Project {
         self.folder.path()
     }
 
-    /// Writes any file, making its folders.
+    /// Writes a file and creates its folders.
     pub fn file(&self, name: &str, text: &str) -> &Self {
         let path = self.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -40,7 +40,7 @@ impl Project {
     }
 }
 
-/// A name that no other test, and no earlier run against the same broker, has used.
+/// A unique name, which no other test or run against the same broker uses.
 pub fn unique(prefix: &str) -> String {
     let id = uuid::Uuid::new_v4().simple().to_string();
     format!("{prefix}_{}", &id[..10])

@@ -1,8 +1,7 @@
-//! A TCP proxy between the engine and Kafka that breaks the network on purpose.
+//! A TCP proxy between the engine and Kafka that injects network faults.
 //!
-//! It reads the frames of Kafka's protocol: of a request the length, the api key and the
-//! correlation id; of an answer the length and the correlation id, which says whose answer it is.
-//! Everything else passes through untouched.
+//! It parses the frames of Kafka's protocol: the length, the API key and the correlation id of a request,
+//! and the length and the correlation id of a response. Everything else is forwarded unchanged.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
@@ -14,35 +13,35 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Api keys of Kafka's protocol.
+/// API keys of Kafka's protocol.
 pub const INIT_PRODUCER_ID: i16 = 22;
 pub const END_TXN: i16 = 26;
 
-/// What becomes of one EndTxn request.
+/// The fault for an EndTxn request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndTxn {
-    /// The broker gets it; the answer is thrown away and the connection cut.
-    DropAnswer,
-    /// The broker gets it; the answer is thrown away, and nothing else happens.
-    Silence,
-    /// The engine's connection is cut at once, and the broker gets the request so much later.
+    /// The broker receives it; the response is dropped and the connection is closed.
+    DropResponse,
+    /// The broker receives it; the response is dropped.
+    NoResponse,
+    /// The engine's connection is closed at once; the broker receives the request after this delay.
     Late(Duration),
 }
 
-/// How the network behaves.
+/// The faults that the proxy injects.
 #[derive(Debug, Clone, Default)]
-pub struct Weather {
-    /// The chance that a frame is cut off somewhere, and its connection with it.
+pub struct Faults {
+    /// The probability that a frame is cut at a random byte and its connection is closed.
     pub cut: f64,
-    /// The chance that a frame waits, and the longest such wait.
+    /// The probability that a frame is delayed, and the longest delay.
     pub delay: (f64, Duration),
-    /// What happens to EndTxn, and to what share of them.
+    /// The fault for EndTxn requests, and the share of affected requests.
     pub end_txn: Option<(EndTxn, f64)>,
 }
 
-/// What was done so far.
+/// Counts of requests and injected faults.
 #[derive(Debug, Clone, Default)]
-pub struct Done {
+pub struct Injected {
     pub requests: HashMap<i16, u64>,
     pub cuts: u64,
     pub delays: u64,
@@ -50,9 +49,9 @@ pub struct Done {
 }
 
 struct State {
-    weather: Weather,
+    faults: Faults,
     random: StdRng,
-    done: Done,
+    injected: Injected,
 }
 
 /// The running proxy. Its threads end with the test's process.
@@ -62,26 +61,26 @@ pub struct Proxy {
     target: Arc<Mutex<Option<String>>>,
 }
 
-/// One connection's two sockets, and what is to become of answers on it.
+/// The two sockets of a connection, and the responses that must not reach the engine.
 struct Link {
     client: TcpStream,
     broker: TcpStream,
-    /// Correlation ids whose answers are thrown away, and whether the connection goes with them.
+    /// Correlation ids whose responses are dropped, and whether the connection is closed as well.
     lost: Mutex<HashMap<i32, bool>>,
-    /// The engine's side is gone; the broker's stays for what is late.
-    orphan: AtomicBool,
+    /// The engine's side is closed; the broker's side stays open for a delayed request.
+    client_closed: AtomicBool,
     late: Mutex<HashSet<i32>>,
 }
 
 impl Proxy {
-    /// Listens; connections are refused until there is a target. The weather is fair.
+    /// Starts to listen. Connections are refused until there is a target. No faults are injected.
     pub fn start(seed: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let state = Arc::new(Mutex::new(State {
-            weather: Weather::default(),
+            faults: Faults::default(),
             random: StdRng::seed_from_u64(seed),
-            done: Done::default(),
+            injected: Injected::default(),
         }));
         let target: Arc<Mutex<Option<String>>> = Arc::default();
         let proxy = Self { address, state: state.clone(), target: target.clone() };
@@ -99,17 +98,17 @@ impl Proxy {
         &self.address
     }
 
-    /// Where connections go from now on.
-    pub fn lead_to(&self, target: String) {
+    /// Sets the target of new connections.
+    pub fn set_target(&self, target: String) {
         *self.target.lock().unwrap() = Some(target);
     }
 
-    pub fn weather(&self, weather: Weather) {
-        self.state.lock().unwrap().weather = weather;
+    pub fn faults(&self, faults: Faults) {
+        self.state.lock().unwrap().faults = faults;
     }
 
-    pub fn done(&self) -> Done {
-        self.state.lock().unwrap().done.clone()
+    pub fn injected(&self) -> Injected {
+        self.state.lock().unwrap().injected.clone()
     }
 }
 
@@ -120,14 +119,14 @@ fn join(client: TcpStream, broker: TcpStream, state: &Arc<Mutex<State>>) {
         client,
         broker,
         lost: Mutex::default(),
-        orphan: AtomicBool::new(false),
+        client_closed: AtomicBool::new(false),
         late: Mutex::default(),
     });
     for upward in [true, false] {
         let (link, state) = (link.clone(), state.clone());
         std::thread::spawn(move || {
-            let _ = if upward { requests(&link, &state) } else { answers(&link, &state) };
-            if !link.orphan.load(Ordering::Acquire) {
+            let _ = if upward { requests(&link, &state) } else { responses(&link, &state) };
+            if !link.client_closed.load(Ordering::Acquire) {
                 link.cut();
             }
         });
@@ -141,7 +140,7 @@ impl Link {
     }
 }
 
-/// One frame with its length; `Err` at the end of the connection.
+/// Reads one frame with its length; `Err` at the end of the connection.
 fn frame(mut from: &TcpStream) -> std::io::Result<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
@@ -160,17 +159,17 @@ fn i32_at(bytes: &[u8], at: usize) -> i32 {
     i32::from_be_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
-/// Passes a frame on, late or in part as the weather wants it. False: the connection is cut.
-fn pass(bytes: &[u8], mut to: &TcpStream, state: &Mutex<State>) -> std::io::Result<bool> {
+/// Forwards a frame, delayed or cut according to the faults. Returns false if the connection must close.
+fn forward(bytes: &[u8], mut to: &TcpStream, state: &Mutex<State>) -> std::io::Result<bool> {
     let (wait, cut) = {
         let mut state = state.lock().unwrap();
-        let State { weather, random, done } = &mut *state;
-        let (chance, longest) = weather.delay;
+        let State { faults, random, injected } = &mut *state;
+        let (chance, longest) = faults.delay;
         let waits = random.random_bool(chance);
         let share: f64 = random.random();
-        let cut = random.random_bool(weather.cut).then(|| random.random_range(0..=bytes.len()));
-        done.delays += u64::from(waits);
-        done.cuts += u64::from(cut.is_some());
+        let cut = random.random_bool(faults.cut).then(|| random.random_range(0..=bytes.len()));
+        injected.delays += u64::from(waits);
+        injected.cuts += u64::from(cut.is_some());
         (if waits { longest.mul_f64(share) } else { Duration::ZERO }, cut)
     };
     std::thread::sleep(wait);
@@ -180,26 +179,26 @@ fn pass(bytes: &[u8], mut to: &TcpStream, state: &Mutex<State>) -> std::io::Resu
     }
 }
 
-/// From the engine to the broker.
+/// Forwards requests from the engine to the broker.
 fn requests(link: &Arc<Link>, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
     loop {
         let bytes = frame(&link.client)?;
         let (api, correlation) = (i16_at(&bytes, 4), i32_at(&bytes, 8));
-        let fate = {
+        let fault = {
             let mut state = state.lock().unwrap();
-            let State { weather, random, done } = &mut *state;
-            *done.requests.entry(api).or_default() += 1;
-            let fate =
-                weather.end_txn.filter(|(_, share)| api == END_TXN && random.random_bool(*share));
-            done.end_txns += u64::from(fate.is_some());
-            fate.map(|(fate, _)| fate)
+            let State { faults, random, injected } = &mut *state;
+            *injected.requests.entry(api).or_default() += 1;
+            let fault =
+                faults.end_txn.filter(|(_, share)| api == END_TXN && random.random_bool(*share));
+            injected.end_txns += u64::from(fault.is_some());
+            fault.map(|(fault, _)| fault)
         };
-        match fate {
+        match fault {
             None => {}
-            Some(EndTxn::DropAnswer) => drop(link.lost.lock().unwrap().insert(correlation, true)),
-            Some(EndTxn::Silence) => drop(link.lost.lock().unwrap().insert(correlation, false)),
+            Some(EndTxn::DropResponse) => drop(link.lost.lock().unwrap().insert(correlation, true)),
+            Some(EndTxn::NoResponse) => drop(link.lost.lock().unwrap().insert(correlation, false)),
             Some(EndTxn::Late(by)) => {
-                link.orphan.store(true, Ordering::Release);
+                link.client_closed.store(true, Ordering::Release);
                 link.late.lock().unwrap().insert(correlation);
                 let _ = link.client.shutdown(Shutdown::Both);
                 std::thread::sleep(by);
@@ -207,14 +206,14 @@ fn requests(link: &Arc<Link>, state: &Arc<Mutex<State>>) -> std::io::Result<()> 
                 return Ok(());
             }
         }
-        if !pass(&bytes, &link.broker, state)? {
+        if !forward(&bytes, &link.broker, state)? {
             return Ok(());
         }
     }
 }
 
-/// From the broker to the engine.
-fn answers(link: &Arc<Link>, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
+/// Forwards responses from the broker to the engine.
+fn responses(link: &Arc<Link>, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
     loop {
         let bytes = frame(&link.broker)?;
         let correlation = i32_at(&bytes, 4);
@@ -227,10 +226,10 @@ fn answers(link: &Arc<Link>, state: &Arc<Mutex<State>>) -> std::io::Result<()> {
             Some(true) => return Ok(()),
             Some(false) => continue,
         }
-        if link.orphan.load(Ordering::Acquire) {
+        if link.client_closed.load(Ordering::Acquire) {
             continue;
         }
-        if !pass(&bytes, &link.client, state)? {
+        if !forward(&bytes, &link.client, state)? {
             return Ok(());
         }
     }

@@ -1,4 +1,4 @@
-//! A record batch, its length put right, through the reader and its twin.
+//! Reads a record batch, with its length corrected, with the reader and its reference implementation.
 
 #![no_main]
 

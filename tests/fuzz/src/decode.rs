@@ -1,4 +1,4 @@
-//! Records, parted by 0xfe, through the decoder and its twin; each by serde_json, too.
+//! Decodes records, separated by 0xfe, with the decoder, its reference implementation and serde_json.
 
 #![no_main]
 

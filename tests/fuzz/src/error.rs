@@ -1,4 +1,4 @@
-//! The crate's error without what comes from DataFusion, so that the targets are built in minutes.
+//! The crate's error type without its DataFusion parts, so that the targets build in minutes.
 
 use std::fmt;
 

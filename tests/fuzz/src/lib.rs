@@ -1,5 +1,5 @@
-//! The parts of the crate that read bytes which nobody can trust, with the plain twins that judge
-//! them, built alone: the whole crate with coverage would take half an hour.
+//! The parts of the crate that read untrusted bytes, with their reference implementations. They are built
+//! alone, because a build of the whole crate with coverage takes half an hour.
 
 #![allow(dead_code, unused_imports, missing_docs)]
 
@@ -31,7 +31,7 @@ pub mod log {
     pub mod progress;
 }
 
-/// What judges the decoder.
+/// The reference implementations of the decoder.
 #[path = "../../../src/decode"]
 pub mod twin {
     pub use crate::decode::*;

@@ -1,4 +1,4 @@
-//! Records of the log, one a line.
+//! Reads progress records, one per line.
 
 #![no_main]
 
