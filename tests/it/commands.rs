@@ -1,4 +1,4 @@
-//! The commands as a user types them.
+//! The commands, run as a user runs them.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ fn check_shows_all_errors_with_a_caret_and_a_hint() {
 }
 
 #[test]
-fn the_repository_passes_its_own_check_and_explains_the_cut() {
+fn the_repository_passes_its_own_check_and_explains_the_plan_parts() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let output = run(root, &["check"]).ok().stdout;
     for query in [
@@ -58,7 +58,7 @@ fn the_repository_passes_its_own_check_and_explains_the_cut() {
 }
 
 #[test]
-fn check_ends_with_what_it_found_and_warns() {
+fn check_ends_with_a_summary_and_warns() {
     let project = Project::new();
     project
         .schema("c", "CREATE STREAM events (ts TIMESTAMP NOT NULL, n BIGINT, WATERMARK FOR ts AS ts) WITH (topics = 'e');")
@@ -82,7 +82,7 @@ fn check_ends_with_what_it_found_and_warns() {
 }
 
 #[test]
-fn a_wrong_data_dir_is_no_empty_answer() {
+fn a_wrong_data_dir_is_an_error() {
     let project = Project::new();
     project
         .schema("c", "CREATE STREAM events (ts TIMESTAMP NOT NULL, n BIGINT, WATERMARK FOR ts AS ts) WITH (topics = 'e');")
@@ -104,7 +104,7 @@ fn a_wrong_data_dir_is_no_empty_answer() {
 }
 
 #[test]
-fn a_missing_topic_is_named_and_nothing_else_happens() {
+fn a_missing_topic_is_named_and_not_created() {
     let Some(kafka) = Kafka::require("missing topic") else { return };
     let customer = unique("missing");
     let topic = unique("nowhere");
@@ -129,7 +129,7 @@ fn until_end_leaves_windows_open_and_drain_closes_them_for_good() {
     assert!(early == 0 || early == 2, "{early}");
     sample.events(90..125);
     sample.run(&["--until-end"]).ok();
-    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events"), ["125"]);
+    assert_eq!(sample.query("SELECT count(*) FROM {c}.events"), ["125"]);
     sample.run(&["--drain"]).ok();
     let mut rows: Vec<_> = sample
         .results("hourly")
@@ -157,13 +157,13 @@ fn until_end_leaves_windows_open_and_drain_closes_them_for_good() {
         row("12", "kitchen", "3", "3"),
     ];
     assert_eq!(rows, expected);
-    assert_eq!(sample.ask("SELECT count(*) FROM {c}.hourly"), ["6"]);
+    assert_eq!(sample.query("SELECT count(*) FROM {c}.hourly"), ["6"]);
 
     let output = sample.run(&["--until-end"]).failed().output();
     assert!(output.contains("drained") && output.contains("--reset"), "{output}");
     sample.events(125..130);
     sample.run(&["--until-end", "--reset", &sample.customer]).ok();
-    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events"), ["130"]);
+    assert_eq!(sample.query("SELECT count(*) FROM {c}.events"), ["130"]);
     run(sample.project.path(), &["audit", "--brokers", &sample.kafka.brokers]).ok();
 }
 
@@ -181,7 +181,7 @@ fn without_history_there_are_results_and_no_tables() {
 }
 
 #[test]
-fn a_term_signal_stops_within_five_seconds_and_the_next_run_goes_on() {
+fn sigterm_stops_within_five_seconds_and_the_next_run_continues() {
     let Some(kafka) = Kafka::require("signal") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..30);
@@ -212,11 +212,11 @@ fn a_term_signal_stops_within_five_seconds_and_the_next_run_goes_on() {
 }
 
 #[test]
-fn replay_says_what_the_stream_said() {
+fn replay_gives_the_rows_of_the_stream() {
     let Some(kafka) = Kafka::require("replay") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..125);
-    // Half an hour behind: refused by the 10 o'clock window, in history all the same.
+    // Half an hour late: refused by the window of 10:00, but stored in history.
     sample.events(10..13);
     sample.run(&["--create-topics", "--drain"]).ok();
     let file = format!("queries/{}/hourly.sql", sample.customer);
@@ -234,10 +234,10 @@ fn replay_says_what_the_stream_said() {
         rows
     };
     let mut streamed =
-        sample.ask("SELECT window_start, window_end, room, events, sensors FROM {c}.hourly");
+        sample.query("SELECT window_start, window_end, room, events, sensors FROM {c}.hourly");
     streamed.sort();
     assert_eq!(replay(&["--as-streamed"]), streamed);
-    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events_late WHERE query = 'hourly'"), ["3"]);
+    assert_eq!(sample.query("SELECT count(*) FROM {c}.events_late WHERE query = 'hourly'"), ["3"]);
     let sum = |rows: &[String]| {
         rows.iter().map(|r| r.split(',').nth(3).unwrap().parse::<i64>().unwrap()).sum::<i64>()
     };
@@ -245,7 +245,7 @@ fn replay_says_what_the_stream_said() {
 }
 
 #[test]
-fn query_answers_in_every_format_and_from_every_place() {
+fn query_supports_every_format_and_every_source_of_sql() {
     let Some(kafka) = Kafka::require("formats") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..10);
@@ -275,11 +275,11 @@ fn query_answers_in_every_format_and_from_every_place() {
     assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
     // A keyed result: its name is the latest row of each key, its _changes every change.
     assert_eq!(
-        sample.ask("SELECT sensor, events FROM {c}.latest ORDER BY sensor"),
+        sample.query("SELECT sensor, events FROM {c}.latest ORDER BY sensor"),
         ["0,2", "1,2", "2,2", "3,2", "4,2"]
     );
     let changes =
-        sample.ask("SELECT count(*) FROM {c}.latest_changes")[0].parse::<usize>().unwrap();
+        sample.query("SELECT count(*) FROM {c}.latest_changes")[0].parse::<usize>().unwrap();
     assert!(changes >= 5, "{changes}");
     let output = run(folder, &["query", "SELECT * FROM nowhere.nothing"]).failed().output();
     assert!(output.contains("nothing"), "{output}");
@@ -317,7 +317,7 @@ fn subscribe_follows_a_results_topic() {
 }
 
 #[test]
-fn a_broker_that_is_not_there_is_named_within_seconds_and_without_colours() {
+fn an_unreachable_broker_is_named_within_seconds_and_without_colours() {
     let project = Project::new();
     let arguments = ["subscribe", "c", "q", "--brokers", "127.0.0.1:1"];
     let mut running = start(project.path(), &arguments);
@@ -330,7 +330,7 @@ fn a_broker_that_is_not_there_is_named_within_seconds_and_without_colours() {
 }
 
 #[test]
-fn dead_letters_are_fed_again_once_the_schema_accepts_them() {
+fn dead_letters_are_sent_again_once_the_schema_accepts_them() {
     let Some(kafka) = Kafka::require("retry") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..5);
@@ -340,7 +340,7 @@ fn dead_letters_are_fed_again_once_the_schema_accepts_them() {
     sample.kafka.produce(&sample.topic, (5..8).map(odd));
     sample.kafka.produce(&sample.topic, [Write::value("rubbish")]);
     sample.run(&["--create-topics", "--until-end"]).ok();
-    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events"), ["5"]);
+    assert_eq!(sample.query("SELECT count(*) FROM {c}.events"), ["5"]);
     let retry = |more: &[&str]| {
         let arguments =
             [&["dead-letters", "retry", "--brokers", &sample.kafka.brokers][..], more].concat();
@@ -390,7 +390,7 @@ fn an_edited_reference_table_takes_effect_while_running() {
 }
 
 #[test]
-fn a_topic_that_matches_the_pattern_joins_while_running_and_across_a_restart() {
+fn a_topic_that_matches_the_pattern_is_discovered_while_running_and_after_a_restart() {
     let Some(kafka) = Kafka::require("pattern") else { return };
     let (customer, prefix) = (unique("pattern"), unique("sensor"));
     kafka.create(&format!("{prefix}_1"), 1);
@@ -436,14 +436,14 @@ fn a_topic_that_matches_the_pattern_joins_while_running_and_across_a_restart() {
 }
 
 #[test]
-fn the_demo_runs_without_kafka_and_its_history_can_be_asked() {
+fn the_demo_runs_without_kafka_and_its_history_can_be_queried() {
     let folder = tempfile::tempdir().unwrap();
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let data = folder.path().join("state");
     let data = data.to_str().unwrap();
     let arguments = ["demo", "--for", "40s", "--speed", "7200x", "--data-dir", data];
     let mut demo = start(root, &arguments);
-    // It says which query to try.
+    // The demo prints a query to try.
     demo.until("the query to try", LONG, |text| text.contains("millstream query"));
     std::thread::sleep(Duration::from_secs(22));
     assert!(!demo.ended(), "{}{}", demo.stdout(), demo.stderr());

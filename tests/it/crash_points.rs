@@ -1,9 +1,9 @@
-//! SIGKILL at every named point (`millstream::failpoint::POINTS`), under load, against a real
-//! Kafka, twice in a row during recovery; then everything must be what a batch over all that was
-//! produced says. Replays are compared epoch by epoch on the way (`--check-replays`).
+//! Kills the process with SIGKILL at every crash point (`millstream::failpoint::POINTS`), under load, against
+//! a real Kafka, duplicated in a row during recovery. Then all output must equal a batch over everything that was
+//! produced. Replays are compared epoch by epoch (`--check-replays`).
 //!
-//! MILLSTREAM_KILLS says how many (30), MILLSTREAM_SEED repeats a run's choices. A round of thirty
-//! has topics, state and history of its own; from six rounds on every point must have been met.
+//! MILLSTREAM_KILLS is the number of kills (30); MILLSTREAM_SEED repeats the choices of a run. A round of
+//! thirty kills has topics, state and history of its own. From six rounds on, every point must be reached.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::process::ExitStatusExt;
@@ -21,29 +21,29 @@ use crate::support::process::{self, Running};
 use crate::verified_load::{Load, Produced, Stop, seed};
 
 const ROUND: usize = 30;
-/// So many kills meet every point.
+/// With this many kills, every point must be reached.
 const ALL_POINTS: usize = 6 * ROUND;
-/// Events of a partition in a tenth of a second.
+/// Events per partition in a tenth of a second.
 const RATE: usize = 100;
-/// How often a point that was not reached is tried.
+/// Attempts to reach a point.
 const ATTEMPTS: usize = 4;
 const LONG: Duration = Duration::from_secs(120);
 
-/// What a run of the test found.
+/// The results of a run.
 #[derive(Default)]
-struct Account {
-    /// Kills by point; "random" stands for those at any moment.
+struct KillReport {
+    /// Kills by point; "random" stands for random moments.
     kills: BTreeMap<&'static str, usize>,
     missed: Vec<&'static str>,
     events: usize,
     compared: usize,
     lost: usize,
-    twice: usize,
-    /// From a kill to the next process's first commit.
+    duplicated: usize,
+    /// Times from a kill to the first commit of the next process.
     recoveries: Vec<Duration>,
 }
 
-impl Account {
+impl KillReport {
     fn count(&self) -> usize {
         self.kills.values().sum()
     }
@@ -61,14 +61,14 @@ impl Account {
         println!("crash: kills by point: {:?}", self.kills);
         println!(
             "crash: {} kills ({families:?}) at {} of {} points, {} events verified in {} rows, \
-             {} lost, {} twice; {} recoveries, p50 {:.1?} p99 {:.1?} max {:.1?}; MILLSTREAM_SEED={seed}",
+             {} lost, {} duplicated; {} recoveries, p50 {:.1?} p99 {:.1?} max {:.1?}; MILLSTREAM_SEED={seed}",
             self.count(),
             self.kills.keys().filter(|point| POINTS.contains(point)).count(),
             POINTS.len(),
             self.events,
             self.compared,
             self.lost,
-            self.twice,
+            self.duplicated,
             self.recoveries.len(),
             at(0.5),
             at(0.99),
@@ -78,15 +78,15 @@ impl Account {
 }
 
 #[test]
-fn killed_at_every_point_nothing_is_lost_and_nothing_is_twice() {
+fn kills_at_every_point_lose_and_duplicate_nothing() {
     let Some(kafka) = Kafka::require("crash") else { return };
     let wanted = std::env::var("MILLSTREAM_KILLS").ok().and_then(|kills| kills.parse().ok());
     let (wanted, seed) = (wanted.unwrap_or(ROUND), seed());
     let mut random = StdRng::seed_from_u64(seed);
-    let mut account = Account::default();
+    let mut report = KillReport::default();
     let mut points = Vec::new();
     for round in 0.. {
-        let (before, left) = (account.count(), wanted.saturating_sub(account.count()));
+        let (before, left) = (report.count(), wanted.saturating_sub(report.count()));
         if left == 0 {
             break;
         }
@@ -95,48 +95,48 @@ fn killed_at_every_point_nothing_is_lost_and_nothing_is_twice() {
             load: &load,
             random: &mut random,
             points: &mut points,
-            account: &mut account,
+            report: &mut report,
             last_kill: None,
             started: Vec::new(),
         };
         let produced = driver.round(left.min(ROUND));
-        let verdict = load.prove(&produced);
-        account.events += produced.count();
-        account.compared += verdict.compared;
-        account.lost += verdict.lost;
-        account.twice += verdict.twice;
-        println!("round {round}: {} kills, {} events", account.count() - before, produced.count());
-        if verdict.lost + verdict.twice > 0 {
-            account.print(seed);
+        let verdict = load.verify(&produced);
+        report.events += produced.count();
+        report.compared += verdict.compared;
+        report.lost += verdict.lost;
+        report.duplicated += verdict.duplicated;
+        println!("round {round}: {} kills, {} events", report.count() - before, produced.count());
+        if verdict.lost + verdict.duplicated > 0 {
+            report.print(seed);
         }
         verdict.all_agree();
     }
-    account.print(seed);
-    println!("crash: not reached at times: {:?}", account.missed);
+    report.print(seed);
+    println!("crash: points that some attempts did not reach: {:?}", report.missed);
     if wanted >= ALL_POINTS {
-        let unmet: Vec<_> = POINTS.iter().filter(|p| !account.kills.contains_key(*p)).collect();
-        assert!(unmet.is_empty(), "never killed at {unmet:?}");
+        let unreached: Vec<_> = POINTS.iter().filter(|p| !report.kills.contains_key(*p)).collect();
+        assert!(unreached.is_empty(), "points never reached: {unreached:?}");
     }
 }
 
-/// When each process's first commit was seen.
+/// The time of each process's first commit, by process id.
 type Commits = Mutex<HashMap<u32, Instant>>;
 
 struct Driver<'a> {
     load: &'a Load,
     random: &'a mut StdRng,
-    /// Points to come; refilled when it is empty.
+    /// The remaining points; refilled when empty.
     points: &'a mut Vec<&'static str>,
-    account: &'a mut Account,
+    report: &'a mut KillReport,
     last_kill: Option<Instant>,
-    /// Processes, and the kill that each came after.
+    /// Processes, with the time of the kill before each.
     started: Vec<(u32, Instant)>,
 }
 
 impl Driver<'_> {
-    /// Kills so many times under load; gives what was produced.
+    /// Makes `kills` kills under load; returns what was produced.
     fn round(&mut self, kills: usize) -> Produced {
-        let enough = self.account.count() + kills;
+        let enough = self.report.count() + kills;
         let stop = AtomicBool::new(false);
         let (log, kafka) = (self.load.output("log"), self.load.kafka.clone());
         let commits = Commits::default();
@@ -151,10 +151,10 @@ impl Driver<'_> {
             });
             let _stopping = Stop(&stop);
             load.during(|| {
-                while self.account.count() < enough {
+                while self.report.count() < enough {
                     let point = self.next_point();
                     self.kill_at(point, &commits);
-                    if point.starts_with("recovery.") && self.account.count() < enough {
+                    if point.starts_with("recovery.") && self.report.count() < enough {
                         let recovering = |p: &&&str| p.starts_with("recovery.");
                         let all: Vec<_> = POINTS.iter().filter(recovering).collect();
                         let again = all[self.random.random_range(0..all.len())];
@@ -165,7 +165,7 @@ impl Driver<'_> {
         });
         let commits = commits.into_inner().unwrap();
         for (id, killed) in self.started.drain(..) {
-            self.account.recoveries.extend(commits.get(&id).map(|first| *first - killed));
+            self.report.recoveries.extend(commits.get(&id).map(|first| *first - killed));
         }
         produced
     }
@@ -187,28 +187,28 @@ impl Driver<'_> {
                 _ => self.run(point, &crash, commits),
             };
             if reached {
-                *self.account.kills.entry(point).or_default() += 1;
+                *self.report.kills.entry(point).or_default() += 1;
                 return;
             }
-            self.account.missed.push(point);
+            self.report.missed.push(point);
             self.kill_at_random(commits);
         }
         println!("not reached in {ATTEMPTS} attempts: {point}");
     }
 
-    /// A process that is to die at a point, at the latest when it is told to stop. False: it did
-    /// not pass there.
+    /// Runs a process that dies at a point, at the latest when it is asked to stop. Returns false if it did
+    /// not reach the point.
     fn run(&mut self, point: &str, crash: &str, commits: &Commits) -> bool {
         let mut running = self.start(&[("MILLSTREAM_CRASH", crash)]);
-        // Of a process that has recovered; one that has not, stops without a snapshot.
-        let patience = match point.starts_with("recovery.") {
+        // The wait starts after recovery: a process that has not recovered stops without a snapshot.
+        let stop_after = match point.starts_with("recovery.") {
             true => Duration::ZERO,
-            false => self.patience(point),
+            false => self.stop_after(point),
         };
         let (id, deadline) = (running.id(), Instant::now() + LONG);
         while !running.ended() {
             let recovered = commits.lock().unwrap().get(&id).copied();
-            if recovered.is_some_and(|first| first.elapsed() > patience) {
+            if recovered.is_some_and(|first| first.elapsed() > stop_after) {
                 break;
             }
             assert!(Instant::now() < deadline, "{crash}: no commit\n{}", running.stderr());
@@ -224,11 +224,11 @@ impl Driver<'_> {
         killed
     }
 
-    /// How long to wait before asking the process to stop, which passes most points once more.
-    fn patience(&mut self, point: &str) -> Duration {
+    /// The time before the process is asked to stop, which reaches most points once more.
+    fn stop_after(&mut self, point: &str) -> Duration {
         let in_background = ["snapshot.", "log.", "delta."].iter().any(|p| point.starts_with(p));
         let millis = match in_background {
-            // History commits every ten seconds, and a snapshot waits for it.
+            // History is committed every ten seconds, and a snapshot waits for it.
             true if self.random.random_bool(0.25) => 13_000,
             true => self.random.random_range(500..3_000),
             false => 8_000,
@@ -236,7 +236,7 @@ impl Driver<'_> {
         Duration::from_millis(millis)
     }
 
-    /// A compaction beside a running pipeline; both die.
+    /// Runs a compaction while a pipeline runs; both are killed.
     fn compact(&mut self, crash: &str, commits: &Commits) -> bool {
         let running = self.start_recovered(commits);
         let environment = [("MILLSTREAM_CRASH", crash)];
@@ -247,14 +247,14 @@ impl Driver<'_> {
         finished.status.signal() == Some(9)
     }
 
-    /// After a while in which epochs were committed that the next start runs again.
+    /// Kills a process after it has committed epochs that the next start runs again.
     fn kill_at_random(&mut self, commits: &Commits) {
         let running = self.start_recovered(commits);
         std::thread::sleep(Duration::from_millis(self.random.random_range(500..2_500)));
         self.kill(running);
     }
 
-    /// A process that has committed something.
+    /// Starts a process and waits for its first commit.
     fn start_recovered(&mut self, commits: &Commits) -> Running {
         let mut running = self.start(&[]);
         let deadline = Instant::now() + LONG;
@@ -272,14 +272,14 @@ impl Driver<'_> {
     }
 
     fn kill(&mut self, mut running: Running) {
-        assert!(!running.ended(), "it ended by itself\n{}", running.stderr());
+        assert!(!running.ended(), "the engine ended by itself\n{}", running.stderr());
         running.kill();
         self.last_kill = Some(Instant::now());
-        *self.account.kills.entry("random").or_default() += 1;
+        *self.report.kills.entry("random").or_default() += 1;
     }
 }
 
-/// The last pass of a point at which it is worth dying: what a process makes in seconds.
+/// The highest useful pass number of a point: how often a process reaches it within seconds.
 fn passes(point: &str) -> u64 {
     match point {
         "epoch.result.sent" => 3_000,

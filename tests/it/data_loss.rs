@@ -1,4 +1,4 @@
-//! What Kafka lost: records below the recorded offsets, a source topic, the log of a customer.
+//! Data that Kafka has lost: records below the recorded offsets, a source topic, the log of a customer.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ impl SampleProject {
         process::run(self.project.path(), &["audit", "--brokers", &self.kafka.brokers])
     }
 
-    fn follow(&self, more: &[&str]) -> (Running, String) {
+    fn start_with_http(&self, more: &[&str]) -> (Running, String) {
         let mut all = vec!["run", "--brokers", &self.kafka.brokers, "--http", "127.0.0.1:0"];
         all.extend(more);
         let mut running = process::start(self.project.path(), &all);
@@ -33,19 +33,19 @@ impl SampleProject {
         format!("millstream.{}.log", self.customer)
     }
 
-    /// Events of all windows that the topic holds, each window and room once.
-    fn counted(&self) -> i64 {
+    /// The sum of events over all published windows; each window and room must be published once.
+    fn published_events(&self) -> i64 {
         let results = self.results("hourly");
         let mut keys: Vec<_> =
             results.iter().map(|r| format!("{} {}", r["window_start"], r["room"])).collect();
         keys.sort();
         keys.dedup();
-        assert_eq!(keys.len(), results.len(), "a window is published twice: {results:?}");
+        assert_eq!(keys.len(), results.len(), "a window is published more than once: {results:?}");
         self.hourly_events()
     }
 }
 
-/// Waits until an answer holds what is wanted.
+/// Waits until the response of a path contains a text.
 fn wait_for(address: &str, path: &str, wanted: &str) {
     let deadline = Instant::now() + LONG;
     while !get(address, path).contains(wanted) {
@@ -55,7 +55,7 @@ fn wait_for(address: &str, path: &str, wanted: &str) {
 }
 
 #[test]
-fn a_truncated_topic_stops_a_start_and_is_passed_over_if_that_is_wanted() {
+fn a_truncated_topic_stops_a_start_and_is_skipped_on_request() {
     let Some(kafka) = Kafka::require("a truncated topic") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..70);
@@ -72,7 +72,7 @@ fn a_truncated_topic_stops_a_start_and_is_passed_over_if_that_is_wanted() {
     ] {
         assert!(output.contains(wanted), "{wanted}: {output}");
     }
-    let (running, address) = sample.follow(&["--on-gap", "skip"]);
+    let (running, address) = sample.start_with_http(&["--on-gap", "skip"]);
     let metric = format!(
         "millstream_partition_skipped_offsets{{customer=\"{}\",partition=\"0\",stream=\"events\",topic=\"{}\"}} 15",
         sample.customer, sample.topic
@@ -86,14 +86,14 @@ fn a_truncated_topic_stops_a_start_and_is_passed_over_if_that_is_wanted() {
     assert_eq!(record["skipped"][0]["to"], 85);
     let output = sample.audit().ok().output();
     assert!(output.contains("15 offsets were gone and passed over"), "{output}");
-    // The gap is behind: nobody asks for it again.
+    // The gap has been skipped and is not needed again.
     sample.run(&["--drain"]).ok();
-    assert_eq!(sample.counted(), 85);
+    assert_eq!(sample.published_events(), 85);
     sample.audit().ok();
 }
 
 #[test]
-fn a_gap_with_nothing_after_it_is_no_gap_at_the_next_start() {
+fn a_skipped_gap_at_the_end_is_not_reported_again() {
     let Some(kafka) = Kafka::require("a gap at the end") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..10);
@@ -111,10 +111,10 @@ fn a_topic_truncated_under_a_pipeline_that_is_away_for_a_while_is_rebuilt_from_h
     let sample = sample_project(kafka, 1);
     sample.events(0..70);
     sample.run(&["--create-topics", "--until-end"]).ok();
-    let (running, _) = sample.follow(&[]);
+    let (running, _) = sample.start_with_http(&[]);
     sample.events(70..130);
     let deadline = Instant::now() + LONG;
-    while sample.ask("SELECT count(*) FROM {c}.events") != ["130"] {
+    while sample.query("SELECT count(*) FROM {c}.events") != ["130"] {
         assert!(Instant::now() < deadline, "history lags");
         std::thread::sleep(Duration::from_secs(1));
     }
@@ -127,15 +127,18 @@ fn a_topic_truncated_under_a_pipeline_that_is_away_for_a_while_is_rebuilt_from_h
     assert!(output.contains("130 rows came from history"), "{output}");
     assert!(output.contains("offsets 130 to 134 are neither in Kafka nor in history"), "{output}");
     sample.run(&["--drain"]).ok();
-    assert_eq!(sample.counted(), 135);
-    let seen = sample.ask("SELECT sum(events) FROM {c}.latest");
+    assert_eq!(sample.published_events(), 135);
+    let seen = sample.query("SELECT sum(events) FROM {c}.latest");
     assert_eq!(seen, ["135"]);
-    assert_eq!(sample.ask("SELECT count(*), count(DISTINCT _offset) FROM {c}.events"), ["135,135"]);
+    assert_eq!(
+        sample.query("SELECT count(*), count(DISTINCT _offset) FROM {c}.events"),
+        ["135,135"]
+    );
     sample.audit().ok();
 }
 
 #[test]
-fn a_lost_log_is_told_and_a_rebuild_publishes_nothing_twice() {
+fn a_lost_log_is_an_error_and_a_rebuild_publishes_no_duplicates() {
     let Some(kafka) = Kafka::require("a lost log") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..130);
@@ -156,8 +159,8 @@ fn a_lost_log_is_told_and_a_rebuild_publishes_nothing_twice() {
     assert_eq!(ends(), before, "{output}");
     sample.events(130..140);
     sample.run(&["--drain"]).ok();
-    assert_eq!(sample.counted(), 140);
-    assert_eq!(sample.ask("SELECT sum(events) FROM {c}.latest"), ["140"]);
+    assert_eq!(sample.published_events(), 140);
+    assert_eq!(sample.query("SELECT sum(events) FROM {c}.latest"), ["140"]);
     assert_eq!(sample.results("alerts").len(), (0..140).filter(|m| m % 3 == 0).count());
     sample.audit().ok();
 }
@@ -167,15 +170,15 @@ fn after_a_rebuild_a_published_window_stays_closed() {
     let Some(kafka) = Kafka::require("windows after a rebuild") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..130);
-    // The last window closes before its events are past: the log alone knows that it did.
+    // Draining closes the last window before its end; only the log records that.
     sample.run(&["--create-topics", "--drain"]).ok();
     sample.kafka.delete(&sample.log());
     sample.rebuild(&["--create-topics"]).ok();
     sample.events(130..190);
     sample.run(&["--drain"]).ok();
-    // Fifty events came too late for the window that had closed, ten for the next one.
-    assert_eq!(sample.counted(), 140);
-    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events_late"), ["50"]);
+    // Fifty events are late for the closed window; ten belong to the next one.
+    assert_eq!(sample.published_events(), 140);
+    assert_eq!(sample.query("SELECT count(*) FROM {c}.events_late"), ["50"]);
     sample.audit().ok();
 }
 
@@ -185,23 +188,23 @@ fn a_rebuild_publishes_what_is_missing() {
     let sample = sample_project(kafka, 1);
     sample.events(0..130);
     sample.run(&["--create-topics", "--until-end"]).ok();
-    let (hourly, alerts) = (sample.counted(), sample.results("alerts").len());
+    let (hourly, alerts) = (sample.published_events(), sample.results("alerts").len());
     let dropped = format!("millstream.{}.hourly", sample.customer);
     sample.kafka.delete(&dropped);
     sample.kafka.create(&dropped, 1);
     let output = sample.rebuild(&[]).ok().output();
     assert!(output.contains(&format!("{dropped}: 0 were published already")), "{output}");
-    assert_eq!(sample.counted(), hourly, "{output}");
+    assert_eq!(sample.published_events(), hourly, "{output}");
     assert_eq!(sample.results("alerts").len(), alerts);
 }
 
 #[test]
-fn a_source_topic_that_is_deleted_is_told_while_running_and_at_the_next_start() {
+fn a_deleted_source_topic_is_reported_while_running_and_at_the_next_start() {
     let Some(kafka) = Kafka::require("a deleted source topic") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..20);
     sample.run(&["--create-topics", "--until-end"]).ok();
-    let (running, address) = sample.follow(&[]);
+    let (running, address) = sample.start_with_http(&[]);
     wait_for(&address, "/readyz", "ready\n");
     sample.kafka.delete(&sample.topic);
     wait_for(&address, "/readyz", "503");
@@ -221,11 +224,11 @@ fn a_source_topic_that_is_deleted_is_told_while_running_and_at_the_next_start() 
     );
 }
 
-/// A running pipeline that is held while its topic is truncated beyond what it has read.
-fn held_and_truncated(sample: &SampleProject, more: &[&str]) -> (Running, String) {
+/// Suspends a running pipeline while its topic is truncated beyond its position, then resumes it.
+fn truncate_while_suspended(sample: &SampleProject, more: &[&str]) -> (Running, String) {
     sample.events(0..10);
     sample.run(&["--create-topics", "--until-end"]).ok();
-    let (running, address) = sample.follow(more);
+    let (running, address) = sample.start_with_http(more);
     wait_for(&address, "/readyz", "ready\n");
     running.signal("STOP");
     sample.events(10..40);
@@ -238,7 +241,7 @@ fn held_and_truncated(sample: &SampleProject, more: &[&str]) -> (Running, String
 fn a_topic_truncated_under_a_running_pipeline_stops_it() {
     let Some(kafka) = Kafka::require("truncated while running") else { return };
     let sample = sample_project(kafka, 1);
-    let (running, _) = held_and_truncated(&sample, &["--kafka", "millstream.reader=rdkafka"]);
+    let (running, _) = truncate_while_suspended(&sample, &["--kafka", "millstream.reader=rdkafka"]);
     let output = running.wait(LONG).failed().output();
     let wanted = format!("{}/0 has no offset 10 any more", sample.topic);
     assert!(output.contains(&wanted) && output.contains("Kafka has 30 to 40"), "{output}");
@@ -246,15 +249,15 @@ fn a_topic_truncated_under_a_running_pipeline_stops_it() {
 }
 
 #[test]
-fn a_running_pipeline_passes_over_a_gap_if_that_is_wanted() {
+fn a_running_pipeline_skips_a_gap_on_request() {
     let Some(kafka) = Kafka::require("skipping while running") else { return };
     let sample = sample_project(kafka, 1);
-    let (running, address) = held_and_truncated(&sample, &["--on-gap", "skip"]);
+    let (running, address) = truncate_while_suspended(&sample, &["--on-gap", "skip"]);
     wait_for(&address, "/metrics", &format!("topic=\"{}\"}} 20", sample.topic));
     wait_for(&address, "/readyz", "ready\n");
     running.signal("TERM");
     running.wait(LONG).ok();
     let output = sample.audit().ok().output();
     assert!(output.contains("20 offsets were gone and passed over"), "{output}");
-    assert_eq!(sample.ask("SELECT sum(events) FROM {c}.latest"), ["20"]);
+    assert_eq!(sample.query("SELECT sum(events) FROM {c}.latest"), ["20"]);
 }

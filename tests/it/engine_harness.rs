@@ -1,5 +1,4 @@
-//! The engine without Kafka: records in, records out, with epochs, partitions and restarts as a
-//! test wants them.
+//! Runs the engine without Kafka: a test controls records, epochs, partitions and restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,18 +26,18 @@ use serde_json::Value;
 /// The clock of all runs: later than every event in the tests.
 const NOW: Micros = 1_795_000_000 * SECOND;
 
-/// How the records are dealt out and where the epochs end.
+/// How records are distributed to partitions and epochs.
 #[derive(Debug, Clone, Copy)]
-pub enum Way {
+pub enum Mode {
     /// One partition, one epoch.
     Whole,
     /// Three partitions, small epochs.
     Spread,
-    /// One partition, an epoch every one to three records; all state is written out and read back
-    /// in between.
-    Cut,
-    /// One to `partitions` partitions and epochs of any size; now and then it is killed: an older
-    /// snapshot is loaded, recorded epochs run run_epoch, and the state must be what it was.
+    /// One partition, one to three records per epoch; after each epoch all state is written to a snapshot and
+    /// restored.
+    SmallEpochs,
+    /// One to `partitions` partitions and epochs of random size. At random it recovers: it loads an older
+    /// snapshot, runs the recorded epochs again, and the state must be the same.
     Random { seed: u64, partitions: i32 },
 }
 
@@ -48,35 +47,35 @@ pub struct Input {
     pub values: Vec<Bytes>,
 }
 
-/// What came out.
+/// The output of a run.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Per query its rows: all of them, or for keyed results those that stand at the end.
+    /// The rows of each query: all rows, or the final rows of keyed results.
     pub results: BTreeMap<String, Vec<Vec<String>>>,
-    /// Per stream its rows in the order read, with `_topic`, `_partition`, `_offset`, `_position`.
+    /// The rows of each stream in the order of reading, with `_topic`, `_partition`, `_offset`, `_position`.
     pub rows: BTreeMap<String, RecordBatch>,
-    /// Refused rows: query, offset, first refused start, last refused end, watermark.
+    /// Late rows: query, offset, start of the first refused window, end of the last one, watermark.
     pub late: Vec<(String, [String; 4])>,
-    /// Rows that an expression of a query refused: query, offset.
+    /// Rows for which an expression of a query failed: query, offset.
     pub failed: Vec<(String, i64)>,
-    /// Rows that decoding or a rule of the stream refused: offset, column, reason.
+    /// Messages that decoding or a rule of the stream rejected: offset, column, reason.
     pub rejected: Vec<(i64, Option<String>, String)>,
-    /// Windows whose closing plan failed: query, reason.
+    /// Windows whose final plan failed: query, reason.
     pub failed_windows: Vec<(String, String)>,
 }
 
-/// Runs a customer over the inputs to the end of all windows.
+/// Processes the inputs until all windows are closed.
 pub async fn run(
     root: &Path,
     customer: &Arc<Customer>,
     inputs: &[Input],
-    way: Way,
+    mode: Mode,
 ) -> Result<Outcome> {
     let mut harness = EngineHarness::new(root, customer).await?;
-    let schedule = schedule(inputs, way);
+    let schedule = schedule(inputs, mode);
     let mut random =
-        StdRng::seed_from_u64(if let Way::Random { seed, .. } = way { seed } else { 0 });
-    for partition in 0..partitions(way) {
+        StdRng::seed_from_u64(if let Mode::Random { seed, .. } = mode { seed } else { 0 });
+    for partition in 0..partitions(mode) {
         for input in inputs {
             harness.engine.join(&input.stream, &harness.partition(&input.stream, partition), 0)?;
         }
@@ -85,10 +84,10 @@ pub async fn run(
     for (number, chunks) in schedule.into_iter().enumerate() {
         let emits = if number % 2 == 1 { harness.early_queries() } else { Vec::new() };
         harness.epoch(chunks, emits, false).await?;
-        match way {
-            Way::Cut => harness.restore_newest(root).await?,
-            Way::Random { .. } if random.random_bool(0.3) => harness.write_snapshot().await?,
-            Way::Random { .. } if random.random_bool(0.2) => {
+        match mode {
+            Mode::SmallEpochs => harness.restore_newest(root).await?,
+            Mode::Random { .. } if random.random_bool(0.3) => harness.write_snapshot().await?,
+            Mode::Random { .. } if random.random_bool(0.2) => {
                 harness.recover_after_kill(root).await?
             }
             _ => {}
@@ -98,37 +97,37 @@ pub async fn run(
     harness.outcome()
 }
 
-fn partitions(way: Way) -> i32 {
-    match way {
-        Way::Whole | Way::Cut => 1,
-        Way::Spread => 3,
-        Way::Random { partitions, .. } => partitions,
+fn partitions(mode: Mode) -> i32 {
+    match mode {
+        Mode::Whole | Mode::SmallEpochs => 1,
+        Mode::Spread => 3,
+        Mode::Random { partitions, .. } => partitions,
     }
 }
 
-/// Per epoch, per input: (stream, partition, records with their offsets).
+/// The records of an epoch: (stream, partition, records with their offsets).
 type Epoch = Vec<(String, i32, Vec<(i64, Bytes)>)>;
 
-fn schedule(inputs: &[Input], way: Way) -> Vec<Epoch> {
+fn schedule(inputs: &[Input], mode: Mode) -> Vec<Epoch> {
     let mut random =
-        StdRng::seed_from_u64(if let Way::Random { seed, .. } = way { seed ^ 1 } else { 0 });
-    let count = partitions(way);
+        StdRng::seed_from_u64(if let Mode::Random { seed, .. } = mode { seed ^ 1 } else { 0 });
+    let count = partitions(mode);
     let mut epochs: Vec<Epoch> = Vec::new();
     for input in inputs {
         let mut offsets = vec![0_i64; usize::try_from(count).unwrap()];
         let mut rest = input.values.iter().enumerate().peekable();
         let mut number = 0;
         while rest.peek().is_some() {
-            let size = match way {
-                Way::Whole => usize::MAX,
-                Way::Spread => 4,
-                Way::Cut => number % 3 + 1,
-                Way::Random { .. } => random.random_range(1..20),
+            let size = match mode {
+                Mode::Whole => usize::MAX,
+                Mode::Spread => 4,
+                Mode::SmallEpochs => number % 3 + 1,
+                Mode::Random { .. } => random.random_range(1..20),
             };
             let mut parts: BTreeMap<i32, Vec<(i64, Bytes)>> = BTreeMap::new();
             for (index, value) in rest.by_ref().take(size) {
-                let partition = match way {
-                    Way::Random { .. } => random.random_range(0..count),
+                let partition = match mode {
+                    Mode::Random { .. } => random.random_range(0..count),
                     _ => i32::try_from(index).unwrap() % count,
                 };
                 let next = &mut offsets[usize::try_from(partition).unwrap()];
@@ -146,7 +145,7 @@ fn schedule(inputs: &[Input], way: Way) -> Vec<Epoch> {
     epochs
 }
 
-/// A chunk as a reader would fill it.
+/// Makes a chunk as a reader fills it.
 pub fn chunk(topic: &Arc<str>, partition: i32, records: &[(i64, Bytes)]) -> Chunk {
     let mut bytes = BytesMut::new();
     let mut ranges = Vec::new();
@@ -173,7 +172,7 @@ pub fn chunk(topic: &Arc<str>, partition: i32, records: &[(i64, Bytes)]) -> Chun
     }
 }
 
-/// An epoch as the log would record it.
+/// A recorded epoch.
 #[derive(Clone)]
 struct Recorded {
     chunks: Vec<Chunk>,
@@ -188,13 +187,12 @@ struct EngineHarness {
     tables: ReferenceTables,
     versions: tempfile::TempDir,
     engine: Engine,
-    /// How many take its chunks. Each engine that follows another has another number, for it must
-    /// not matter.
+    /// Number of workers. Each restored engine has another number, because the result must not depend on it.
     workers: usize,
     /// The state before the first epoch.
     initial_state: Snapshot,
     store: Arc<dyn ObjectStore>,
-    /// Epochs so far, and how many of them the snapshot_at snapshot holds.
+    /// The recorded epochs, and the number of epochs before the newest snapshot.
     log: Vec<Recorded>,
     snapshot_at: Option<usize>,
     records: Vec<OutRecord>,
@@ -235,7 +233,7 @@ impl EngineHarness {
         TopicPartition { topic: self.topic(stream), partition }
     }
 
-    /// Queries that may speak early_queries.
+    /// Queries with early results.
     fn early_queries(&self) -> Vec<String> {
         let early_queries =
             self.customer.queries.iter().filter(|q| matches!(q.emit, Emit::Every(_)));
@@ -257,7 +255,7 @@ impl EngineHarness {
         Ok(())
     }
 
-    /// Writes all state out and goes on with a new engine that read it back.
+    /// Writes a snapshot and continues with a new engine that was restored from it.
     async fn restore_newest(&mut self, root: &Path) -> Result<()> {
         self.write_snapshot().await?;
         self.engine = self.restored_engine(root).await?;
@@ -272,7 +270,7 @@ impl EngineHarness {
         Ok(())
     }
 
-    /// Loses the engine, recovers another one, and insists that it is the same.
+    /// Drops the engine, recovers a new one, and compares their states.
     async fn recover_after_kill(&mut self, root: &Path) -> Result<()> {
         let before = self.engine.snapshot()?;
         let mut engine = self.restored_engine(root).await?;
@@ -284,7 +282,7 @@ impl EngineHarness {
         }
         let after = engine.snapshot()?;
         if describe(&before) != describe(&after) {
-            return Err(Error::internal("recovery gave another state").detail(format!(
+            return Err(Error::internal("recovery gave a different state").detail(format!(
                 "before {}\nafter {}",
                 describe(&before),
                 describe(&after)
@@ -371,7 +369,7 @@ async fn run_epoch(
     engine.end(&BTreeMap::new(), &recorded.emits, recorded.drained).await
 }
 
-/// All of a state as text. Batches are compared by their rows, in order.
+/// A state as text, with the rows of all batches in order.
 fn describe(snapshot: &Snapshot) -> String {
     let mut batches: Vec<String> = Vec::new();
     for (name, rows) in &snapshot.batches {
@@ -384,10 +382,10 @@ fn describe(snapshot: &Snapshot) -> String {
 
 fn json(value: Option<&[u8]>) -> Result<Value> {
     serde_json::from_slice(value.unwrap_or(b"null"))
-        .map_err(|e| Error::internal("a record is no JSON").because(e))
+        .map_err(|e| Error::internal("a record is not valid JSON").because(e))
 }
 
-/// The rows that stand at the end of a results topic.
+/// The final rows of a results topic.
 fn final_rows<'a>(
     records: impl Iterator<Item = &'a OutRecord>,
     publication: Publication,
@@ -437,7 +435,7 @@ fn dead_letter(record: &OutRecord, outcome: &mut Outcome) {
     }
 }
 
-/// The rows of a batch as cells, by way of the JSON that results are.
+/// The rows of a batch as cells, converted by the JSON encoding of results.
 pub fn batch_cells(rows: &RecordBatch) -> Vec<Vec<String>> {
     let rows = sink::json_rows(rows).unwrap();
     rows.iter().map(|row| cells(&serde_json::from_slice(row).unwrap())).collect()

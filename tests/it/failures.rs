@@ -1,5 +1,5 @@
-//! What must not stop a pipeline, or must stop it in good order: values that are too large, a
-//! customer whose files are wrong, a broker that is gone, a reset.
+//! Failures that must not stop a pipeline, or must stop it cleanly: values that are too large, a customer
+//! with wrong files, an unavailable broker, a reset.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -26,7 +26,7 @@ fn topic(sample: &SampleProject, name: &str) -> String {
 fn a_result_that_is_too_large_is_a_dead_letter_and_the_others_go_on() {
     let Some(kafka) = Kafka::require("large values") else { return };
     let sample = sample_project(kafka, 1);
-    // In results the room is in the key and in the value: larger than what came in.
+    // A result contains the room in its key and in its value, so it is larger than the event.
     sample.project.query(
         &sample.customer,
         "by_room",
@@ -39,7 +39,7 @@ fn a_result_that_is_too_large_is_a_dead_letter_and_the_others_go_on() {
     sample.kafka.produce(&sample.topic, [event(3, 3, "kitchen")]);
     sample.run(&["--drain"]).ok();
 
-    assert_eq!(sample.ask("SELECT room FROM {c}.by_room ORDER BY room"), ["hall", "kitchen"]);
+    assert_eq!(sample.query("SELECT room FROM {c}.by_room ORDER BY room"), ["hall", "kitchen"]);
     assert_eq!(sample.results("hourly").len(), 2);
     let mut dead = sample.kafka.read(&topic(&sample, "dead_letters"));
     dead.sort_by_key(|letter| letter.header("millstream.query"));
@@ -48,8 +48,8 @@ fn a_result_that_is_too_large_is_a_dead_letter_and_the_others_go_on() {
     assert_eq!(dead[0].header("millstream.stage").as_deref(), Some("result"));
     let reason = dead[0].header("millstream.reason").unwrap();
     assert!(reason.contains(&topic(&sample, "by_room")) && reason.contains("1048588"), "{reason}");
-    assert!(dead[0].value.as_ref().unwrap().len() > 700_000, "it is whole");
-    let told = sample.ask("SELECT stage, query FROM {c}.dead_letters ORDER BY query");
+    assert!(dead[0].value.as_ref().unwrap().len() > 700_000, "the dead letter has the whole value");
+    let told = sample.query("SELECT stage, query FROM {c}.dead_letters ORDER BY query");
     assert_eq!(told, ["result,by_room", "result,hourly"]);
     run(sample.project.path(), &["audit", "--brokers", &sample.kafka.brokers]).ok();
 }
@@ -74,7 +74,7 @@ fn a_dead_letter_that_is_too_large_is_cut_and_says_so() {
     let cut = dead[0].header("millstream.cut").unwrap();
     assert!(cut.contains("value: 9000037 bytes"), "{cut}");
     assert_eq!(dead[0].header("millstream.offset").as_deref(), Some("0"));
-    let told = sample.ask("SELECT \"column\", length(value) > 8000000 FROM {c}.dead_letters");
+    let told = sample.query("SELECT \"column\", length(value) > 8000000 FROM {c}.dead_letters");
     assert_eq!(told, ["ts,true"]);
     run(sample.project.path(), &["audit", "--brokers", &sample.kafka.brokers]).ok();
     let retry = ["dead-letters", "retry", "--brokers", &sample.kafka.brokers];
@@ -83,7 +83,7 @@ fn a_dead_letter_that_is_too_large_is_cut_and_says_so() {
 }
 
 #[test]
-fn one_customer_s_fault_does_not_stop_another() {
+fn an_error_of_one_customer_does_not_stop_another() {
     let Some(kafka) = Kafka::require("customers apart") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..70);
@@ -105,29 +105,29 @@ fn one_customer_s_fault_does_not_stop_another() {
     assert!(output.contains("topics are missing"), "{output}");
     assert!(output.contains(&format!("the pipelines of {lost} failed")), "{output}");
     let events = sample.hourly_events();
-    assert_eq!(events, 130, "the third customer's pipeline came to its end");
+    assert_eq!(events, 130, "the third customer's pipeline has completed");
 }
 
 #[test]
-fn a_reset_takes_back_what_a_view_said() {
+fn a_reset_retracts_the_rows_of_a_view() {
     let Some(kafka) = Kafka::require("reset of views") else { return };
     let sample = sample_project(kafka, 1);
     sample.kafka.produce(&sample.topic, [event(1, 1, "hall"), event(2, 2, "hall")]);
     sample.run(&["--create-topics", "--until-end"]).ok();
-    assert_eq!(sample.ask("SELECT sensor FROM {c}.latest ORDER BY sensor"), ["1", "2"]);
+    assert_eq!(sample.query("SELECT sensor FROM {c}.latest ORDER BY sensor"), ["1", "2"]);
     sample.kafka.produce(&sample.topic, [event(3, 2, "hall")]);
     let output = sample.run(&["--until-end", "--reset", &sample.customer]).ok().output();
     assert!(output.contains("state is dropped"), "{output}");
     assert!(output.contains("query=\"hourly\" windows=1"), "{output}");
-    // Sensor 1 has not been heard of since; of sensor 2 only what came after.
-    assert_eq!(sample.ask("SELECT sensor, events FROM {c}.latest"), ["2,1"]);
+    // Sensor 1 has no events after the reset; sensor 2 has one.
+    assert_eq!(sample.query("SELECT sensor, events FROM {c}.latest"), ["2,1"]);
     let records = sample.kafka.read(&topic(&sample, "latest"));
     let tombstones = records.iter().filter(|record| record.value.is_none()).count();
     assert_eq!(tombstones, 2);
     // The same for one query alone.
     let name = format!("{}/latest", sample.customer);
     sample.run(&["--until-end", "--reset", &name]).ok();
-    assert!(sample.ask("SELECT sensor FROM {c}.latest").is_empty());
+    assert!(sample.query("SELECT sensor FROM {c}.latest").is_empty());
 }
 
 #[test]
@@ -141,8 +141,8 @@ fn after_a_reset_closed_windows_stay_closed() {
     sample.events(5..6);
     sample.run(&["--until-end", "--reset", &sample.customer]).ok();
     assert_eq!(sample.results("hourly"), before);
-    let late = sample.ask("SELECT query FROM {c}.events_late");
-    assert_eq!(late, ["hourly"], "the row is refused, and told");
+    let late = sample.query("SELECT query FROM {c}.events_late");
+    assert_eq!(late, ["hourly"], "the row is published as late");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_reset_after_a_kill_loses_nothing_of_history() {
     let mut running = process::start(sample.project.path(), &arguments);
     running.until("the pipeline", LONG, |output| output.contains("a partition joins"));
     sample.events(0..70);
-    // Once results are there, the epoch is committed; history has ten seconds more.
+    // Once results exist, the epoch is committed; history commits up to ten seconds later.
     let deadline = Instant::now() + LONG;
     while sample.kafka.ends(&topic(&sample, "latest"))[0].1 == 0 {
         assert!(Instant::now() < deadline, "no results");
@@ -163,11 +163,11 @@ fn a_reset_after_a_kill_loses_nothing_of_history() {
     running.kill();
     sample.run(&["--until-end", "--reset", &sample.customer]).ok();
     run(sample.project.path(), &["audit", "--brokers", &sample.kafka.brokers]).ok();
-    assert_eq!(sample.ask("SELECT count(*), count(DISTINCT _offset) FROM {c}.events"), ["70,70"]);
+    assert_eq!(sample.query("SELECT count(*), count(DISTINCT _offset) FROM {c}.events"), ["70,70"]);
 }
 
 #[test]
-fn processes_that_live_shorter_than_the_interval_take_snapshots_too() {
+fn processes_that_live_shorter_than_the_snapshot_interval_take_snapshots() {
     let Some(kafka) = Kafka::require("short lives") else { return };
     let sample = sample_project(kafka, 1);
     let arguments = [
@@ -183,10 +183,10 @@ fn processes_that_live_shorter_than_the_interval_take_snapshots_too() {
         let folders = std::fs::read_dir(&folder).into_iter().flatten().flatten();
         folders.map(|folder| folder.path().join("manifest.json")).any(|file| file.exists())
     };
-    let begun = Instant::now();
-    for life in 0.. {
+    let test_start = Instant::now();
+    for run in 0.. {
         let mut running = process::start(sample.project.path(), &arguments);
-        sample.events(life * 6..life * 6 + 6);
+        sample.events(run * 6..run * 6 + 6);
         let born = Instant::now();
         while born.elapsed() < Duration::from_secs(5) && !has_snapshot() {
             std::thread::sleep(Duration::from_millis(100));
@@ -196,12 +196,12 @@ fn processes_that_live_shorter_than_the_interval_take_snapshots_too() {
         if has_snapshot() {
             break;
         }
-        assert!(begun.elapsed() < LONG, "no snapshot after {life} lives of five seconds");
+        assert!(test_start.elapsed() < LONG, "no snapshot after {run} runs of five seconds");
     }
 }
 
 #[test]
-fn a_start_that_fails_leaves_the_running_one_alone() {
+fn a_failed_start_does_not_affect_the_running_process() {
     let Some(kafka) = Kafka::require("a failing start") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..10);
@@ -217,7 +217,7 @@ fn a_start_that_fails_leaves_the_running_one_alone() {
     assert!(!running.ended(), "{}", running.stderr());
     running.signal("TERM");
     running.wait(LONG).ok();
-    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events"), ["70"]);
+    assert_eq!(sample.query("SELECT count(*) FROM {c}.events"), ["70"]);
 }
 
 #[test]
@@ -231,19 +231,19 @@ fn views_agree_after_one_of_them_is_reset() {
     );
     sample.events(0..10);
     sample.run(&["--create-topics", "--until-end"]).ok();
-    assert_eq!(sample.ask("SELECT sensors FROM {c}.number"), ["5"]);
+    assert_eq!(sample.query("SELECT sensors FROM {c}.number"), ["5"]);
     let reset = |query: &str| {
         let name = format!("{}/{query}", sample.customer);
         sample.run(&["--until-end", "--reset", &name]).ok();
         sample.run(&["--until-end"]).ok();
-        sample.ask("SELECT sensors FROM {c}.number")
+        sample.query("SELECT sensors FROM {c}.number")
     };
-    assert_eq!(reset("number"), ["5"], "worked out from the other view at once");
+    assert_eq!(reset("number"), ["5"], "computed from the other view at once");
     assert_eq!(reset("latest"), ["0"]);
 }
 
 #[test]
-fn a_reference_table_may_look_different_at_the_next_start() {
+fn a_reference_table_may_change_between_starts() {
     let Some(kafka) = Kafka::require("tables over restarts") else { return };
     let sample = sample_project(kafka, 1);
     let rooms = |rows: &str| {
@@ -261,12 +261,12 @@ fn a_reference_table_may_look_different_at_the_next_start() {
     sample.kafka.produce(&sample.topic, [event(5, 1, "hall")]);
     let output = sample.run(&["--until-end"]).ok().output();
     assert!(output.contains("there is no file 'data/rooms.csv'"), "{output}");
-    assert_eq!(sample.results("alerts").len(), 5, "the last content goes on");
+    assert_eq!(sample.results("alerts").len(), 5, "the last valid content stays in use");
 }
 
 #[test]
-fn the_account_of_a_topic_made_anew_comes_to_an_end() {
-    let Some(kafka) = Kafka::require("audit of a topic made anew") else { return };
+fn the_audit_of_a_recreated_topic_succeeds_after_a_reset() {
+    let Some(kafka) = Kafka::require("audit of a recreated topic") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..20);
     sample.run(&["--create-topics", "--until-end"]).ok();
@@ -283,7 +283,7 @@ fn the_account_of_a_topic_made_anew_comes_to_an_end() {
     assert!(output.contains("the topic was made anew"), "{output}");
 }
 
-/// A small project against a broker inside this process.
+/// A small project and a broker inside this process.
 fn embedded() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, Project) {
     let cluster = MockCluster::new(1).unwrap();
     for name in [
@@ -302,7 +302,7 @@ fn embedded() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext
     (cluster, project)
 }
 
-/// The answer to GET; nothing when nobody listens.
+/// The response to GET; empty if the connection is refused.
 pub(crate) fn get(address: &str, path: &str) -> String {
     let Ok(mut stream) = TcpStream::connect(address) else { return String::new() };
     let mut answer = String::new();
@@ -312,7 +312,7 @@ pub(crate) fn get(address: &str, path: &str) -> String {
 }
 
 #[test]
-fn without_kafka_it_is_not_ready_and_still_stops_at_once() {
+fn without_kafka_it_is_not_ready_and_stops_at_once() {
     let (cluster, project) = embedded();
     let brokers = cluster.bootstrap_servers();
     let arguments = ["run", "--brokers", &brokers, "--http", "127.0.0.1:0"];
@@ -341,8 +341,8 @@ fn without_kafka_it_is_not_ready_and_still_stops_at_once() {
 }
 
 #[test]
-fn before_kafka_answers_it_stops_at_once() {
-    // Somebody listens there and says nothing.
+fn it_stops_at_once_while_kafka_does_not_respond() {
+    // A listener that never responds.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let brokers = silent.local_addr().unwrap().to_string();
     let project = embedded().1;

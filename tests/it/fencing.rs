@@ -1,5 +1,5 @@
-//! A process that was stopped (SIGSTOP), and comes back when another one has taken over: it is
-//! fenced, says who took over, and has changed nothing.
+//! A process that was stopped (SIGSTOP) and resumes after another one has taken over: it is fenced, names
+//! its successor, and changes nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,21 +28,21 @@ const OUTPUTS: [&str; 12] = [
     "events_late",
 ];
 
-/// All that a process leaves behind for others: what its topics say (committed), its snapshots,
-/// and the logs of its history tables. Files that no log names do not count.
+/// The durable output of a process: the committed records of its topics, its snapshots, and the logs of its
+/// history tables. Files that no log names are not included.
 #[derive(PartialEq)]
-struct World {
+struct DurableOutput {
     topics: BTreeMap<&'static str, Vec<Read>>,
     files: BTreeMap<String, Vec<u8>>,
 }
 
-impl World {
+impl DurableOutput {
     fn of(load: &Load) -> Self {
         let topics = BTreeMap::from(OUTPUTS.map(|n| (n, load.kafka.read(&load.output(n)))));
         let mut files = BTreeMap::new();
         let data = load.project.path().join(".millstream");
         collect(&data.join("history"), &mut files, &|path| path.contains("_delta_log"));
-        // A process that stops cleanly names its snapshots in its last record.
+        // A process that stops cleanly names its snapshots in its last progress record.
         let newest = topics["log"].last().unwrap().json().to_string();
         collect(&data.join("snapshots"), &mut files, &|path| {
             let folder = Path::new(path).parent().and_then(Path::file_name).unwrap();
@@ -51,12 +51,12 @@ impl World {
         Self { topics, files }
     }
 
-    fn is_unlike(&self, other: &Self) -> Vec<String> {
+    fn differences(&self, other: &Self) -> Vec<String> {
         let topics = self.topics.iter().filter(|(name, was)| other.topics[*name] != **was);
-        let mut unlike: Vec<_> = topics.map(|(name, _)| (*name).to_owned()).collect();
+        let mut differences: Vec<_> = topics.map(|(name, _)| (*name).to_owned()).collect();
         let names = self.files.keys().chain(other.files.keys());
-        unlike.extend(names.filter(|n| self.files.get(*n) != other.files.get(*n)).cloned());
-        unlike
+        differences.extend(names.filter(|n| self.files.get(*n) != other.files.get(*n)).cloned());
+        differences
     }
 }
 
@@ -72,25 +72,25 @@ fn collect(folder: &Path, files: &mut BTreeMap<String, Vec<u8>>, wanted: &dyn Fn
     }
 }
 
-/// Waits until so many records more are in the log.
+/// Waits until the log has `more` additional records.
 fn wait_for_commits(load: &Load, more: i64, running: &mut Running) {
     let end = || load.kafka.ends(&load.output("log"))[0].1;
-    let (enough, deadline) = (end() + more, Instant::now() + LONG);
-    while end() < enough {
+    let (target, deadline) = (end() + more, Instant::now() + LONG);
+    while end() < target {
         assert!(!running.ended(), "{}", running.stderr());
-        assert!(Instant::now() < deadline, "no commits");
+        assert!(Instant::now() < deadline, "timed out waiting for commits");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-fn is_fenced_by(successor: u32, finished: Finished) {
+fn assert_fenced_by(successor: u32, finished: Finished) {
     let output = finished.failed().output();
     assert!(output.contains("took over customer"), "{output}");
     assert!(output.contains(&format!("process {successor} on ")), "{successor}: {output}");
 }
 
 #[test]
-fn a_zombie_is_fenced_says_by_whom_and_changes_nothing() {
+fn a_zombie_is_fenced_names_its_successor_and_changes_nothing() {
     let Some(kafka) = Kafka::require("zombie") else { return };
     let seed = seed();
     let load = Load::new(kafka, "zombie", seed, 100);
@@ -104,35 +104,35 @@ fn a_zombie_is_fenced_says_by_whom_and_changes_nothing() {
         let successor = second.id();
         second.signal("TERM");
         second.wait(LONG).ok();
-        let before = World::of(&load);
+        let before = DurableOutput::of(&load);
         first.signal("CONT");
-        is_fenced_by(successor, first.wait(LONG));
-        let unlike = before.is_unlike(&World::of(&load));
-        assert!(unlike.is_empty(), "the zombie changed {unlike:?}");
+        assert_fenced_by(successor, first.wait(LONG));
+        let differences = before.differences(&DurableOutput::of(&load));
+        assert!(differences.is_empty(), "the zombie changed {differences:?}");
     });
-    load.prove(&produced).all_agree();
+    load.verify(&produced).all_agree();
 }
 
 #[test]
-fn a_zombie_does_not_disturb_its_successor() {
+fn a_zombie_does_not_affect_its_successor() {
     let Some(kafka) = Kafka::require("zombie beside its successor") else { return };
     let seed = seed();
     let load = Load::new(kafka, "zombie", seed, 100);
     let mut random = StdRng::seed_from_u64(seed);
     let produced = load.during(|| {
-        let mut living = load.start(&[]);
+        let mut active = load.start(&[]);
         for _ in 0..4 {
-            wait_for_commits(&load, 10 + random.random_range(0..60), &mut living);
-            living.signal("STOP");
+            wait_for_commits(&load, 10 + random.random_range(0..60), &mut active);
+            active.signal("STOP");
             let mut next = load.start(&[]);
             wait_for_commits(&load, 4 + random.random_range(0..40), &mut next);
-            living.signal("CONT");
-            is_fenced_by(next.id(), living.wait(LONG));
-            living = next;
+            active.signal("CONT");
+            assert_fenced_by(next.id(), active.wait(LONG));
+            active = next;
         }
-        wait_for_commits(&load, 40, &mut living);
-        living.signal("TERM");
-        living.wait(LONG).ok();
+        wait_for_commits(&load, 40, &mut active);
+        active.signal("TERM");
+        active.wait(LONG).ok();
     });
-    load.prove(&produced).all_agree();
+    load.verify(&produced).all_agree();
 }

@@ -1,4 +1,4 @@
-//! A disk that is full: the pipeline goes on, and history catches up once there is room.
+//! A full disk: the pipeline continues, and history catches up once space is freed.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// `None`: it cannot be had here, where nobody insists on it.
+    /// Mounts a tmpfs; `None` if it cannot be mounted and MILLSTREAM_REQUIRE_KAFKA is not set.
     fn mount() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let options = ["-t", "tmpfs", "-o", "size=24m", "tmpfs"];
@@ -30,7 +30,7 @@ impl SmallDisk {
         }
         assert!(
             std::env::var_os("MILLSTREAM_REQUIRE_KAFKA").is_none(),
-            "a tmpfs cannot be mounted, and this run is to leave nothing out"
+            "a tmpfs cannot be mounted, and MILLSTREAM_REQUIRE_KAFKA forbids to skip the test"
         );
         eprintln!("a full disk: needs the right to mount a tmpfs; skipped");
         None
@@ -40,7 +40,7 @@ impl SmallDisk {
         self.folder.path()
     }
 
-    /// Takes all the room that there is.
+    /// Fills the disk.
     fn fill(&self) -> PathBuf {
         let path = self.path().join("filler");
         let mut file = std::fs::File::create(&path).unwrap();
@@ -93,7 +93,7 @@ fn a_full_disk_stops_nothing_and_loses_nothing() {
     let filler = disk.fill();
     sample.events(60..120);
     alerts(120);
-    until("history is told to lag", &|| {
+    until("/readyz reports that history lags", &|| {
         get(address, "/readyz").contains("history has not committed")
     });
     sample.events(120..180);

@@ -1,8 +1,8 @@
-//! 100,000 malformed records of many kinds among as many good ones: nothing stops, every good row
-//! is in history, every bad one is a dead letter with its bytes, its place and the reason.
+//! 100,000 malformed records of many kinds among as many good ones: the pipeline continues, every good row is
+//! in history, and every bad record is a dead letter with its bytes, its position and the reason.
 //!
-//! And as many hostile ones as MILLSTREAM_GARBAGE says, of which some are good all the same:
-//! each is a row, a dead letter or a tombstone, and memory stays bounded.
+//! A second test sends MILLSTREAM_GARBAGE hostile records, some of which are valid: each becomes a row, a dead
+//! letter or a tombstone, and memory stays bounded.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::support::project::{Project, unique};
 
 const BAD: usize = 100_000;
 
-/// A kind of malformed record: its name, how it is made, the column and a word of the reason.
+/// A kind of malformed record: its name, its generator, the rejected column and a part of the reason.
 struct Kind {
     name: &'static str,
     make: fn(i64) -> Vec<u8>,
@@ -104,7 +104,7 @@ const KINDS: &[Kind] = &[
 ];
 
 #[test]
-fn a_hundred_thousand_malformed_records_stop_nothing() {
+fn a_hundred_thousand_malformed_records_do_not_stop_the_pipeline() {
     let Some(kafka) = Kafka::require("garbage") else { return };
     let (customer, topic) = (unique("garbage"), unique("garbage_events"));
     kafka.create(&topic, 2);
@@ -148,7 +148,7 @@ fn a_hundred_thousand_malformed_records_stop_nothing() {
     };
     let counts =
         ask(format!("SELECT count(*), count(DISTINCT id), sum(id % 2) FROM {customer}.events"));
-    assert_eq!(counts, format!("{BAD},{BAD},0"), "every good row is in history, once");
+    assert_eq!(counts, format!("{BAD},{BAD},0"), "every valid row must be in history once");
     let last = kafka.read(&format!("millstream.{customer}.total")).pop().unwrap().json();
     assert_eq!(
         (last["events"].as_u64(), last["total"].as_i64()),
@@ -157,7 +157,7 @@ fn a_hundred_thousand_malformed_records_stop_nothing() {
 
     let letters = kafka.read(&format!("millstream.{customer}.dead_letters"));
     for letter in &letters {
-        judge(letter, &mut sent);
+        check_dead_letter(letter, &mut sent);
     }
     assert!(
         sent.is_empty(),
@@ -169,13 +169,13 @@ fn a_hundred_thousand_malformed_records_stop_nothing() {
     process::run(project.path(), &["audit", "--brokers", &kafka.brokers]).ok();
 }
 
-/// A dead letter must be the record that was sent, with the right reason; it is struck off.
-fn judge(letter: &Read, sent: &mut BTreeMap<(String, String), (usize, i64, Vec<u8>)>) {
+/// Checks that a dead letter is a sent record with the right reason, and removes the record from `sent`.
+fn check_dead_letter(letter: &Read, sent: &mut BTreeMap<(String, String), (usize, i64, Vec<u8>)>) {
     let header = |name: &str| letter.header(&format!("millstream.{name}"));
     let place = (header("partition").unwrap(), header("offset").unwrap());
     let (kind, id, value) = sent
         .remove(&place)
-        .unwrap_or_else(|| panic!("{place:?} was good or came twice: {letter:?}"));
+        .unwrap_or_else(|| panic!("{place:?} was valid or is duplicated: {letter:?}"));
     let Kind { name, column, reason, .. } = &KINDS[kind];
     let output = header("reason").unwrap();
     assert!(output.to_lowercase().contains(&reason.to_lowercase()), "{name}: {output}");
@@ -185,9 +185,9 @@ fn judge(letter: &Read, sent: &mut BTreeMap<(String, String), (usize, i64, Vec<u
     assert_eq!(letter.header("trace"), Some(id.to_string()), "{name}: its own headers");
 }
 
-/// What becomes of a hostile record.
+/// The expected outcome of a hostile record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fate {
+enum Outcome {
     Row,
     Dead,
     Tombstone,
@@ -195,30 +195,30 @@ enum Fate {
 
 type Make = fn(&str) -> String;
 
-/// Records at the edge of what is good, made of a good one.
-const EDGES: &[(Fate, Make)] = &[
-    (Fate::Row, |good| good.replace("\"n\":", "\"n\":[{}],\"n\":")),
-    (Fate::Dead, |good| good.replace("\"n\":", "\"n\":1,\"n\":true,\"m\":")),
-    (Fate::Row, |good| good.replace("hall", "ha\\u0000ll")),
-    (Fate::Dead, |good| good.replace("hall", "ha\0ll")),
-    (Fate::Row, |good| good.replace("\"n\":", "\"n\":9223372036854775807,\"m\":")),
-    (Fate::Dead, |good| good.replace("\"n\":", "\"n\":9223372036854775808,\"m\":")),
-    (Fate::Row, |good| good.replace("\"n\":", "\"n\":-9223372036854775808,\"m\":")),
-    (Fate::Dead, |good| good.replace("\"n\":", "\"n\":-9223372036854775809,\"m\":")),
-    (Fate::Row, |good| good.replace("\"n\":", "\"n\":\"1.5e1\",\"m\":")),
-    (Fate::Dead, |good| good.replace("\"n\":", "\"n\":1e400,\"m\":")),
-    (Fate::Row, |good| {
+/// Records at the limits of validity, made from a valid record.
+const EDGES: &[(Outcome, Make)] = &[
+    (Outcome::Row, |good| good.replace("\"n\":", "\"n\":[{}],\"n\":")),
+    (Outcome::Dead, |good| good.replace("\"n\":", "\"n\":1,\"n\":true,\"m\":")),
+    (Outcome::Row, |good| good.replace("hall", "ha\\u0000ll")),
+    (Outcome::Dead, |good| good.replace("hall", "ha\0ll")),
+    (Outcome::Row, |good| good.replace("\"n\":", "\"n\":9223372036854775807,\"m\":")),
+    (Outcome::Dead, |good| good.replace("\"n\":", "\"n\":9223372036854775808,\"m\":")),
+    (Outcome::Row, |good| good.replace("\"n\":", "\"n\":-9223372036854775808,\"m\":")),
+    (Outcome::Dead, |good| good.replace("\"n\":", "\"n\":-9223372036854775809,\"m\":")),
+    (Outcome::Row, |good| good.replace("\"n\":", "\"n\":\"1.5e1\",\"m\":")),
+    (Outcome::Dead, |good| good.replace("\"n\":", "\"n\":1e400,\"m\":")),
+    (Outcome::Row, |good| {
         good.replace("\"n\":", "\"n\":-0.0e99999999999999999999,\"m\":1e400,\"m\":")
     }),
-    (Fate::Row, |good| good.replace("2024-05-01T", "0000-01-01T")),
-    (Fate::Dead, |good| good.replace("2024-05-01T", "9999-12-31T")),
-    (Fate::Dead, |good| good.replace("2024-05-01T", "10000-01-01T")),
-    (Fate::Row, |good| good.replace("hall", "\\ud83d\\ude00\u{10ffff}")),
-    (Fate::Dead, |good| good.replace("hall", "\\ude00\\ud83d")),
-    (Fate::Row, |good| nested(good, 127)),
-    (Fate::Dead, |good| nested(good, 128)),
-    (Fate::Row, |good| format!(" \r\n\t{good}\n \n")),
-    (Fate::Dead, |good| format!("\u{feff}{good}")),
+    (Outcome::Row, |good| good.replace("2024-05-01T", "0000-01-01T")),
+    (Outcome::Dead, |good| good.replace("2024-05-01T", "9999-12-31T")),
+    (Outcome::Dead, |good| good.replace("2024-05-01T", "10000-01-01T")),
+    (Outcome::Row, |good| good.replace("hall", "\\ud83d\\ude00\u{10ffff}")),
+    (Outcome::Dead, |good| good.replace("hall", "\\ude00\\ud83d")),
+    (Outcome::Row, |good| nested(good, 127)),
+    (Outcome::Dead, |good| nested(good, 128)),
+    (Outcome::Row, |good| format!(" \r\n\t{good}\n \n")),
+    (Outcome::Dead, |good| format!("\u{feff}{good}")),
 ];
 
 fn nested(good: &str, depth: usize) -> String {
@@ -226,39 +226,39 @@ fn nested(good: &str, depth: usize) -> String {
     good.replace("\"n\":", &inner)
 }
 
-/// A hostile record of number `id`.
-fn hostile(random: &mut StdRng, id: i64) -> (Fate, Option<Vec<u8>>) {
+/// Makes the hostile record with number `id`.
+fn hostile(random: &mut StdRng, id: i64) -> (Outcome, Option<Vec<u8>>) {
     let good = good(id);
     match random.random_range(0..40_000) {
-        0..16_000 => (Fate::Row, Some(good.into_bytes())),
-        16_000..17_000 => (Fate::Tombstone, None),
+        0..16_000 => (Outcome::Row, Some(good.into_bytes())),
+        16_000..17_000 => (Outcome::Tombstone, None),
         17_000..29_000 => {
             let kind = random.random_range(0..KINDS.len());
-            (Fate::Dead, Some((KINDS[kind].make)(id)))
+            (Outcome::Dead, Some((KINDS[kind].make)(id)))
         }
         29_000..39_980 => {
-            let (fate, make) = EDGES[random.random_range(0..EDGES.len())];
-            (fate, Some(make(&good).into_bytes()))
+            let (outcome, make) = EDGES[random.random_range(0..EDGES.len())];
+            (outcome, Some(make(&good).into_bytes()))
         }
-        39_980..39_990 => (Fate::Dead, Some(nested(&good, 40_000).into_bytes())),
-        _ => (Fate::Row, Some(good.replace("hall", &"\u{20ac}\\n".repeat(10_000)).into_bytes())),
+        39_980..39_990 => (Outcome::Dead, Some(nested(&good, 40_000).into_bytes())),
+        _ => (Outcome::Row, Some(good.replace("hall", &"\u{20ac}\\n".repeat(10_000)).into_bytes())),
     }
 }
 
-/// Texts of 10 MB, good and bad ones: one after the other, and many of them in one small batch.
-fn produce_huge(kafka: &Kafka, topic: &str, sent: &mut BTreeMap<Fate, i64>) {
+/// Produces valid and invalid texts of 10 MB: one after the other, and many in one small batch.
+fn produce_huge(kafka: &Kafka, topic: &str, sent: &mut BTreeMap<Outcome, i64>) {
     let text = "x".repeat(10 << 20);
     let row = good(1).replace("hall", &text);
     let dead = format!("{row}]");
     let records = |count: usize| {
-        let both = [(Fate::Row, &row), (Fate::Dead, &dead)];
+        let both = [(Outcome::Row, &row), (Outcome::Dead, &dead)];
         let all = both.into_iter().cycle().take(count).collect::<Vec<_>>();
-        all.into_iter().map(|(fate, text)| (fate, Write::value(text.as_bytes()).to(0)))
+        all.into_iter().map(|(outcome, text)| (outcome, Write::value(text.as_bytes()).to(0)))
     };
     let limit = ("message.max.bytes", "300000000");
     for settings in [
         vec![limit],
-        // 200 MB in one batch that takes some kilobytes.
+        // 200 MB in one compressed batch of a few kilobytes.
         vec![
             limit,
             ("compression.type", "zstd"),
@@ -272,10 +272,10 @@ fn produce_huge(kafka: &Kafka, topic: &str, sent: &mut BTreeMap<Fate, i64>) {
             ("linger.ms", "3000"),
         ],
     ] {
-        let (fates, records): (Vec<_>, Vec<_>) =
+        let (outcomes, records): (Vec<_>, Vec<_>) =
             records(if settings.len() == 1 { 4 } else { 20 }).unzip();
         kafka.produce_with(topic, &settings, records);
-        fates.into_iter().for_each(|fate| *sent.entry(fate).or_default() += 1);
+        outcomes.into_iter().for_each(|outcome| *sent.entry(outcome).or_default() += 1);
     }
 }
 
@@ -297,8 +297,8 @@ fn hostile_records_end_as_rows_dead_letters_or_tombstones() {
     let mut random = StdRng::seed_from_u64(55);
     let mut sent = BTreeMap::new();
     let records = (0..count).map(|id| {
-        let (fate, value) = hostile(&mut random, id);
-        *sent.entry(fate).or_insert(0) += 1;
+        let (outcome, value) = hostile(&mut random, id);
+        *sent.entry(outcome).or_insert(0) += 1;
         Write { value, key: Some(vec![b'k']), ..Write::default() }.to((id % 4) as i32)
     });
     kafka.produce(&topic, records);
@@ -321,12 +321,12 @@ fn hostile_records_end_as_rows_dead_letters_or_tombstones() {
         let answer = process::run(project.path(), &["query", "--format", "csv", &sql]).ok();
         answer.stdout.lines().nth(1).unwrap().parse().unwrap()
     };
-    assert_eq!((ask("events"), ask("dead_letters")), (sent[&Fate::Row], sent[&Fate::Dead]));
+    assert_eq!((ask("events"), ask("dead_letters")), (sent[&Outcome::Row], sent[&Outcome::Dead]));
     let total: i64 = sent.values().sum();
     let ends: i64 = kafka.ends(&topic).into_iter().map(|(_, end)| end).sum();
-    assert_eq!(total, ends, "rows, dead letters and tombstones are what was produced");
+    assert_eq!(total, ends, "rows, dead letters and tombstones must equal the produced records");
     let last = kafka.read(&format!("millstream.{customer}.total")).pop().unwrap().json();
-    assert_eq!(last["events"].as_i64(), Some(sent[&Fate::Row]));
+    assert_eq!(last["events"].as_i64(), Some(sent[&Outcome::Row]));
     process::run_for(
         project.path(),
         &["audit", "--brokers", &kafka.brokers],

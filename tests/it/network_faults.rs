@@ -68,7 +68,7 @@ impl ProxiedLoad {
             injected.delays,
             injected.end_txns
         );
-        self.load.prove(produced).all_agree();
+        self.load.verify(produced).all_agree();
     }
 }
 
@@ -194,7 +194,7 @@ fn a_broker_that_is_restarted_and_killed_loses_nothing() {
             proxied.broker.stop()
         }
         proxied.proxy.faults(Faults::default());
-        proxied.broker.again();
+        proxied.broker.restart();
         proxied.proxy.set_target(proxied.broker.proxied());
         std::thread::sleep(Duration::from_secs(3));
         assert!(!running.ended(), "the engine ended by itself\n{}", running.stderr());

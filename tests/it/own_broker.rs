@@ -1,4 +1,4 @@
-//! The broker that `.ci/kafka` starts.
+//! Tests that start, stop and replace a broker of their own with `.ci/kafka`.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::sample_project::sample_project;
 use crate::support::kafka::{Kafka, Write};
 
-/// Runs `.ci/kafka WHAT FOLDER` and gives what it prints.
+/// Runs `.ci/kafka WHAT FOLDER` and returns its output.
 fn script(what: &str, folder: &Path) -> String {
     script_with(what, folder, &[])
 }
@@ -28,10 +28,10 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// A broker of a test's own, which the test may stop, kill and start again.
+/// A broker that belongs to one test, which may stop, kill and restart it.
 pub(crate) struct OwnBroker {
     folder: tempfile::TempDir,
-    /// Where its second listener tells its clients to go, if it has one.
+    /// The advertised address of its second listener, if it has one.
     advertised: Option<String>,
     pub(crate) kafka: Kafka,
 }
@@ -43,23 +43,23 @@ impl OwnBroker {
         Self { folder, advertised: advertised.map(str::to_owned), kafka: Kafka { brokers } }
     }
 
-    /// One with a listener for a proxy that listens at `advertised`.
+    /// Starts a broker with a listener for a proxy that listens at `advertised`.
     pub(crate) fn start_behind(advertised: &str) -> Self {
         Self::start(Some(advertised))
     }
 
-    /// Where the proxy finds the broker.
+    /// The address at which the proxy reaches the broker.
     pub(crate) fn proxied(&self) -> String {
         let text = std::fs::read_to_string(self.folder.path().join("proxied")).unwrap();
         text.trim().to_owned()
     }
 
-    /// In good order: it hands over what it leads, and writes everything down.
+    /// Stops the broker cleanly.
     pub(crate) fn stop(&self) {
         script("stop", self.folder.path());
     }
 
-    /// SIGKILL.
+    /// Kills the broker with SIGKILL.
     pub(crate) fn kill(&self) {
         let id = std::fs::read_to_string(self.folder.path().join("pid")).unwrap();
         let status = Command::new("kill").args(["-9", id.trim()]).status().unwrap();
@@ -67,11 +67,11 @@ impl OwnBroker {
         self.stop();
     }
 
-    /// With what it has in its folder, at the same address.
-    pub(crate) fn again(&self) {
+    /// Restarts the broker with its data at the same address.
+    pub(crate) fn restart(&self) {
         let advertised = self.advertised.as_deref();
         let address = script_with("start", self.folder.path(), advertised.as_slice());
-        assert_eq!(address, self.kafka.brokers, "its port was taken by somebody else");
+        assert_eq!(address, self.kafka.brokers, "another process has taken its port");
     }
 }
 
@@ -87,7 +87,7 @@ fn cluster_id(folder: &Path) -> String {
 }
 
 #[test]
-fn a_cluster_comes_back_with_its_id_its_topics_and_its_port() {
+fn a_restarted_cluster_keeps_its_id_topics_and_port() {
     if Kafka::require("broker").is_none() {
         return;
     }
@@ -127,10 +127,10 @@ fn another_cluster_behind_the_same_address_is_refused() {
 
     let [data, before] = ["data", "before"].map(|name| broker.folder.path().join(name));
     std::fs::rename(&data, &before).unwrap();
-    broker.again();
+    broker.restart();
     sample.kafka.create(&sample.topic, 1);
     sample.events(0..40);
-    // History tells; without it the log does that is not there, or that is, but was copied.
+    // History detects another cluster; without history, a missing or copied log does.
     let refused = |more: &[&str], words: &[&str]| {
         let output =
             sample.run(&[&["--create-topics", "--until-end"], more].concat()).failed().output();
@@ -146,14 +146,14 @@ fn another_cluster_behind_the_same_address_is_refused() {
     }
     sample.kafka.produce(&log, copy);
     refused(&no_history, &["this is another Kafka cluster than before", "--brokers"]);
-    assert_eq!(sample.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["20,19"]);
+    assert_eq!(sample.query("SELECT count(*), max(_offset) FROM {c}.events"), ["20,19"]);
 
-    // The one before is still good for it.
+    // The original cluster is still accepted.
     broker.stop();
     std::fs::remove_dir_all(&data).unwrap();
     std::fs::rename(&before, &data).unwrap();
-    broker.again();
+    broker.restart();
     sample.events(20..40);
     sample.run(&["--until-end"]).ok();
-    assert_eq!(sample.ask("SELECT count(*), max(_offset) FROM {c}.events"), ["40,39"]);
+    assert_eq!(sample.query("SELECT count(*), max(_offset) FROM {c}.events"), ["40,39"]);
 }

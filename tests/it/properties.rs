@@ -1,5 +1,5 @@
-//! Random events times a family of windowed queries: the stream says what a batch says, however
-//! it is cut; rows beyond the delay are the only difference; a recovered state is the same state.
+//! Random events and a family of windowed queries: the stream gives the rows of a batch for any partitions and
+//! epochs, late rows are the only difference, and a recovered state is the same state.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use serde_json::json;
 
-use crate::engine_harness::{self, Input, Outcome, Way};
+use crate::engine_harness::{self, Input, Mode, Outcome};
 use crate::support::oracle::{Lateness, Oracle, Relation};
 use crate::support::project::Project;
 
@@ -30,8 +30,7 @@ CREATE STREAM events (
 ) WITH (topics = 'events');
 ";
 
-/// Beginnings near which something can go wrong: the two nights of changing clocks, the epoch, a
-/// leap day, long ago.
+/// Start times near special cases: the two nights of clock changes, the Unix epoch, a leap day, 1900.
 const BEGINNINGS: [&str; 5] = [
     "2024-03-31T00:30:00Z",
     "2024-10-27T00:30:00Z",
@@ -52,7 +51,7 @@ const WINDOWS: [&str; 9] = [
     "HOP(TABLE events, DESCRIPTOR(ts), INTERVAL '1' MINUTE, INTERVAL '1' HOUR)",
 ];
 
-/// Queries over one of the windows, with every order that they depend on spelled out.
+/// Queries over one of the windows, with explicit orders wherever the result depends on an order.
 const QUERIES: [&str; 9] = [
     "SELECT window_start, window_end, k, count(*) AS c, sum(n) AS s, min(n) AS a, max(n) AS z FROM {w} GROUP BY window_start, window_end, k",
     "SELECT window_start, window_end, k, count(*) AS c, count(DISTINCT room) AS r FROM {w} GROUP BY window_start, window_end, k",
@@ -65,7 +64,7 @@ const QUERIES: [&str; 9] = [
     "SELECT window_start, window_end, max(c) AS c, count(*) AS keys FROM (SELECT window_start, window_end, k, count(*) AS c FROM {w} GROUP BY window_start, window_end, k) GROUP BY window_start, window_end",
 ];
 
-/// One event: microseconds since the one before, how far back it is stamped, key, number, room.
+/// One event: microseconds since the previous one, how far its timestamp is back, key, number, room.
 type Event = (i64, i64, i64, Option<i64>, Option<&'static str>);
 
 fn event(back: i64) -> impl Strategy<Value = Event> {
@@ -123,7 +122,7 @@ impl Case {
             let ts = ts.to_rfc3339_opts(SecondsFormat::Micros, true);
             values.push(Bytes::from(json!({"ts": ts, "k": k, "n": n, "room": room}).to_string()));
         }
-        // A record that comes twice comes twice in a row, so that it is no later than the first.
+        // A duplicate follows its original directly, so that it is not later.
         for index in &self.duplicates {
             let at = index.index(values.len());
             values.insert(at, values[at].clone());
@@ -135,13 +134,14 @@ impl Case {
         self.query.replace("{w}", self.window)
     }
 
-    /// The rows of the stream and of the batch, in order, and the run itself.
+    /// Runs the case; returns the rows of the stream, the rows of the batch, the outcome, the oracle and the
+    /// lateness.
     async fn run(&self) -> (Vec<Vec<String>>, Vec<Vec<String>>, Outcome, Oracle, Lateness) {
         let project = Project::new();
         project
             .schema("test", SCHEMA)
             .query("test", "answer", &self.sql())
-            // Rows reach a query over another one in an order of their own.
+            // A query over another query receives its rows in a different order.
             .query("test", "narrow", "SELECT ts, k, n FROM events WHERE k > 0")
             .query(
                 "test",
@@ -152,8 +152,8 @@ FROM TUMBLE(TABLE narrow, DESCRIPTOR(ts), INTERVAL '10' MINUTE) GROUP BY window_
         let catalog = catalog::load(project.path(), &[]).unwrap();
         let customer: Arc<Customer> = catalog.customers[0].clone();
         let input = [Input { stream: "events".into(), values: self.values() }];
-        let way = Way::Random { seed: self.seed, partitions: self.partitions };
-        let outcome = engine_harness::run(project.path(), &customer, &input, way).await.unwrap();
+        let mode = Mode::Random { seed: self.seed, partitions: self.partitions };
+        let outcome = engine_harness::run(project.path(), &customer, &input, mode).await.unwrap();
 
         let all = &outcome.rows["events"];
         let rows = all.project(&(0..all.num_columns() - 4).collect::<Vec<_>>()).unwrap();
@@ -174,7 +174,7 @@ FROM TUMBLE(TABLE narrow, DESCRIPTOR(ts), INTERVAL '10' MINUTE) GROUP BY window_
     }
 }
 
-/// W before each row of one partition.
+/// The watermark before each row of one partition.
 fn watermarks(rows: &arrow::array::RecordBatch) -> Vec<i64> {
     let times =
         arrow::compute::cast(&rows.columns()[0], &arrow::datatypes::DataType::Int64).unwrap();
@@ -202,10 +202,10 @@ fn check(
 }
 
 #[test]
-fn within_the_delay_a_stream_says_what_a_batch_says() {
+fn within_the_delay_stream_equals_batch() {
     check(case(DELAY, 1..4), async |case| {
         let (streamed, expected, outcome, ..) = case.run().await;
-        prop_assert!(outcome.late.is_empty(), "refused in time: {:?}", outcome.late);
+        prop_assert!(outcome.late.is_empty(), "rows in time were refused: {:?}", outcome.late);
         prop_assert!(
             outcome.rejected.is_empty()
                 && outcome.failed.is_empty()
@@ -217,7 +217,7 @@ fn within_the_delay_a_stream_says_what_a_batch_says() {
 }
 
 #[test]
-fn beyond_the_delay_exactly_the_late_rows_are_missing() {
+fn beyond_the_delay_only_late_rows_are_missing() {
     check(case(40 * 60_000_000, 1..2), async |case| {
         let (streamed, expected, outcome, oracle, lateness) = case.run().await;
         prop_assert_eq!(streamed, expected, "{}", case.sql());
@@ -228,7 +228,7 @@ fn beyond_the_delay_exactly_the_late_rows_are_missing() {
         let mut late: Vec<String> = outcome.late.iter().map(|(_, row)| row[0].clone()).collect();
         expected.sort();
         late.sort();
-        // Rows that the query's WHERE drops are nobody's late rows.
+        // Rows that the query's WHERE drops are not late rows.
         let where_drops = case.query.contains("WHERE n IS NOT NULL");
         if where_drops {
             prop_assert!(late.iter().all(|l| expected.contains(l)));

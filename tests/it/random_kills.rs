@@ -1,4 +1,4 @@
-//! SIGKILL at random, twenty times, under load, against a real Kafka.
+//! Kills the process with SIGKILL at random moments, twenty times, under load, against a real Kafka.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::verified_load::{Load, Verdict, seed};
 const KILLS: usize = 20;
 
 #[test]
-fn killed_twenty_times_nothing_is_lost_and_nothing_is_twice() {
+fn twenty_random_kills_lose_and_duplicate_nothing() {
     let Some(kafka) = Kafka::require("kill") else { return };
     let seed = seed();
     let load = Load::new(kafka, "kill", seed, 150);
@@ -24,8 +24,8 @@ fn killed_twenty_times_nothing_is_lost_and_nothing_is_twice() {
             running.kill();
         }
     });
-    let verdict = load.prove(&produced);
-    let Verdict { compared, lost, twice, .. } = &verdict;
-    println!("{compared} rows compared, {lost} lost, {twice} twice");
+    let verdict = load.verify(&produced);
+    let Verdict { compared, lost, duplicated, .. } = &verdict;
+    println!("{compared} rows compared, {lost} lost, {duplicated} duplicated");
     verdict.all_agree();
 }

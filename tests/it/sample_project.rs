@@ -1,4 +1,4 @@
-//! A small project that tests of commands share.
+//! A small project that several tests share.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use crate::support::kafka::{Kafka, Write};
 use crate::support::process::{self, run, run_for};
 use crate::support::project::{Project, unique};
 
-/// Longer than any command of these tests takes, also on a busy machine.
+/// A time limit that no command of these tests reaches, even on a busy machine.
 pub const LONG: Duration = Duration::from_secs(120);
 
-/// One customer over one topic: an hourly count, a filter, a view.
+/// A project with one customer and one topic: an hourly count, a filter and a view.
 pub struct SampleProject {
     pub kafka: Kafka,
     pub project: Project,
@@ -17,7 +17,7 @@ pub struct SampleProject {
     pub topic: String,
 }
 
-/// A project of its own with a topic of its own.
+/// Creates a project with a topic of its own.
 pub fn sample_project(kafka: Kafka, partitions: i32) -> SampleProject {
     let (customer, topic) = (unique("cli"), unique("cli_events"));
     kafka.create(&topic, partitions);
@@ -52,7 +52,7 @@ FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY window_sta
 }
 
 impl SampleProject {
-    /// Events `minute` by minute from 10:00 on, sensor and room by number.
+    /// Produces one event per minute from 10:00 on; sensor and room follow from the minute.
     pub fn events(&self, minutes: std::ops::Range<i64>) {
         let event = |m: i64| {
             let (hour, minute) = (10 + m / 60, m % 60);
@@ -71,13 +71,13 @@ impl SampleProject {
         run_for(self.project.path(), &all, LONG)
     }
 
-    pub fn ask(&self, sql: &str) -> Vec<String> {
+    pub fn query(&self, sql: &str) -> Vec<String> {
         let sql = sql.replace("{c}", &self.customer);
         let answer = run(self.project.path(), &["query", "--format", "csv", &sql]).ok();
         answer.stdout.lines().skip(1).map(str::to_owned).collect()
     }
 
-    /// Events that the rows of `hourly` come to.
+    /// The sum of events over the rows of `hourly`.
     pub fn hourly_events(&self) -> i64 {
         self.results("hourly").iter().map(|row| row["events"].as_i64().unwrap()).sum()
     }

@@ -1,4 +1,4 @@
-//! tests/sql/*.slt: each query four ways, which must agree. See tests/sql/README.md.
+//! Runs tests/sql/*.slt: each query in four modes, which must give the same rows. See tests/sql/README.md.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,11 +14,11 @@ use millstream::catalog::{self, Catalog, Customer, Stream, TableFormat};
 use serde_json::{Map, Value};
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 
-use crate::engine_harness::{self, Input, Outcome, Way};
+use crate::engine_harness::{self, Input, Mode, Outcome};
 use crate::support::oracle::{Lateness, Oracle, Relation};
 use crate::support::project::Project;
 
-/// The customer of every project that a file writes for itself.
+/// The customer of projects that a file defines.
 const CUSTOMER: &str = "test";
 
 macro_rules! files {
@@ -56,7 +56,7 @@ async fn run_file(name: &str) {
     }
 }
 
-/// Why a statement failed, as the user would read it.
+/// The error text of a failed statement.
 #[derive(Debug)]
 struct Failure(String);
 
@@ -80,13 +80,13 @@ impl From<millstream::Error> for Failure {
     }
 }
 
-/// Events of one stream as a file gives them.
+/// The events of one stream in a file.
 enum Events {
     Csv { header: Vec<String>, rows: Vec<Vec<String>> },
     Raw(Vec<String>),
 }
 
-/// What one file has output so far.
+/// The statements and events of a file so far.
 #[derive(Default)]
 struct Session {
     schema: Vec<String>,
@@ -218,35 +218,35 @@ impl Session {
         Ok((project, catalog))
     }
 
-    /// The rows of a query: all ways, and the agreement between them.
+    /// Runs a query in all modes, compares them, and returns its rows.
     async fn answer(&mut self, name: &str) -> Result<Rows, Failure> {
         let (_folder, catalog) = self.catalog()?;
         let root = catalog.root.clone();
         let customer = catalog.customers[0].clone();
         let inputs = self.inputs(&customer)?;
-        let whole = engine_harness::run(&root, &customer, &inputs, Way::Whole).await?;
+        let whole = engine_harness::run(&root, &customer, &inputs, Mode::Whole).await?;
         let rows = sorted(&whole, name)?;
         if let Some((query, reason)) = whole.failed_windows.first() {
             return Err(Failure(format!("a window of {query} failed: {reason}")));
         }
-        let mut ways = vec![Way::Cut];
+        let mut modes = vec![Mode::SmallEpochs];
         if !self.one_partition {
-            ways.push(Way::Spread);
+            modes.push(Mode::Spread);
         }
-        for way in ways {
-            let other = engine_harness::run(&root, &customer, &inputs, way).await?;
-            agree(&rows, &sorted(&other, name)?, &format!("{way:?}"))?;
+        for mode in modes {
+            let other = engine_harness::run(&root, &customer, &inputs, mode).await?;
+            compare_rows(&rows, &sorted(&other, name)?, &format!("{mode:?}"))?;
             let count = |o: &Outcome| (o.late.len(), o.failed.len(), o.rejected.len());
             if count(&whole) != count(&other) {
                 let text = format!(
-                    "{way:?} refuses other rows: {:?} and {:?}",
+                    "{mode:?} refuses different rows: {:?} and {:?}",
                     count(&whole),
                     count(&other)
                 );
                 return Err(Failure(text));
             }
         }
-        self.ask_oracle(&root, &customer, name, &whole, &rows).await?;
+        self.compare_with_oracle(&root, &customer, name, &whole, &rows).await?;
         let unsorted = whole.results[name].clone();
         (self.last, self.last_query) = (whole, name.to_owned());
         Ok(unsorted)
@@ -271,7 +271,7 @@ impl Session {
         Ok(inputs)
     }
 
-    async fn ask_oracle(
+    async fn compare_with_oracle(
         &self,
         root: &Path,
         customer: &Customer,
@@ -310,7 +310,7 @@ impl Session {
             if query.name == name {
                 let mut expected = engine_harness::batch_cells(&answer);
                 expected.sort();
-                return agree(rows, &expected, "plain DataFusion");
+                return compare_rows(rows, &expected, "plain DataFusion");
             }
             oracle.relations.push(Relation { name: query.name.clone(), rows: answer });
         }
@@ -318,7 +318,7 @@ impl Session {
     }
 }
 
-/// The query and all that it reads, directly or not.
+/// The query and all queries that it reads, directly or indirectly.
 fn needed(customer: &Customer, name: &str) -> BTreeSet<String> {
     let mut all = BTreeSet::from([name.to_owned()]);
     for query in customer.queries.iter().rev() {
@@ -329,7 +329,7 @@ fn needed(customer: &Customer, name: &str) -> BTreeSet<String> {
     all
 }
 
-/// W just before each row, for one partition: the largest event time so far, less the delay.
+/// The watermark before each row of one partition: the largest event time so far, minus the delay.
 fn running_watermark(stream: &Stream, rows: &RecordBatch) -> Vec<i64> {
     let times = rows.column_by_name(&stream.watermark.column).unwrap();
     let times = arrow::compute::cast(times, &DataType::Int64).unwrap();
@@ -355,15 +355,15 @@ fn sorted(outcome: &Outcome, name: &str) -> Result<Rows, Failure> {
     Ok(rows)
 }
 
-fn agree(rows: &Rows, others: &Rows, who: &str) -> Result<(), Failure> {
-    if rows == others {
+fn compare_rows(rows: &Rows, other_rows: &Rows, mode_name: &str) -> Result<(), Failure> {
+    if rows == other_rows {
         return Ok(());
     }
     let show = |rows: &Rows| rows.iter().map(|r| r.join(" ")).collect::<Vec<_>>().join("\n  ");
     Err(Failure(format!(
-        "they do not agree\none partition, one epoch:\n  {}\n{who}:\n  {}",
+        "the modes give different rows\none partition, one epoch:\n  {}\n{mode_name}:\n  {}",
         show(rows),
-        show(others)
+        show(other_rows)
     )))
 }
 
@@ -375,7 +375,7 @@ fn csv_events(text: &str) -> Events {
     Events::Csv { header, rows }
 }
 
-/// One event as JSON, by the stream's types.
+/// Encodes one event as JSON according to the stream's types.
 fn json_event(stream: &Stream, header: &[String], row: &[String]) -> Bytes {
     let mut object = Map::new();
     for (name, text) in header.iter().zip(row) {

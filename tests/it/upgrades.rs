@@ -1,4 +1,4 @@
-//! What changes between two runs, or while one is running: queries, schemas, tables, formats.
+//! Changes between two runs, or during a run: queries, schemas, tables, formats.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -21,13 +21,13 @@ const HOURLY: &str = "SELECT window_start, window_end, room, count(*) AS events,
 FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY window_start, window_end, room";
 
 #[test]
-fn a_closing_plan_may_change_and_what_is_kept_stays() {
-    let Some(kafka) = Kafka::require("a changed closing plan") else { return };
+fn a_final_plan_may_change_and_the_state_stays() {
+    let Some(kafka) = Kafka::require("a changed final plan") else { return };
     let sample = sample_project(kafka, 2);
     sample.events(0..50);
     sample.run(&["--create-topics", "--until-end"]).ok();
     let latest = sample.kafka.ends(&format!("millstream.{}.latest", sample.customer))[0].1;
-    // Another expression over the same counts, a HAVING, and of a view another column's value.
+    // Another expression over the same counts, a HAVING, and another expression of a view.
     let changed = HOURLY.replace("count(*) AS events", "10 * count(*) AS events");
     sample.project.query(&sample.customer, "hourly", &format!("{changed} HAVING count(*) > 20"));
     let view = "SELECT sensor, max(ts) AS seen, -count(*) AS events FROM events GROUP BY sensor";
@@ -39,16 +39,16 @@ fn a_closing_plan_may_change_and_what_is_kept_stays() {
     assert_eq!(hall.len(), 1, "{hall:?}");
     let kitchen = (&hall[0]["room"], &hall[0]["events"], &hall[0]["sensors"]);
     assert_eq!(kitchen, (&"kitchen".into(), &360.into(), &5.into()));
-    // Every sensor's row is output again, with its sign.
+    // Every sensor's row is published again, with its new sign.
     let records = sample.results("latest");
     let again = &records[usize::try_from(latest).unwrap()..];
     assert!(again.iter().all(|row| row["events"].as_i64().unwrap() < 0), "{again:?}");
-    let sum: Vec<_> = sample.ask("SELECT sum(events) FROM {c}.latest");
+    let sum: Vec<_> = sample.query("SELECT sum(events) FROM {c}.latest");
     assert_eq!(sum, ["-55"]);
 }
 
 #[test]
-fn a_result_may_get_a_column_from_what_is_kept() {
+fn a_result_may_get_a_column_from_the_state() {
     let Some(kafka) = Kafka::require("another column of a result") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..70);
@@ -60,13 +60,13 @@ fn a_result_may_get_a_column_from_what_is_kept() {
     sample.run(&["--drain"]).ok();
     let results = sample.results("hourly");
     assert!(results[before..].iter().all(|row| row["twice"].as_i64() > Some(0)), "{results:?}");
-    let told = sample.ask("SELECT count(*), count(twice) FROM {c}.hourly");
-    assert_eq!(told, [format!("{},{}", results.len(), results.len() - before)]);
+    let counts = sample.query("SELECT count(*), count(twice) FROM {c}.hourly");
+    assert_eq!(counts, [format!("{},{}", results.len(), results.len() - before)]);
 }
 
 #[test]
-fn a_change_of_what_is_kept_is_refused_with_the_line_that_differs() {
-    let Some(kafka) = Kafka::require("a changed front") else { return };
+fn a_change_of_the_state_is_refused_with_the_line_that_differs() {
+    let Some(kafka) = Kafka::require("a changed batch plan") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..50);
     sample.run(&["--create-topics", "--until-end"]).ok();
@@ -77,10 +77,10 @@ fn a_change_of_what_is_kept_is_refused_with_the_line_that_differs() {
     assert!(output.contains("sensor > 1', which is new"), "{output}");
     let reset = format!("{}/hourly", sample.customer);
     assert!(output.contains(&format!("--reset {reset}")), "{output}");
-    // The others go on with their state.
+    // The other queries continue with their state.
     sample.events(50..55);
     sample.run(&["--until-end", "--reset", &reset]).ok();
-    assert_eq!(sample.ask("SELECT sum(events) FROM {c}.latest"), ["55"]);
+    assert_eq!(sample.query("SELECT sum(events) FROM {c}.latest"), ["55"]);
     sample.run(&["--drain"]).ok();
     let events = sample.hourly_events();
     assert_eq!(events, 3, "of the five new events");
@@ -117,7 +117,7 @@ fn after_an_unclean_stop_no_plan_may_differ() {
 }
 
 #[test]
-fn queries_come_and_go_and_leave_the_others_alone() {
+fn added_and_removed_queries_do_not_affect_the_others() {
     let Some(kafka) = Kafka::require("a query added and removed") else { return };
     let sample = sample_project(kafka, 1);
     sample.events(0..50);
@@ -132,8 +132,8 @@ fn queries_come_and_go_and_leave_the_others_alone() {
     sample.run(&["--create-topics", "--drain"]).ok();
     let hourly = sample.hourly_events();
     assert_eq!(hourly, 55, "its state stayed");
-    let added = sample.ask("SELECT sum(n) FROM {c}.rooms_now");
-    assert_eq!(added, ["5"], "it takes what comes from now on");
+    let added = sample.query("SELECT sum(n) FROM {c}.rooms_now");
+    assert_eq!(added, ["5"], "it processes new events only");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_stream_may_get_columns_and_keeps_its_state() {
         &text.replace("room VARCHAR NOT NULL,", "room VARCHAR NOT NULL, battery DOUBLE,"),
     );
     let more = std::fs::read_to_string(sample.project.path().join(&schema)).unwrap();
-    // A column that becomes another one is a change.
+    // A changed column is refused.
     sample.project.file(&schema, &text.replace("room VARCHAR NOT NULL,", "room VARCHAR,"));
     let output = sample.run(&["--until-end"]).failed().output();
     assert!(output.contains("stream 'events'") && output.contains("had 'room"), "{output}");
@@ -190,12 +190,12 @@ fn a_stream_may_get_columns_and_keeps_its_state() {
     assert!(output.contains("more columns from here on"), "{output}");
     let events = sample.hourly_events();
     assert_eq!(events, 51, "its state stayed");
-    let told = sample.ask("SELECT count(*), count(battery), max(battery) FROM {c}.events");
-    assert_eq!(told, ["51,1,0.5"]);
+    let counts = sample.query("SELECT count(*), count(battery), max(battery) FROM {c}.events");
+    assert_eq!(counts, ["51,1,0.5"]);
 }
 
 #[test]
-fn a_table_may_change_twice_in_a_second_and_the_process_die_between() {
+fn a_table_may_change_twice_in_a_second_with_a_kill_in_between() {
     let Some(kafka) = Kafka::require("tables and a kill") else { return };
     let sample = sample_project(kafka, 1);
     let arguments = ["run", "--brokers", &sample.kafka.brokers, "--create-topics"];
@@ -234,8 +234,8 @@ fn a_table_may_change_twice_in_a_second_and_the_process_die_between() {
     assert_eq!(rooms, ["hall", "hall", "kitchen", "kitchen", "kitchen", "kitchen"]);
 }
 
-/// A log and snapshots as they were written when the format had this number, and what the
-/// process that wrote them output in the end. Every format that was ever released stays here.
+/// Continues from a log and snapshots in an earlier format, and compares the results with those of the
+/// process that wrote them. Fixtures of every released format must stay.
 async fn continues_from_format(format: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format);
     let lines = |name: &str| -> Vec<Bytes> {
@@ -260,7 +260,10 @@ async fn continues_from_format(format: &str) {
     }
     for (name, recorded) in &recovered.base.as_ref().unwrap().plans {
         let now = &engine.fingerprints()[name];
-        assert!(now.starts_with(recorded.as_str()), "{name}: a plan that did not change");
+        assert!(
+            now.starts_with(recorded.as_str()),
+            "{name}: the fingerprint of an unchanged plan differs"
+        );
     }
     engine.begin(last.now).unwrap();
     let output = engine.end(&BTreeMap::new(), &[], true).await.unwrap();

@@ -1,6 +1,6 @@
-//! A load for a pipeline that is killed, stopped and cut off while it runs, and the proof that
-//! nothing was lost and nothing came twice: results, dead letters, late rows and history are
-//! compared with what plain DataFusion says of all that was produced, and `audit` runs.
+//! A load for a pipeline that is killed, suspended or disconnected while it runs, and the verification that
+//! nothing was lost or duplicated: results, dead letters, late rows and history are compared with what plain
+//! DataFusion computes from the produced events, and `audit` runs.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -24,64 +24,64 @@ const ROOMS: [&str; 4] = ["living room", "kitchen", "hall", "bathroom"];
 /// 2024-05-01T00:00:00Z, in microseconds.
 const BEGINNING: i64 = 1_714_521_600_000_000;
 const SECOND: i64 = 1_000_000;
-/// Between two events of a partition.
+/// Event time between two events of a partition.
 const STEP: i64 = 20_000;
 
-/// What a query's topic holds.
+/// How the records of a query's topic are compared.
 #[derive(Clone, Copy, PartialEq)]
-enum Holds {
-    /// Each row once.
+enum TopicContent {
+    /// Each row is published once.
     Rows,
-    /// Of each key the newest row counts; on the way its count never goes back.
+    /// The newest row of each key counts; the counts of a key only increase.
     Counts,
-    /// Of each key the newest row counts; it must be final.
+    /// The newest row of each key counts and must be final.
     Finals,
 }
 
-/// Every kind of state: partial aggregates, distincts, panes, kept rows, a view, early results; a
-/// query that keeps none and one that reads it; and one with rows that come too late.
-const QUERIES: [(&str, Holds, &str); 8] = [
+/// Every kind of state: partial aggregates, distinct counts, panes, stored rows, a view, early results; a
+/// stateless query and a query that reads it; and a query with late rows.
+const QUERIES: [(&str, TopicContent, &str); 8] = [
     (
         "per_window",
-        Holds::Rows,
+        TopicContent::Rows,
         "SELECT window_start, window_end, sensor, count(*) AS events, sum(n) AS total, count(DISTINCT room) AS rooms
 FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY window_start, window_end, sensor",
     ),
     (
         "sliding",
-        Holds::Rows,
+        TopicContent::Rows,
         "SELECT window_start, window_end, room, count(*) AS events, max(n) AS high
 FROM HOP(TABLE events, DESCRIPTOR(ts), INTERVAL '10' SECOND, INTERVAL '1' MINUTE) GROUP BY window_start, window_end, room",
     ),
-    ("ratio", Holds::Rows, "SELECT id, sensor, 1000 / n AS ratio FROM events WHERE n < 20"),
+    ("ratio", TopicContent::Rows, "SELECT id, sensor, 1000 / n AS ratio FROM events WHERE n < 20"),
     (
         "per_sensor",
-        Holds::Counts,
+        TopicContent::Counts,
         "SELECT sensor, count(*) AS events, max(id) AS newest FROM events GROUP BY sensor",
     ),
-    ("large", Holds::Rows, "SELECT ts, id, sensor, n FROM events WHERE n >= 150"),
+    ("large", TopicContent::Rows, "SELECT ts, id, sensor, n FROM events WHERE n >= 150"),
     (
         "large_per_window",
-        Holds::Rows,
+        TopicContent::Rows,
         "SELECT window_start, window_end, count(*) AS events, median(n) AS middle
 FROM TUMBLE(TABLE large, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY window_start, window_end",
     ),
     (
         "early",
-        Holds::Finals,
+        TopicContent::Finals,
         "CREATE STREAM early WITH (emit = 'every 1 second') AS
 SELECT window_start, window_end, room, count(*) AS events
 FROM TUMBLE(TABLE events, DESCRIPTOR(ts), INTERVAL '20' SECOND) GROUP BY window_start, window_end, room",
     ),
     (
         "late_counts",
-        Holds::Rows,
+        TopicContent::Rows,
         "SELECT window_start, window_end, count(*) AS events, sum(id) AS ids
 FROM TUMBLE(TABLE solo, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY window_start, window_end",
     ),
 ];
 
-/// One record as it was produced, at (partition, offset).
+/// One produced record, at (partition, offset).
 enum Sent {
     Good(Event),
     Bad,
@@ -113,11 +113,11 @@ fn instant(micros: i64) -> String {
     DateTime::from_timestamp_micros(micros).unwrap().to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// All that was produced.
+/// All produced events.
 pub struct Produced {
-    /// By partition, in the order of offsets.
+    /// By partition, in offset order.
     events: Vec<Vec<Sent>>,
-    /// The event times of `solo`, of which some come too late for their window.
+    /// The event times of `solo`; some are late for their window.
     solo: Vec<i64>,
 }
 
@@ -135,22 +135,22 @@ pub struct Load {
     topic: String,
     solo: String,
     seed: u64,
-    /// Events of a partition in a tenth of a second.
+    /// Events per partition in a tenth of a second.
     rate: usize,
 }
 
-/// What a comparison found.
+/// The result of the verification.
 #[derive(Default)]
 pub struct Verdict {
-    /// Rows and records that were compared.
+    /// Number of compared rows and records.
     pub compared: usize,
     pub lost: usize,
-    pub twice: usize,
+    pub duplicated: usize,
     differences: Vec<String>,
 }
 
 impl Verdict {
-    /// Panics with what differs.
+    /// Panics with all differences, if there are any.
     pub fn all_agree(&self) {
         assert!(self.differences.is_empty(), "{}", self.differences.join("\n"));
     }
@@ -167,7 +167,7 @@ impl Verdict {
         surplus.retain(|_, times| *times != 0);
         let sum = |sign: i64| surplus.values().map(|t| (t * sign).max(0)).sum::<i64>();
         self.lost += usize::try_from(sum(-1)).unwrap();
-        self.twice += usize::try_from(sum(1)).unwrap();
+        self.duplicated += usize::try_from(sum(1)).unwrap();
         let examples: Vec<_> = surplus.iter().take(10).collect();
         let (found, expected) = (found.len(), expected.len());
         self.differences.push(format!(
@@ -182,7 +182,7 @@ impl Verdict {
     }
 }
 
-/// Tells a thread to stop, in a panic too.
+/// Sets a stop flag when it is dropped, also in a panic.
 pub struct Stop<'a>(pub &'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -225,7 +225,7 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
         Self { kafka, project, customer, topic, solo, seed, rate }
     }
 
-    /// The topic of a query, of the log, of dead letters.
+    /// The topic of a query, of the log or of dead letters.
     pub fn output(&self, name: &str) -> String {
         format!("millstream.{}.{name}", self.customer)
     }
@@ -238,12 +238,12 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
         all
     }
 
-    /// Starts a process that follows the topics.
+    /// Starts a process that runs until it is stopped.
     pub fn start(&self, environment: &[(&str, &str)]) -> process::Running {
         process::start_with_env(self.project.path(), &self.arguments(&[]), environment)
     }
 
-    /// Produces while `work` goes on.
+    /// Produces events while `work` runs.
     pub fn during(&self, work: impl FnOnce()) -> Produced {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -292,8 +292,8 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
         produced
     }
 
-    /// Drains the pipeline, compares everything, and runs the audit.
-    pub fn prove(&self, produced: &Produced) -> Verdict {
+    /// Drains the pipeline, compares all output, and runs the audit.
+    pub fn verify(&self, produced: &Produced) -> Verdict {
         let limit = Duration::from_secs(300);
         let drain = self.arguments(&["--drain"]);
         let drained = process::run_for(self.project.path(), &drain, limit).ok();
@@ -319,9 +319,9 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
             Relation { name: "solo".into(), rows: solo_table(&produced.solo) },
         ];
         let late = Lateness { before: before(&produced.solo), allowed_us: 0 };
-        for (name, holds, sql) in QUERIES {
+        for (name, content, sql) in QUERIES {
             let oracle = Oracle { zone, relations: relations.clone() };
-            // Division by zero goes to the dead letters; the oracle is spared looking for the rows.
+            // Rows that divide by zero are dead letters; the filter excludes them from the oracle.
             let sql = sql.replace("WHERE n < 20", "WHERE n < 20 AND n <> 0");
             let sql =
                 sql.split_once(" AS\nSELECT").map_or(sql.clone(), |s| format!("SELECT{}", s.1));
@@ -330,9 +330,11 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
             let mut expected = engine_harness::batch_cells(&rows);
             relations.push(Relation { name: name.into(), rows });
             let records = self.kafka.read(&self.output(name));
-            let mut found = match holds {
-                Holds::Rows => records.iter().map(|r| engine_harness::cells(&r.json())).collect(),
-                _ => newest(&records, holds),
+            let mut found = match content {
+                TopicContent::Rows => {
+                    records.iter().map(|r| engine_harness::cells(&r.json())).collect()
+                }
+                _ => newest(&records, content),
             };
             expected.sort();
             found.sort();
@@ -376,7 +378,7 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
         verdict.expect("late rows of a stream without any", others, 0);
     }
 
-    fn ask(&self, sql: &str) -> Vec<String> {
+    fn query(&self, sql: &str) -> Vec<String> {
         let answer = process::run(self.project.path(), &["query", "--format", "csv", sql]).ok();
         answer.stdout.lines().skip(1).map(str::to_owned).collect()
     }
@@ -384,7 +386,7 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
     fn compare_history(&self, produced: &Produced, verdict: &mut Verdict) {
         let customer = &self.customer;
         let columns = "_partition, _offset, id, sensor, room, n";
-        let mut found = self.ask(&format!("SELECT {columns} FROM {customer}.events"));
+        let mut found = self.query(&format!("SELECT {columns} FROM {customer}.events"));
         let mut expected = Vec::new();
         for (partition, offset, sent) in each(produced) {
             if let Sent::Good(e) = sent {
@@ -395,19 +397,19 @@ CREATE STREAM solo (ts TIMESTAMP NOT NULL, id BIGINT NOT NULL, WATERMARK FOR ts 
         found.sort();
         expected.sort();
         verdict.compare("events in history", &found, &expected);
-        let mut found = self.ask(&format!("SELECT _offset, id FROM {customer}.solo"));
+        let mut found = self.query(&format!("SELECT _offset, id FROM {customer}.solo"));
         let mut expected: Vec<_> =
             (0..produced.solo.len()).map(|id| format!("{id},{id}")).collect();
         found.sort();
         expected.sort();
         verdict.compare("events of one partition in history", &found, &expected);
-        let of_queries = QUERIES.iter().map(|(name, holds, _)| match holds {
-            Holds::Rows => (*name, (*name).to_owned()),
+        let of_queries = QUERIES.iter().map(|(name, content, _)| match content {
+            TopicContent::Rows => (*name, (*name).to_owned()),
             _ => (*name, format!("{name}_changes")),
         });
         let others = ["dead_letters", "solo_late"].map(|name| (name, name.to_owned()));
         for (topic, table) in of_queries.chain(others) {
-            let offsets = self.ask(&format!("SELECT _offset FROM {customer}.{table}"));
+            let offsets = self.query(&format!("SELECT _offset FROM {customer}.{table}"));
             let mut found: Vec<i64> = offsets.iter().map(|o| o.parse().unwrap()).collect();
             found.sort();
             let records = self.kafka.read(&self.output(topic));
@@ -422,7 +424,7 @@ fn event(random: &mut StdRng, id: i64, clock: i64) -> (Write, Sent) {
         return (Write::value(format!("{{\"ts\": {id}, broken")), Sent::Bad);
     }
     let event = Event {
-        // Five seconds of disorder; ten are declared.
+        // Five seconds of disorder; the watermark allows ten.
         ts: clock - random.random_range(0..5 * SECOND),
         id,
         sensor: random.random_range(0..50),
@@ -453,7 +455,7 @@ fn times(values: impl Iterator<Item = i64>) -> ArrayRef {
     Arc::new(ts.with_timezone("Europe/Helsinki"))
 }
 
-/// The good events as the stream's table.
+/// The valid events as a table of the stream.
 fn table(sent: &[Vec<Sent>]) -> RecordBatch {
     let events = || {
         sent.iter().flatten().filter_map(|s| match s {
@@ -480,20 +482,20 @@ fn solo_table(solo: &[i64]) -> RecordBatch {
     RecordBatch::try_from_iter(columns).unwrap()
 }
 
-/// The last row of each key.
-fn newest(records: &[Read], holds: Holds) -> Vec<Vec<String>> {
+/// The newest row of each key.
+fn newest(records: &[Read], content: TopicContent) -> Vec<Vec<String>> {
     let mut rows: BTreeMap<Vec<u8>, Vec<String>> = BTreeMap::new();
     let mut open: BTreeMap<Vec<u8>, bool> = BTreeMap::new();
     for record in records {
         let (key, mut json) = (record.key.clone().unwrap(), record.json());
-        if holds == Holds::Finals {
+        if content == TopicContent::Finals {
             let object = json.as_object_mut().unwrap();
             open.insert(key.clone(), object.remove("is_final") != Some(true.into()));
             object.remove("revision");
         }
         let row = engine_harness::cells(&json);
         let count = |row: &Vec<String>| row[1].parse::<i64>().unwrap();
-        if let Some(before) = rows.get(&key).filter(|_| holds == Holds::Counts) {
+        if let Some(before) = rows.get(&key).filter(|_| content == TopicContent::Counts) {
             assert!(count(before) < count(&row), "{before:?} was followed by {row:?}");
         }
         rows.insert(key, row);

@@ -1,4 +1,4 @@
-//! Clocks that are wrong: the machine's, and a sensor's.
+//! Wrong clocks: of the machine, and of a sensor.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::sample_project::{LONG, SampleProject, sample_project};
 use crate::support::kafka::{Kafka, Write};
 
 const HOUR: Micros = 3_600 * SECOND;
-/// 2024-05-01T10:00:00+03:00, when the first event happens.
+/// 2024-05-01T10:00:00+03:00, the time of the first event.
 const TEN: Micros = 1_714_546_800 * SECOND;
 
 fn options(sample: &SampleProject, clock: &Clock) -> PipelineConfig {
@@ -37,7 +37,7 @@ fn options(sample: &SampleProject, clock: &Clock) -> PipelineConfig {
     }
 }
 
-/// Runs the sample project's pipeline in this process while `steps` are taken.
+/// Runs the sample project's pipeline in this process while `steps` run.
 async fn while_running(sample: &SampleProject, clock: &Clock, steps: impl AsyncFnOnce()) {
     let catalog = Arc::new(catalog::load(sample.project.path(), &[]).unwrap());
     let customer = catalog.customers[0].clone();
@@ -48,7 +48,7 @@ async fn while_running(sample: &SampleProject, clock: &Clock, steps: impl AsyncF
     running.await.unwrap().unwrap();
 }
 
-/// Waits until a results topic has so many records.
+/// Waits until a results topic has `count` records.
 async fn await_results(sample: &SampleProject, query: &str, count: usize) {
     let deadline = Instant::now() + LONG;
     let topic = format!("millstream.{}.{query}", sample.customer);
@@ -62,7 +62,7 @@ async fn await_results(sample: &SampleProject, query: &str, count: usize) {
 async fn the_wall_clock_may_jump_an_hour_either_way() {
     let Some(kafka) = Kafka::require("the clock jumps") else { return };
     let sample = sample_project(kafka, 1);
-    // The events happen now, by this clock.
+    // By this clock, the events happen now.
     let clock = Clock::manual(TEN + 5 * 60 * SECOND);
     while_running(&sample, &clock, async || {
         sample.events(0..6);
@@ -78,14 +78,14 @@ async fn the_wall_clock_may_jump_an_hour_either_way() {
         await_results(&sample, "hourly", 2).await;
     })
     .await;
-    assert!(sample.ask("SELECT reason FROM {c}.dead_letters").is_empty());
-    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events_late"), ["0"]);
+    assert!(sample.query("SELECT reason FROM {c}.dead_letters").is_empty());
+    assert_eq!(sample.query("SELECT count(*) FROM {c}.events_late"), ["0"]);
     let events = sample.hourly_events();
-    assert_eq!(events, 60, "the hour that is over, whole");
+    assert_eq!(events, 60, "the complete past hour");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sensor_s_wrong_clock_moves_nobody_else_s_time() {
+async fn the_wrong_clock_of_one_sensor_does_not_affect_others() {
     let Some(kafka) = Kafka::require("a sensor's clock") else { return };
     let sample = sample_project(kafka, 1);
     let clock = Clock::manual(TEN + 2 * HOUR);
@@ -101,10 +101,10 @@ async fn a_sensor_s_wrong_clock_moves_nobody_else_s_time() {
         await_results(&sample, "hourly", 2).await;
     })
     .await;
-    let reasons = sample.ask("SELECT reason FROM {c}.dead_letters");
+    let reasons = sample.query("SELECT reason FROM {c}.dead_letters");
     assert_eq!(reasons.len(), 1, "{reasons:?}");
     assert!(reasons[0].contains("in the future"), "{reasons:?}");
-    assert_eq!(sample.ask("SELECT count(*) FROM {c}.events_late"), ["1"], "the one of 1970");
+    assert_eq!(sample.query("SELECT count(*) FROM {c}.events_late"), ["1"], "the one of 1970");
     let events = sample.hourly_events();
     assert_eq!(events, 60);
 }
