@@ -1,4 +1,4 @@
-//! One column being filled: JSON values in, an Arrow array out.
+//! Builds one column: reads JSON values and produces an Arrow array.
 //!
 //! A column holds `len` values. A value that is refused leaves nothing behind; a row that is
 //! refused is result back by [`ColumnBuilder::truncate`]. What a declared type takes from another kind of

@@ -1,4 +1,4 @@
-//! Byte strings of a column: all bytes in a row, and where each string ends.
+//! Builds a column of texts or byte strings: all bytes in one buffer, and the end of each string.
 
 use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 
@@ -13,7 +13,7 @@ pub(super) struct TextBuilder {
 }
 
 impl TextBuilder {
-    /// None.
+    /// An empty builder.
     pub fn new() -> Self {
         Self { ends: vec![0], bytes: Vec::new() }
     }
@@ -26,7 +26,7 @@ impl TextBuilder {
         self.ends.push(self.bytes.len() as i32);
     }
 
-    /// Appends one.
+    /// Appends a string.
     #[inline]
     pub fn push(&mut self, value: &[u8]) {
         self.bytes.extend_from_slice(value);
@@ -66,13 +66,13 @@ impl TextBuilder {
         Ok(())
     }
 
-    /// Forgets all but the first `len`.
+    /// Retains only the first `len` strings.
     pub fn truncate(&mut self, len: usize) {
         self.ends.truncate(len + 1);
         self.bytes.truncate(self.ends.last().map_or(0, |&end| end as usize));
     }
 
-    /// Hands over all of them, and begins anew with as much room.
+    /// Returns all strings and starts over with the same capacity.
     pub fn finish(&mut self) -> (OffsetBuffer<i32>, Buffer) {
         let expected = (self.ends.len(), self.bytes.len());
         let whole = std::mem::replace(

@@ -1,4 +1,4 @@
-//! Dead letters: what could not be processed, byte for byte, with the reason in its headers.
+//! Dead letters: input that could not be processed, byte for byte, with the reason in the headers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use bytes::Bytes;
 use crate::source::chunk::{Chunk, Record};
 use crate::types::OutRecord;
 
-/// Names of the headers that a dead letter carries besides its own.
+/// Names of the headers that a dead letter has besides the headers of its record.
 pub mod headers {
-    /// Whether a header of that name is one of these, and not the record's own.
+    /// Whether Millstream adds a header of this name; other headers come from the record.
     pub fn is_reserved(name: &[u8]) -> bool {
         name.starts_with(b"millstream.")
     }
@@ -31,20 +31,20 @@ pub mod headers {
     pub const COLUMN: &str = "millstream.column";
     /// What is wrong with it.
     pub const REASON: &str = "millstream.reason";
-    /// What the record had before it was cut to what the topic takes.
+    /// The sizes of the record before it was truncated to the limit of the topic.
     pub const TRUNCATED: &str = "millstream.cut";
     /// The record's Kafka timestamp, in milliseconds.
     pub const TIMESTAMP: &str = "millstream.timestamp";
 }
 
-/// Characters of a reason at most. Decoding bounds its own; what DataFusion says of a row may quote
-/// a whole value.
+/// The most characters of a reason. The decoder limits its own reasons; an error of DataFusion may
+/// quote a whole value.
 const LONGEST_REASON: usize = 1_000;
 
 /// Where a dead letter failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureStage {
-    /// The bytes are not what the schema says.
+    /// The bytes do not match the schema.
     Decode,
     /// A computed column of the stream failed.
     Column,
@@ -54,7 +54,7 @@ pub enum FailureStage {
     Query,
     /// The final plan of a query failed for this window.
     Window,
-    /// A result, or a late row, is larger than its topic takes.
+    /// A result, or a late row, is larger than its topic accepts.
     Result,
 }
 
@@ -82,7 +82,7 @@ pub struct SourceMessage<'a> {
     pub position: u32,
 }
 
-/// One thing that could not be processed.
+/// The description of a failure that makes a dead letter.
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
     /// Where it failed.
@@ -114,12 +114,12 @@ impl DeadLetter {
             all.push((name, value.map(|value| chunk.bytes.slice_ref(value))));
         }
         self.describe(&mut all);
-        let mut say = |name: &str, text: String| all.push((name.to_owned(), Some(text.into())));
-        say(headers::TOPIC, chunk.topic.to_string());
-        say(headers::PARTITION, chunk.partition.to_string());
-        say(headers::OFFSET, record.offset.to_string());
-        say(headers::POSITION, position.to_string());
-        say(headers::TIMESTAMP, record.timestamp_ms.to_string());
+        let mut push_header = |name: &str, text: String| all.push((name.to_owned(), Some(text.into())));
+        push_header(headers::TOPIC, chunk.topic.to_string());
+        push_header(headers::PARTITION, chunk.partition.to_string());
+        push_header(headers::OFFSET, record.offset.to_string());
+        push_header(headers::POSITION, position.to_string());
+        push_header(headers::TIMESTAMP, record.timestamp_ms.to_string());
         OutRecord {
             topic: topic.clone(),
             partition: None,
@@ -144,7 +144,7 @@ impl DeadLetter {
         }
     }
 
-    /// The record for a result that its topic does not take.
+    /// The record for a result that is larger than its topic accepts.
     pub fn from_result(&self, topic: &Arc<str>, result: OutRecord) -> OutRecord {
         let mut headers = result.headers;
         self.describe(&mut headers);
@@ -152,19 +152,19 @@ impl DeadLetter {
     }
 
     fn describe(&self, all: &mut Vec<(String, Option<Bytes>)>) {
-        let mut say = |name: &str, text: &str| {
+        let mut push_header = |name: &str, text: &str| {
             all.push((name.to_owned(), Some(Bytes::copy_from_slice(text.as_bytes()))));
         };
-        say(headers::STAGE, &self.stage.to_string());
+        push_header(headers::STAGE, &self.stage.to_string());
         if let Some(query) = &self.query {
-            say(headers::QUERY, query);
+            push_header(headers::QUERY, query);
         }
         if let Some(column) = &self.column {
-            say(headers::COLUMN, column);
+            push_header(headers::COLUMN, column);
         }
         match self.reason.char_indices().nth(LONGEST_REASON) {
-            Some((end, _)) => say(headers::REASON, &format!("{}…", &self.reason[..end])),
-            None => say(headers::REASON, &self.reason),
+            Some((end, _)) => push_header(headers::REASON, &format!("{}…", &self.reason[..end])),
+            None => push_header(headers::REASON, &self.reason),
         }
     }
 }

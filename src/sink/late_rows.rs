@@ -1,4 +1,4 @@
-//! Rows that came too late for a window: one record a row and query.
+//! Late rows: one record per row that arrived too late, and per query that refused it.
 
 use std::sync::Arc;
 

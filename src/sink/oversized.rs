@@ -1,4 +1,4 @@
-//! What takes the place of a record that is larger than its topic takes.
+//! The replacements of records that are larger than their topic accepts.
 //!
 //! ```text
 //!  result ──► dead letter, whole ──► dead letter, cut, with a header that says so
@@ -20,7 +20,7 @@ const TEXT_BYTES: usize = 1_000;
 /// Of what a cut dead letter may have, this part is for its own headers, and for its key.
 const PART: usize = 4;
 
-/// What a topic has.
+/// The kind of records in a topic.
 #[derive(Debug, Clone)]
 pub enum TopicContent {
     /// A query's results.
@@ -36,11 +36,11 @@ pub fn replace_oversized(
 ) -> Arc<ReplaceOversized> {
     Arc::new(move |record, limit| {
         if record.topic == dead {
-            return (cut_letter(record, limit), None);
+            return (truncate_letter(record, limit), None);
         }
         let content = topics.get(&record.topic);
         if matches!(content, Some(TopicContent::Late))
-            && let Some(shorter) = cut_texts(&record)
+            && let Some(shorter) = truncate_texts(&record)
             && size_of(&shorter) <= limit
         {
             return (shorter, None);
@@ -58,7 +58,7 @@ pub fn replace_oversized(
                 "the result has {size} bytes and topic {topic} takes {limit} (max.message.bytes)"
             ),
         };
-        // What was said of the key before holds no longer.
+        // The previous value of the key is no longer valid.
         let is_keyed =
             matches!(content, Some(TopicContent::Results(_, p)) if *p != Publication::Append);
         let gone = (is_keyed && record.value.is_some()).then(|| OutRecord {
@@ -70,8 +70,8 @@ pub fn replace_oversized(
     })
 }
 
-/// A late row with its long texts cut; `None`: it is no JSON.
-fn cut_texts(record: &OutRecord) -> Option<OutRecord> {
+/// A late row with its long texts truncated; `None` if it is not JSON.
+fn truncate_texts(record: &OutRecord) -> Option<OutRecord> {
     let mut value: Value = serde_json::from_slice(record.value.as_ref()?).ok()?;
     shorten(&mut value);
     Some(OutRecord { value: Some(value.to_string().into()), ..record.clone() })
@@ -86,8 +86,8 @@ fn shorten(value: &mut Value) {
     }
 }
 
-/// A dead letter cut to `limit`: what says where it came from and why stays whole.
-fn cut_letter(mut letter: OutRecord, limit: usize) -> OutRecord {
+/// A dead letter truncated to `limit`; the headers with its source and reason stay complete.
+fn truncate_letter(mut letter: OutRecord, limit: usize) -> OutRecord {
     let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
     let (mut ours, mut own): (Vec<_>, Vec<_>) = std::mem::take(&mut letter.headers)
         .into_iter()

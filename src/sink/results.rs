@@ -16,9 +16,9 @@ use crate::types::OutRecord;
 pub enum Publication {
     /// Rows that stay as they are.
     Append,
-    /// The present row of each key; a tombstone when a key goes.
+    /// The current row of each key; a tombstone when a key is removed.
     Upsert,
-    /// Rows of windows that may be said again: by key, with `is_final` and `revision`.
+    /// Rows of windows that may be revised: by key, with `is_final` and `revision`.
     Revised,
 }
 
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn revised_rows_say_their_revision_and_deletes_are_tombstones() {
+    fn revised_rows_have_their_revision_and_deletes_are_tombstones() {
         let rows = RecordBatch::try_from_iter([
             ("room", Arc::new(arrow::array::StringArray::from(vec!["hall"])) as ArrayRef),
             ("n", Arc::new(Int64Array::from(vec![2]))),

@@ -1,9 +1,9 @@
-//! Records that are too large for their topic: something smaller takes their place.
+//! Size limits of topics: replaces records that are too large for their topic.
 //!
 //! Kafka refuses a whole transaction for one record that is larger than its topic's
-//! `max.message.bytes`. So sizes are looked at before anything is sent, uncompressed, as an
-//! upper bound; and where a broker refuses all the same, the limit is lowered and the epoch sent
-//! again. The state of a pipeline knows nothing of this: it only changes what is said of it.
+//! `max.message.bytes`. So sizes are checked before anything is sent, uncompressed, as an
+//! upper bound. If a broker still refuses a record, the limit is lowered and the epoch is sent
+//! again. Replacing records changes only the output of a pipeline, never its state.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use bytes::Bytes;
 
 use crate::types::OutRecord;
 
-/// Kafka's own default of `max.message.bytes`, for topics that do not tell.
+/// Kafka's own default of `max.message.bytes`, for topics whose limit is unknown.
 pub const DEFAULT_LIMIT: usize = 1_048_588;
-/// What a batch and a record in it take besides key, value and headers, at most.
+/// The largest overhead of a batch with one record, besides key, value and headers.
 const BATCH_OVERHEAD: usize = 128;
-/// What a header takes besides its name and value, at most.
+/// The largest overhead of a header, besides its name and value.
 const HEADER_OVERHEAD: usize = 10;
-/// How often a replacement may be replaced in its turn.
-const DEPTH: usize = 3;
+/// How many times a replacement may itself be replaced.
+const MAX_REPLACEMENTS: usize = 3;
 
-/// Gives what takes the place of a record that is larger than the limit, which is in bytes of
-/// [`size_of`], and perhaps one to go before that. It is asked again for what is too large as well.
+/// Returns the replacement of a record that is larger than the limit (in bytes of [`size_of`]), and
+/// optionally a record to send before it. It is called again for a replacement that is too large.
 pub type ReplaceOversized =
     dyn Fn(OutRecord, usize) -> (OutRecord, Option<OutRecord>) + Send + Sync;
 
@@ -33,16 +33,16 @@ pub struct SizeLimits {
     replace: Arc<ReplaceOversized>,
 }
 
-/// What became of records.
+/// The result of [`SizeLimits::apply`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Applied {
     /// How many were too large.
     pub replaced: u64,
-    /// How many of these go to another topic now.
+    /// How many of these now go to another topic.
     pub diverted: u64,
 }
 
-/// What a record takes in a batch of its own, uncompressed, at most.
+/// The largest size of a record in a batch of its own, uncompressed, in bytes.
 pub fn size_of(record: &OutRecord) -> usize {
     let headers = (record.headers.iter())
         .map(|(name, value)| HEADER_OVERHEAD + name.len() + value.as_ref().map_or(0, Bytes::len));
@@ -56,7 +56,7 @@ impl SizeLimits {
         Self { by_topic, replace }
     }
 
-    /// What fits into every topic: batches of several records stay below it.
+    /// The smallest limit of all topics; batches of several records stay below it.
     pub fn smallest(&self) -> usize {
         self.by_topic.values().copied().fold(DEFAULT_LIMIT, usize::min)
     }
@@ -70,13 +70,13 @@ impl SizeLimits {
         self.by_topic.get(topic).copied().unwrap_or(DEFAULT_LIMIT)
     }
 
-    /// A broker refused a record of `size` bytes: from now on such a one is too large.
+    /// Lowers the limit of a topic below `size`, after a broker refused a record of that size.
     pub fn lower(&mut self, topic: &Arc<str>, size: usize) {
         let limit = self.of(topic).min(size.saturating_sub(1));
         self.by_topic.insert(topic.clone(), limit);
     }
 
-    /// Replaces what is too large.
+    /// Replaces the records that are too large.
     pub fn apply(&self, records: &mut Vec<OutRecord>) -> Applied {
         let smallest = self.smallest();
         let mut applied = Applied::default();
@@ -87,7 +87,7 @@ impl SizeLimits {
             let (topic, size) = (record.topic.clone(), size_of(&record));
             let limit = self.of(&topic);
             let begun = records.len();
-            self.fit(record, DEPTH, records);
+            self.push_fitting(record, MAX_REPLACEMENTS, records);
             let Some(last) = records[begun..].last().filter(|_| size > limit) else { continue };
             applied.replaced += 1;
             applied.diverted += u64::from(last.topic != topic);
@@ -96,16 +96,16 @@ impl SizeLimits {
         applied
     }
 
-    /// Adds a record, or what takes its place.
-    fn fit(&self, record: OutRecord, depth: usize, fitting: &mut Vec<OutRecord>) {
+    /// Appends a record, or its replacement if it is too large.
+    fn push_fitting(&self, record: OutRecord, depth: usize, fitting: &mut Vec<OutRecord>) {
         let limit = self.of(&record.topic);
         if depth == 0 || size_of(&record) <= limit {
             return fitting.push(record);
         }
         let (instead, before) = (self.replace)(record, limit);
-        // Nothing takes the place of what was only an addition.
+        // A record that only precedes a replacement is dropped if it is too large.
         fitting.extend(before.filter(|before| size_of(before) <= self.of(&before.topic)));
-        self.fit(instead, depth - 1, fitting);
+        self.push_fitting(instead, depth - 1, fitting);
     }
 }
 

@@ -68,7 +68,7 @@ const KINDS: &[Kind] = &[
     kind("missing column", Some("id"), "missing value of a NOT NULL column (column id)", |id| {
         good(id).replace("\"id\"", "\"di\"").into_bytes()
     }),
-    kind("null column", Some("room"), "column room: null", |id| {
+    kind("null column", Some("room"), "null in a NOT NULL column (column room", |id| {
         good(id).replace("\"hall\"", "null").into_bytes()
     }),
     kind(
