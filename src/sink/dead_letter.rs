@@ -114,7 +114,8 @@ impl DeadLetter {
             all.push((name, value.map(|value| chunk.bytes.slice_ref(value))));
         }
         self.describe(&mut all);
-        let mut push_header = |name: &str, text: String| all.push((name.to_owned(), Some(text.into())));
+        let mut push_header =
+            |name: &str, text: String| all.push((name.to_owned(), Some(text.into())));
         push_header(headers::TOPIC, chunk.topic.to_string());
         push_header(headers::PARTITION, chunk.partition.to_string());
         push_header(headers::OFFSET, record.offset.to_string());
