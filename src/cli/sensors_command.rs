@@ -100,7 +100,7 @@ type Readings = Box<dyn Iterator<Item = Reading> + Send>;
 /// What is to be sent, and the topics that it goes to.
 fn readings(args: &Args, profile: &Profile, now: Micros) -> Result<(Readings, BTreeSet<String>)> {
     if let Some(path) = &args.from_csv {
-        let mut readings = recording::read(path, profile, args.speed)?;
+        let mut readings = recording::read_recording(path, profile, args.speed)?;
         if let Some(end_us) = args.duration_us {
             readings.retain(|reading| reading.after_us < end_us);
         }
@@ -253,7 +253,10 @@ mod tests {
             (now, Some(60 * SECOND), 7)
         );
         let error = parse("sensors customer_a --faults malformed=5").unwrap_err();
-        assert!(error.contains("'5' is no share") && error.contains("as in 0.1%"), "{error}");
+        assert!(
+            error.contains("cannot parse '5' as a percentage") && error.contains("as in 0.1%"),
+            "{error}"
+        );
         assert!(parse("sensors customer_a --from-csv a.csv --seed 3").is_err());
     }
 

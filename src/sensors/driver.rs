@@ -1,7 +1,8 @@
-//! Sends readings to a broker, at their pace or as fast as it takes them.
+//! Sends readings to a broker, at their scheduled times or as fast as possible.
 //!
-//! One thread a driver: librdkafka batches and retries (idempotent, so a retry never doubles a
-//! record); this only keeps time. What the broker refused for good is counted, and fails the run.
+//! Each driver has one thread, which only schedules. librdkafka batches and retries; its producer is
+//! idempotent, so a retry never duplicates a record. Records that fail permanently are counted and
+//! fail the run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,16 +21,16 @@ use tokio::sync::watch;
 use crate::error::{Error, Kind, Result};
 use crate::sensors::Reading;
 
-/// When readings go out.
+/// The schedule of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// Each when its time after the start has come.
+    /// Each reading is sent at its time after the start.
     RealTime,
-    /// Each as soon as the broker's client takes it.
+    /// Each reading is sent as soon as the producer accepts it.
     Unpaced,
 }
 
-/// What a driver has done so far; shared, read at any time.
+/// Counts the delivered and failed records of a driver; shared, readable at any time.
 #[derive(Debug, Default)]
 pub struct DeliveryCounters {
     records: AtomicU64,
@@ -39,22 +40,22 @@ pub struct DeliveryCounters {
 }
 
 impl DeliveryCounters {
-    /// Records that the broker has taken.
+    /// The number of records that the broker has acknowledged.
     pub fn records(&self) -> u64 {
         self.records.load(Ordering::Relaxed)
     }
 
-    /// Bytes of their values.
+    /// The size of their values in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Records that it refused for good.
+    /// The number of records that failed permanently.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 
-    fn fail(&self, error: &KafkaError, topic: &str) {
+    fn record_failure(&self, error: &KafkaError, topic: &str) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         if let Ok(mut first) = self.first_failure.lock() {
             first.get_or_insert_with(|| format!("topic {topic}: {error}"));
@@ -62,17 +63,17 @@ impl DeliveryCounters {
     }
 }
 
-/// The longest nap: how soon a driver notices that it is to stop.
-const NAP: Duration = Duration::from_millis(20);
-/// How long the broker has for what is still under way at the end.
-const FLUSH: Duration = Duration::from_secs(10);
+/// The longest sleep, which bounds the reaction time to a stop request.
+const MAX_SLEEP: Duration = Duration::from_millis(20);
+/// The time limit for delivering the records in flight at the end.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Counts what became of each record.
-struct Counting(Arc<DeliveryCounters>);
+/// A producer context that counts delivery reports.
+struct CountingContext(Arc<DeliveryCounters>);
 
-impl ClientContext for Counting {}
+impl ClientContext for CountingContext {}
 
-impl ProducerContext for Counting {
+impl ProducerContext for CountingContext {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
@@ -81,7 +82,7 @@ impl ProducerContext for Counting {
                 self.0.records.fetch_add(1, Ordering::Relaxed);
                 self.0.bytes.fetch_add(message.payload_len() as u64, Ordering::Relaxed);
             }
-            Err((error, message)) => self.0.fail(error, message.topic()),
+            Err((error, message)) => self.0.record_failure(error, message.topic()),
         }
     }
 }
@@ -94,8 +95,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Starts sending. `client` names the brokers and all security settings; the driver ends with
-    /// the readings, or soon after `stop` turns true or its sender is gone.
+    /// Starts a thread that sends `readings`. `client` contains the brokers and security settings. The
+    /// driver ends with the readings, or shortly after `stop` becomes true or its sender is dropped.
     pub fn start<I>(
         client: ClientConfig,
         readings: I,
@@ -106,32 +107,35 @@ impl Driver {
         I: Iterator<Item = Reading> + Send + 'static,
     {
         let sent = Arc::new(DeliveryCounters::default());
-        let counting = sent.clone();
+        let counters = sent.clone();
         let thread = std::thread::Builder::new()
             .name("sensors".to_owned())
-            .spawn(move || produce(client, readings, pace, &stop, &counting))?;
+            .spawn(move || produce(client, readings, pace, &stop, &counters))?;
         Ok(Self { sent, thread })
     }
 
-    /// What it has done so far.
+    /// The counters of the driver.
     pub fn sent(&self) -> Arc<DeliveryCounters> {
         self.sent.clone()
     }
 
-    /// Whether it has ended.
+    /// Whether the thread has ended.
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// Waits for the end. Blocks. Fails if the broker could not be reached or refused a record.
+    /// Blocks until the thread ends.
+    ///
+    /// # Errors
+    /// The broker is unreachable, or a record failed permanently.
     pub fn join(self) -> Result<Arc<DeliveryCounters>> {
-        self.thread.join().map_err(|_| Error::internal("the sensors' thread panicked"))??;
+        self.thread.join().map_err(|_| Error::internal("the sensor thread panicked"))??;
         Ok(self.sent)
     }
 }
 
-/// `stop` is true, or nobody is left who could say so.
-fn stopped(stop: &watch::Receiver<bool>) -> bool {
+/// Whether `stop` is true or its sender is dropped.
+fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
     *stop.borrow() || stop.has_changed().is_err()
 }
 
@@ -143,41 +147,41 @@ fn produce(
     sent: &Arc<DeliveryCounters>,
 ) -> Result<()> {
     client.set("enable.idempotence", "true").set("linger.ms", "5");
-    let producer: ThreadedProducer<Counting> = ThreadedProducer::from_config_and_context(
-        &client,
-        Counting(sent.clone()),
-    )
-    .map_err(|error| {
-        Error::new(Kind::Config, "the Kafka client did not accept its settings").because(error)
-    })?;
+    let producer: ThreadedProducer<CountingContext> =
+        ThreadedProducer::from_config_and_context(&client, CountingContext(sent.clone())).map_err(
+            |error| {
+                Error::new(Kind::Config, "the Kafka client rejected its settings").because(error)
+            },
+        )?;
     let start = Instant::now();
     for reading in readings {
         let due = Duration::from_micros(u64::try_from(reading.after_us).unwrap_or(0));
-        while pace == Pace::RealTime && !stopped(stop) && start.elapsed() < due {
-            std::thread::sleep(due.saturating_sub(start.elapsed()).min(NAP));
+        while pace == Pace::RealTime && !is_stopped(stop) && start.elapsed() < due {
+            std::thread::sleep(due.saturating_sub(start.elapsed()).min(MAX_SLEEP));
         }
-        if stopped(stop) {
+        if is_stopped(stop) {
             break;
         }
         send(&producer, &reading, stop, sent)?;
     }
     let unsent = |error| {
-        Error::new(Kind::Kafka, "the broker did not take all readings in time").because(error)
+        Error::new(Kind::Kafka, "the broker did not acknowledge all readings in time")
+            .because(error)
     };
-    producer.flush(FLUSH).map_err(unsent)?;
+    producer.flush(FLUSH_TIMEOUT).map_err(unsent)?;
     let first = sent.first_failure.lock().ok().and_then(|mut first| first.take());
     match first {
         Some(first) => {
-            Err(Error::new(Kind::Kafka, format!("the broker refused {} readings", sent.failed()))
+            Err(Error::new(Kind::Kafka, format!("the broker rejected {} readings", sent.failed()))
                 .detail(first))
         }
         None => Ok(()),
     }
 }
 
-/// Hands one reading to the client, waiting while its queue is full.
+/// Passes one reading to the producer, waiting while its queue is full.
 fn send(
-    producer: &ThreadedProducer<Counting>,
+    producer: &ThreadedProducer<CountingContext>,
     reading: &Reading,
     stop: &watch::Receiver<bool>,
     sent: &DeliveryCounters,
@@ -189,25 +193,27 @@ fn send(
         match producer.send(record) {
             Ok(()) => return Ok(()),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
-                if !stopped(stop) =>
+                if !is_stopped(stop) =>
             {
                 std::thread::sleep(Duration::from_millis(5));
                 record = back;
             }
             Err((error, _)) => {
-                sent.fail(&error, &reading.topic);
+                sent.record_failure(&error, &reading.topic);
                 let fatal = Error::new(
                     Kind::Kafka,
-                    format!("a reading for topic {} was not accepted", reading.topic),
+                    format!("cannot send a reading to topic {}", reading.topic),
                 );
-                return if stopped(stop) { Ok(()) } else { Err(fatal.because(error)) };
+                return if is_stopped(stop) { Ok(()) } else { Err(fatal.because(error)) };
             }
         }
     }
 }
 
-/// Records per topic, for a report.
-pub fn per_topic<'a>(readings: impl IntoIterator<Item = &'a Reading>) -> BTreeMap<Arc<str>, u64> {
+/// Counts readings per topic.
+pub fn count_per_topic<'a>(
+    readings: impl IntoIterator<Item = &'a Reading>,
+) -> BTreeMap<Arc<str>, u64> {
     readings.into_iter().fold(BTreeMap::new(), |mut counts, reading| {
         *counts.entry(reading.topic.clone()).or_default() += 1;
         counts
@@ -224,7 +230,7 @@ mod tests {
     use rdkafka::{Offset, TopicPartitionList};
 
     #[test]
-    fn every_reading_reaches_its_topic_in_order_and_in_time() {
+    fn every_reading_arrives_in_order_and_on_schedule() {
         let broker = MockCluster::new(1).unwrap();
         let profile = Profile::named("customer_a").unwrap();
         for topic in &profile.topics {
@@ -251,7 +257,7 @@ mod tests {
         assert!(begin.elapsed() > Duration::from_millis(900));
         assert_eq!((sent.records(), sent.failed()), (readings.len() as u64, 0));
 
-        for (topic, count) in per_topic(&readings) {
+        for (topic, count) in count_per_topic(&readings) {
             let consumer: BaseConsumer = client().set("group.id", "test").create().unwrap();
             let mut list = TopicPartitionList::new();
             list.add_partition_offset(&topic, 0, Offset::Beginning).unwrap();
@@ -265,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn stop_ends_it_at_once() {
+    fn a_stop_request_ends_the_driver() {
         let broker = MockCluster::new(1).unwrap();
         broker.create_topic("1084", 1, 1).unwrap();
         let mut client = ClientConfig::new();

@@ -1,7 +1,7 @@
-//! What goes wrong with sensors, and how often: `malformed=5%,late=2%,silent=1084@30s..60s`.
+//! Faults of simulated sensors and their frequency: `malformed=5%,late=2%,silent=1084@30s..60s`.
 //!
-//! At most one fault befalls an event, so each share is the share of events that show it. What
-//! each fault sends is here too; the events that nothing befalls are written by the same code.
+//! An event has at most one fault, so each share is the fraction of events with that fault. This
+//! file also encodes the payloads, both with and without a fault.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,40 +15,40 @@ use crate::error::{Error, Result};
 use crate::sensors::units;
 use crate::time::{DAY, HOUR, MINUTE, Micros, SECOND};
 
-/// One fault of one event.
+/// The fault of one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// A payload that no schema of positions accepts.
     MalformedPayload(MalformedPayload),
-    /// The same payload once more, right after it.
+    /// The same payload sent twice in a row.
     Duplicate,
     /// An event time from one minute to thirty hours ago.
     Late,
     /// An event time ten minutes to a year ahead of the real clock.
     Future,
-    /// An event time up to twenty seconds back: within the declared delay, so nothing is late.
+    /// An event time up to twenty seconds back, which is within the declared delay and not late.
     Disorder,
-    /// `7:41:38`: no leading zero in the hour. A good row. From 10:00 on there is none to leave out.
+    /// `7:41:38`: no leading zero in the hour. A valid row; from 10:00 on it has no effect.
     Unpadded,
-    /// `Living Room ` or `livingroom`: a good row, in a second spelling.
+    /// `Living Room ` or `livingroom`: a valid row with another spelling.
     Spelling,
     /// A null payload.
     Tombstone,
 }
 
-/// What a fault of a specification stands for.
+/// The meaning of a name in a specification: one fault, or a random kind of malformed payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Choice {
+enum FaultChoice {
     One(Fault),
-    Of(&'static [MalformedPayload]),
+    AnyOf(&'static [MalformedPayload]),
 }
 
-/// The words of a specification.
-const WORDS: [(&str, Choice); 10] = [
-    ("malformed", Choice::Of(&MalformedPayload::ALL)),
+/// The names of faults in a specification. They are part of the command line.
+const FAULT_NAMES: [(&str, FaultChoice); 10] = [
+    ("malformed", FaultChoice::AnyOf(&MalformedPayload::ALL)),
     (
         "null",
-        Choice::Of(&[
+        FaultChoice::AnyOf(&[
             MalformedPayload::NullPerson,
             MalformedPayload::NullRoom,
             MalformedPayload::NullTime,
@@ -56,24 +56,24 @@ const WORDS: [(&str, Choice); 10] = [
     ),
     (
         "wrong-type",
-        Choice::Of(&[
+        FaultChoice::AnyOf(&[
             MalformedPayload::TextPerson,
             MalformedPayload::FractionalPerson,
             MalformedPayload::ObjectRoom,
         ]),
     ),
-    ("duplicate", Choice::One(Fault::Duplicate)),
-    ("late", Choice::One(Fault::Late)),
-    ("future", Choice::One(Fault::Future)),
-    ("disorder", Choice::One(Fault::Disorder)),
-    ("unpadded", Choice::One(Fault::Unpadded)),
-    ("spelling", Choice::One(Fault::Spelling)),
-    ("tombstone", Choice::One(Fault::Tombstone)),
+    ("duplicate", FaultChoice::One(Fault::Duplicate)),
+    ("late", FaultChoice::One(Fault::Late)),
+    ("future", FaultChoice::One(Fault::Future)),
+    ("disorder", FaultChoice::One(Fault::Disorder)),
+    ("unpadded", FaultChoice::One(Fault::Unpadded)),
+    ("spelling", FaultChoice::One(Fault::Spelling)),
+    ("tombstone", FaultChoice::One(Fault::Tombstone)),
 ];
 
 macro_rules! malformed {
     ($($(#[$doc:meta])* $name:ident = $text:literal),* $(,)?) => {
-        /// The kinds of malformed payloads. Each gives exactly one rejected message.
+        /// The kinds of malformed payloads. Each yields exactly one rejected message.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum MalformedPayload { $($(#[$doc])* $name),* }
         impl MalformedPayload {
@@ -96,7 +96,7 @@ malformed! {
     Array = "array",
     /// A JSON number.
     Scalar = "scalar",
-    /// Bytes that are no UTF-8, inside a text.
+    /// Invalid UTF-8 inside a string.
     InvalidUtf8 = "invalid UTF-8",
     /// A comma before the closing brace.
     TrailingComma = "trailing comma",
@@ -106,9 +106,9 @@ malformed! {
     LeadingZero = "leading zero",
     /// `NaN` for a number.
     NotANumber = "NaN",
-    /// A control character inside a text.
+    /// A control character inside a string.
     ControlCharacter = "control character",
-    /// A good object, then something else on the same line.
+    /// A valid object, followed by other text on the same line.
     TrailingText = "trailing text",
     /// `part_id` is null.
     NullPerson = "null part_id",
@@ -122,7 +122,7 @@ malformed! {
     MissingRoom = "missing room",
     /// No `ts_date`.
     MissingDate = "missing ts_date",
-    /// `part_id` is a text that is no number.
+    /// `part_id` is a string that is not a number.
     TextPerson = "text in part_id",
     /// `part_id` has a fraction.
     FractionalPerson = "fraction in part_id",
@@ -136,34 +136,35 @@ malformed! {
     ImpossibleTime = "impossible time",
 }
 
-/// A sensor that says nothing for a while, in real time after the start.
+/// A period in which a sensor sends nothing, in real time after the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Silence {
-    /// The sensor's topic.
+    /// The topic of the sensor.
     pub topic: String,
-    /// From this long after the start ...
+    /// The start of the period, in microseconds.
     pub from_us: Micros,
-    /// ... until this long after it.
+    /// The end of the period, exclusive, in microseconds.
     pub until_us: Micros,
 }
 
-/// What goes wrong, and how often.
+/// The faults to inject and their frequency.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
+    /// Pairs of an index into [`FAULT_NAMES`] and the fraction of events.
     shares: Vec<(usize, f64)>,
-    /// Which sensors fall silent, and when.
+    /// The periods in which sensors are silent.
     pub silences: Vec<Silence>,
 }
 
 impl Faults {
-    /// Draws what befalls the next event.
+    /// Draws the fault of the next event.
     pub(super) fn draw(&self, rng: &mut StdRng) -> Option<Fault> {
         let mut at: f64 = rng.random();
         for (word, share) in &self.shares {
             if at < *share {
-                return Some(match WORDS[*word].1 {
-                    Choice::One(fault) => fault,
-                    Choice::Of(kinds) => {
+                return Some(match FAULT_NAMES[*word].1 {
+                    FaultChoice::One(fault) => fault,
+                    FaultChoice::AnyOf(kinds) => {
                         Fault::MalformedPayload(kinds[rng.random_range(0..kinds.len())])
                     }
                 });
@@ -174,7 +175,7 @@ impl Faults {
     }
 
     /// Whether the sensor of `topic` is silent `after_us` into the run.
-    pub fn silent(&self, topic: &str, after_us: Micros) -> bool {
+    pub fn is_silent(&self, topic: &str, after_us: Micros) -> bool {
         self.silences
             .iter()
             .any(|s| s.topic == topic && (s.from_us..s.until_us).contains(&after_us))
@@ -182,14 +183,15 @@ impl Faults {
 
     fn add(&mut self, word: &str, value: &str) -> Result<()> {
         if word == "silent" {
-            self.silences.push(silence(value)?);
+            self.silences.push(parse_silence(value)?);
             return Ok(());
         }
-        let known = || WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
-        let index = (WORDS.iter().position(|(known, _)| *known == word)).ok_or_else(|| {
-            Error::config(format!("there is no fault '{word}'"))
-                .hint(format!("the faults are {}, silent", known()))
-        })?;
+        let known = || FAULT_NAMES.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+        let index =
+            (FAULT_NAMES.iter().position(|(known, _)| *known == word)).ok_or_else(|| {
+                Error::config(format!("unknown fault '{word}'"))
+                    .hint(format!("the faults are {}, silent", known()))
+            })?;
         if self.shares.iter().any(|(seen, _)| *seen == index) {
             return Err(Error::config(format!("the fault '{word}' is given twice")));
         }
@@ -200,11 +202,11 @@ impl Faults {
     }
 }
 
-/// `1084@30s..60s`.
-fn silence(text: &str) -> Result<Silence> {
+/// Parses `1084@30s..60s`.
+fn parse_silence(text: &str) -> Result<Silence> {
     let wrong = || {
-        Error::config(format!("'silent={text}' cannot be read"))
-            .hint("name the sensor and from when until when, as in silent=1084@30s..60s")
+        Error::config(format!("cannot parse 'silent={text}'"))
+            .hint("write the sensor and a period, as in silent=1084@30s..60s")
     };
     let (topic, span) = text.split_once('@').ok_or_else(wrong)?;
     let (from, until) = span.split_once("..").ok_or_else(wrong)?;
@@ -219,12 +221,12 @@ fn silence(text: &str) -> Result<Silence> {
 impl FromStr for Faults {
     type Err = Error;
 
-    /// Comma-separated `fault=share` and `silent=topic@from..until`, the latter any number of times.
+    /// Parses comma-separated `fault=share` and `silent=topic@from..until`; `silent` may be repeated.
     fn from_str(text: &str) -> Result<Self> {
         let mut faults = Self::default();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             let (word, value) = part.split_once('=').ok_or_else(|| {
-                Error::config(format!("'{part}' is no fault"))
+                Error::config(format!("cannot parse '{part}' as a fault"))
                     .hint("write fault=share, as in malformed=5%")
             })?;
             faults.add(word.trim(), value.trim())?;
@@ -235,7 +237,7 @@ impl FromStr for Faults {
                 "the faults make up {:.1}% of all events",
                 all * 100.0
             ))
-            .hint("at most one fault befalls an event: keep the sum at or below 100%"));
+            .hint("an event has at most one fault: keep the sum at or below 100%"));
         }
         Ok(faults)
     }
@@ -245,7 +247,11 @@ impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shares = self.shares.iter().map(|(word, share)| {
             let percent = format!("{:.4}", share * 100.0);
-            format!("{}={}%", WORDS[*word].0, percent.trim_end_matches('0').trim_end_matches('.'))
+            format!(
+                "{}={}%",
+                FAULT_NAMES[*word].0,
+                percent.trim_end_matches('0').trim_end_matches('.')
+            )
         });
         let silences = self.silences.iter().map(|s| {
             let seconds = |us: Micros| us as f64 / SECOND as f64;
@@ -255,8 +261,13 @@ impl fmt::Display for Faults {
     }
 }
 
-/// An event time moved by a fault; others leave it. `real` is the real clock's present.
-pub(super) fn shift(fault: Option<Fault>, at: Micros, real: Micros, rng: &mut StdRng) -> Micros {
+/// The event time of an event with `fault`; `real` is the current time of the real clock.
+pub(super) fn shift_event_time(
+    fault: Option<Fault>,
+    at: Micros,
+    real: Micros,
+    rng: &mut StdRng,
+) -> Micros {
     match fault {
         Some(Fault::Late) if rng.random_bool(0.5) => at - rng.random_range(MINUTE..30 * MINUTE),
         Some(Fault::Late) => at - rng.random_range(30 * MINUTE..30 * HOUR),
@@ -266,13 +277,13 @@ pub(super) fn shift(fault: Option<Fault>, at: Micros, real: Micros, rng: &mut St
     }
 }
 
-/// The local clock's face at an instant.
-fn face(at: Micros, zone: Tz) -> NaiveDateTime {
+/// The local date and time in `zone` at the instant `at`.
+fn local_time(at: Micros, zone: Tz) -> NaiveDateTime {
     DateTime::from_timestamp_micros(at).unwrap_or_default().with_timezone(&zone).naive_local()
 }
 
-/// The payload for a person in a room at an instant; `None` is a tombstone.
-pub(super) fn payload(
+/// Encodes the payload for a person in a room at an instant; `None` is a tombstone.
+pub(super) fn encode_payload(
     person: i64,
     room: &str,
     at: Micros,
@@ -280,11 +291,11 @@ pub(super) fn payload(
     fault: Option<Fault>,
     rng: &mut StdRng,
 ) -> Option<Vec<u8>> {
-    let face = face(at, zone);
-    let date = face.format("%Y%m%d").to_string();
-    let time = face.format("%H:%M:%S").to_string();
-    let good = |time: &str, room: &str| {
-        position(
+    let local = local_time(at, zone);
+    let date = local.format("%Y%m%d").to_string();
+    let time = local.format("%H:%M:%S").to_string();
+    let valid = |time: &str, room: &str| {
+        encode_position(
             &person.to_string(),
             &format!("\"{date}\""),
             &format!("\"{time}\""),
@@ -294,18 +305,18 @@ pub(super) fn payload(
     Some(match fault {
         Some(Fault::Tombstone) => return None,
         Some(Fault::MalformedPayload(kind)) => malformed_payload(kind, person, &date, &time, room),
-        Some(Fault::Unpadded) if face.hour() < 10 => good(&time[1..], room).into_bytes(),
-        Some(Fault::Spelling) => good(&time, &second_spelling(room, rng)).into_bytes(),
-        _ => good(&time, room).into_bytes(),
+        Some(Fault::Unpadded) if local.hour() < 10 => valid(&time[1..], room).into_bytes(),
+        Some(Fault::Spelling) => valid(&time, &second_spelling(room, rng)).into_bytes(),
+        _ => valid(&time, room).into_bytes(),
     })
 }
 
-/// An object of four values, each given as JSON text.
-pub(super) fn position(person: &str, date: &str, time: &str, room: &str) -> String {
+/// A JSON object of four values, each given as JSON text.
+pub(super) fn encode_position(person: &str, date: &str, time: &str, room: &str) -> String {
     format!("{{\"part_id\": {person}, \"ts_date\": {date}, \"ts_time\": {time}, \"room\": {room}}}")
 }
 
-/// How another firmware spells a room; `replace(lower(trim(room)), ...)` mends the living room.
+/// The spelling of a room by another firmware; `replace(lower(trim(room)), ...)` normalizes it.
 fn second_spelling(room: &str, rng: &mut StdRng) -> String {
     if room == "living room" && rng.random_bool(0.5) {
         return "livingroom".to_owned();
@@ -323,7 +334,7 @@ fn malformed_payload(
 ) -> Vec<u8> {
     let (id, d, t, r) =
         (person.to_string(), format!("\"{date}\""), format!("\"{time}\""), format!("\"{room}\""));
-    let good = position(&id, &d, &t, &r);
+    let good = encode_position(&id, &d, &t, &r);
     let text = match kind {
         MalformedPayload::PlainText => format!("sensor {id} restarted"),
         MalformedPayload::Truncated => good[..good.len() - 9].to_owned(),
@@ -333,13 +344,15 @@ fn malformed_payload(
         MalformedPayload::InvalidUtf8 => return invalid_utf8(&good, room),
         MalformedPayload::TrailingComma => good.replace('}', ",}"),
         MalformedPayload::SingleQuotes => good.replace('"', "'"),
-        MalformedPayload::LeadingZero => position(&format!("0{id}"), &d, &t, &r),
-        MalformedPayload::NotANumber => position("NaN", &d, &t, &r),
-        MalformedPayload::ControlCharacter => position(&id, &d, &t, &format!("\"\u{1}{room}\"")),
+        MalformedPayload::LeadingZero => encode_position(&format!("0{id}"), &d, &t, &r),
+        MalformedPayload::NotANumber => encode_position("NaN", &d, &t, &r),
+        MalformedPayload::ControlCharacter => {
+            encode_position(&id, &d, &t, &format!("\"\u{1}{room}\""))
+        }
         MalformedPayload::TrailingText => format!("{good} ok"),
-        MalformedPayload::NullPerson => position("null", &d, &t, &r),
-        MalformedPayload::NullRoom => position(&id, &d, &t, "null"),
-        MalformedPayload::NullTime => position(&id, &d, "null", &r),
+        MalformedPayload::NullPerson => encode_position("null", &d, &t, &r),
+        MalformedPayload::NullRoom => encode_position(&id, &d, &t, "null"),
+        MalformedPayload::NullTime => encode_position(&id, &d, "null", &r),
         MalformedPayload::MissingPerson => {
             format!("{{\"ts_date\": {d}, \"ts_time\": {t}, \"room\": {r}}}")
         }
@@ -349,19 +362,19 @@ fn malformed_payload(
         MalformedPayload::MissingDate => {
             format!("{{\"part_id\": {id}, \"ts_time\": {t}, \"room\": {r}}}")
         }
-        MalformedPayload::TextPerson => position("\"unknown\"", &d, &t, &r),
-        MalformedPayload::FractionalPerson => position(&format!("{id}.5"), &d, &t, &r),
-        MalformedPayload::HugePerson => position("99999999999999999999", &d, &t, &r),
-        MalformedPayload::ObjectRoom => position(&id, &d, &t, &format!("{{\"name\": {r}}}")),
+        MalformedPayload::TextPerson => encode_position("\"unknown\"", &d, &t, &r),
+        MalformedPayload::FractionalPerson => encode_position(&format!("{id}.5"), &d, &t, &r),
+        MalformedPayload::HugePerson => encode_position("99999999999999999999", &d, &t, &r),
+        MalformedPayload::ObjectRoom => encode_position(&id, &d, &t, &format!("{{\"name\": {r}}}")),
         MalformedPayload::ImpossibleDate => {
-            position(&id, &format!("\"{}1345\"", &date[..4]), &t, &r)
+            encode_position(&id, &format!("\"{}1345\"", &date[..4]), &t, &r)
         }
-        MalformedPayload::ImpossibleTime => position(&id, &d, "\"25:61:00\"", &r),
+        MalformedPayload::ImpossibleTime => encode_position(&id, &d, "\"25:61:00\"", &r),
     };
     text.into_bytes()
 }
 
-/// `good` with the first byte of the room replaced by one that never occurs in UTF-8.
+/// `good` with the first byte of the room replaced by one that is invalid in UTF-8.
 fn invalid_utf8(good: &str, room: &str) -> Vec<u8> {
     let mut bytes = good.as_bytes().to_vec();
     if let Some(at) = good.rfind(room) {
@@ -376,25 +389,22 @@ mod tests {
     use rand::SeedableRng;
 
     #[test]
-    fn a_specification_reads_back() {
+    fn a_specification_round_trips() {
         let text = "malformed=5%,duplicate=1%,late=2%,future=0.1%,silent=1084@30s..60s";
         let faults: Faults = text.parse().unwrap();
         assert_eq!(faults.to_string(), text);
         assert!(
-            faults.silent("1084", 30 * SECOND)
-                && !faults.silent("1084", 60 * SECOND)
-                && !faults.silent("1085", 40 * SECOND)
+            faults.is_silent("1084", 30 * SECOND)
+                && !faults.is_silent("1084", 60 * SECOND)
+                && !faults.is_silent("1085", 40 * SECOND)
         );
         assert_eq!("".parse::<Faults>().unwrap().to_string(), "");
     }
 
     #[test]
-    fn errors_say_what_to_write() {
+    fn errors_show_the_expected_form() {
         for (text, part) in [
-            (
-                "malformd=5%",
-                "there is no fault 'malformd'\n  hint: the faults are malformed, null,",
-            ),
+            ("malformd=5%", "unknown fault 'malformd'\n  hint: the faults are malformed, null,"),
             ("malformed=5", "in the fault 'malformed=5'"),
             ("malformed", "write fault=share"),
             ("late=1%,late=2%", "given twice"),
@@ -408,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_payloads_are_of_many_kinds_and_none_is_good() {
+    fn every_malformed_payload_is_invalid() {
         assert!(MalformedPayload::ALL.len() >= 12);
         for kind in MalformedPayload::ALL {
             let bytes = malformed_payload(kind, 1084, "20191030", "14:06:35", "living room");
@@ -420,19 +430,26 @@ mod tests {
                     && o["ts_time"] == "14:06:35"
             });
             assert!(!good, "{}: {}", kind.name(), String::from_utf8_lossy(&bytes));
-            assert!(!bytes.contains(&b'\n'), "one message a record");
+            assert!(!bytes.contains(&b'\n'), "one message per record");
         }
     }
 
     #[test]
-    fn good_rows_may_look_odd() {
+    fn valid_rows_may_have_unusual_text() {
         let mut rng = StdRng::seed_from_u64(1);
         let at =
             DateTime::parse_from_rfc3339("2019-10-30T07:41:38+02:00").unwrap().timestamp_micros();
         let mut text = |fault| {
             String::from_utf8(
-                payload(1084, "living room", at, chrono_tz::Europe::Helsinki, fault, &mut rng)
-                    .unwrap(),
+                encode_payload(
+                    1084,
+                    "living room",
+                    at,
+                    chrono_tz::Europe::Helsinki,
+                    fault,
+                    &mut rng,
+                )
+                .unwrap(),
             )
             .unwrap()
         };

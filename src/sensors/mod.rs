@@ -1,14 +1,14 @@
-//! Simulated sensors: persons who carry one each and move through their rooms all day.
+//! Simulated sensors: each person carries one sensor and moves between rooms during the day.
 //!
-//! A [`Simulation`] is an iterator of [`Reading`]s, a pure function of its profile and
-//! [`SimulationSettings`]: the same seed gives the same bytes. The demo and the tests run it in-process
-//! (tests keep the readings for their oracle); [`driver`] sends readings to a broker at their pace.
+//! A [`Simulation`] is an iterator of [`Reading`]s and a pure function of its [`Profile`] and
+//! [`SimulationSettings`]: the same seed produces the same bytes. The demo and the tests run it
+//! in-process; [`driver`] sends readings to a broker.
 //!
-//! Two clocks: readings are *sent* at real times counted from the start (`after_us`, by the rate)
-//! and *show* simulated times, which run `speed` times faster. Told the real time of its start, a
-//! simulation never shows a later time than the real clock; once it has caught up, it runs on in
-//! real time. So a fast replay of past days turns into live data, and nothing is ever from a future
-//! in which it was not sent (save for the fault of that name).
+//! There are two clocks. Readings are *sent* at real times relative to the start (`after_us`, from
+//! the rate) and *carry* simulated times, which advance `speed` times faster. If the real time of
+//! the start is set (`launched`), the simulated clock never passes the real one; once it has caught
+//! up, it advances in real time. A fast replay of past days thus becomes live data, and no event
+//! time lies in the future, except for the fault `future`.
 
 pub mod driver;
 pub mod faults;
@@ -33,26 +33,29 @@ use crate::error::{Error, Result};
 use crate::time::{Micros, SECOND};
 use routine::Stay;
 
-/// A customer's sensors: one a topic, carried by one person each.
+/// The sensors of a customer: one per topic, each carried by one person.
 #[derive(Debug, Clone)]
 pub struct Profile {
     /// The customer.
     pub customer: String,
-    /// The zone of its sensors' clocks.
+    /// The time zone of the sensors' clocks.
     pub zone: Tz,
-    /// The sensors' topics; a topic's number is its person's `part_id`.
+    /// The topics of the sensors; the number of a topic is the `part_id` of its person.
     pub topics: Vec<String>,
-    /// How its persons spend their days.
+    /// The daily routine of the persons.
     pub routine: Routine,
-    /// Whether records carry the topic's name as their key. The home's old sensors send none.
+    /// Whether records have the name of the topic as their key; otherwise they have no key.
     pub keyed: bool,
 }
 
 impl Profile {
-    /// Names of the built-in profiles.
+    /// The names of the built-in profiles.
     pub const NAMES: [&str; 2] = ["customer_a", "customer_b"];
 
-    /// The built-in profile of this customer: the rest home `customer_a` or the office `customer_b`.
+    /// The built-in profile of a customer: the rest home `customer_a` or the office `customer_b`.
+    ///
+    /// # Errors
+    /// There is no such profile.
     pub fn named(customer: &str) -> Result<Self> {
         let (zone, topics, routine, keyed): (_, &[&str], _, _) = match customer {
             "customer_a" => {
@@ -76,27 +79,29 @@ impl Profile {
     }
 }
 
-/// How a simulation runs.
+/// The parameters of a simulation.
 #[derive(Debug, Clone)]
 pub struct SimulationSettings {
-    /// Same seed, same readings.
+    /// The seed of the random generator.
     pub seed: u64,
     /// Readings per second of real time, over all sensors, before faults.
     pub rate: f64,
-    /// How many times faster than real time the simulated clock runs.
+    /// The speed of the simulated clock as a multiple of real time.
     pub speed: f64,
-    /// Where the simulated clock starts.
+    /// The start of the simulated clock, in microseconds since the Unix epoch.
     pub start: Micros,
-    /// The real time of the start: the simulated clock never passes the real one. `None`: it may.
+    /// The real time of the start, which limits the simulated clock to the real one; `None` is
+    /// unlimited.
     pub launched: Option<Micros>,
-    /// How long it runs, in real time; `None`: for ever.
+    /// The length of the run in real time; `None` is unlimited.
     pub duration_us: Option<Micros>,
-    /// What goes wrong.
+    /// The faults to inject.
     pub faults: Faults,
 }
 
 impl Default for SimulationSettings {
-    /// Seed 1, 100 readings a second in real time, from 2019-10-30T00:00:00Z, for ever, no faults.
+    /// Seed 1, 100 readings a second in real time, from 2019-10-30T00:00:00Z,
+    /// unlimited, without faults.
     fn default() -> Self {
         let start = 1_572_393_600 * SECOND;
         Self {
@@ -111,30 +116,30 @@ impl Default for SimulationSettings {
     }
 }
 
-/// One record to be sent, and the truth behind it.
+/// One record to send, with the values that it was made from, for test oracles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
-    /// When it is sent: real time after the start.
+    /// The real time after the start at which it is sent, in microseconds.
     pub after_us: Micros,
-    /// Where it is sent.
+    /// The topic that it is sent to.
     pub topic: Arc<str>,
-    /// The record's key.
+    /// The key of the record.
     pub key: Option<Bytes>,
-    /// The record's value; `None` is a tombstone.
+    /// The value of the record; `None` is a tombstone.
     pub payload: Option<Bytes>,
-    /// The person.
+    /// The number of the person.
     pub part_id: i64,
-    /// The room that the person is in, in its first spelling.
+    /// The room that the person is in, in its regular spelling.
     pub room: Arc<str>,
-    /// The instant that its text was made from. In the hour that an autumn night has twice, the
-    /// text says less than this: readers take the first.
+    /// The event time that the text of the value represents. In the hour that occurs twice at the end
+    /// of daylight saving time, the text is ambiguous.
     pub shown: Micros,
-    /// What befell it. The copy of a duplicate has this fault, its original none.
+    /// The fault of this record. Of a duplicate, only the copy has a fault.
     pub fault: Option<Fault>,
 }
 
 impl Reading {
-    /// Whether it is a good row: one that the customer's schema decodes, late or not.
+    /// Whether the customer's schema decodes the record to a row, late or not.
     pub fn is_good(&self) -> bool {
         !matches!(self.fault, Some(Fault::MalformedPayload(_) | Fault::Tombstone | Fault::Future))
     }
@@ -146,7 +151,7 @@ struct Person {
     topic: Arc<str>,
     key: Option<Bytes>,
     rank: u32,
-    /// The day asked for last, for days are asked for in order.
+    /// The most recently used day, cached because days are requested in order.
     day: Option<(NaiveDate, Vec<Stay>)>,
 }
 
@@ -162,18 +167,20 @@ pub struct Simulation {
 }
 
 impl Simulation {
-    /// Fails for a profile without topics, a topic that is no number, or a fault of a sensor that
-    /// is not there.
+    /// Creates a simulation of the sensors of `profile`.
+    ///
+    /// # Errors
+    /// The profile has no topics, a topic is not a number, or a fault names an unknown sensor.
     pub fn new(profile: &Profile, settings: SimulationSettings) -> Result<Self> {
         if profile.topics.is_empty() {
-            return Err(Error::config("a simulation needs a sensor at least")
-                .hint("name topics, as in --topics 1084,1085"));
+            return Err(Error::config("a simulation needs at least one sensor")
+                .hint("list topics, as in --topics 1084,1085"));
         }
         let known = profile.topics.join(", ");
         for silence in &settings.faults.silences {
             if !profile.topics.contains(&silence.topic) {
                 return Err(Error::config(format!(
-                    "there is no sensor '{}' to be silent",
+                    "unknown sensor '{}' in the fault 'silent'",
                     silence.topic
                 ))
                 .hint(format!("the sensors are {known}")));
@@ -181,8 +188,8 @@ impl Simulation {
         }
         let persons = profile.topics.iter().enumerate().map(|(rank, topic)| {
             let part_id = topic.parse().map_err(|_| {
-                Error::config(format!("the topic '{topic}' of a simulated sensor is no number"))
-                    .hint("a sensor's topic is the number of its person, as in 1084")
+                Error::config(format!("cannot parse the sensor topic '{topic}' as a number"))
+                    .hint("the topic of a sensor is the number of its person, as in 1084")
             })?;
             let key = profile.keyed.then(|| Bytes::copy_from_slice(topic.as_bytes()));
             let rank = u32::try_from(rank).unwrap_or(u32::MAX);
@@ -201,7 +208,7 @@ impl Simulation {
         })
     }
 
-    /// The simulated clock, this long into the run.
+    /// The simulated time at the real time `after_us` after the start.
     pub fn clock(&self, after_us: Micros) -> Micros {
         let simulated =
             self.settings.start.saturating_add((after_us as f64 * self.settings.speed) as Micros);
@@ -211,8 +218,8 @@ impl Simulation {
         }
     }
 
-    /// Makes the readings of the next tick: one, none (silent) or two (a duplicate).
-    /// `false` when the run is over.
+    /// Adds the readings of the next tick to `ready`: one, none (a silent sensor) or two (a duplicate).
+    /// Returns false at the end of the run.
     fn step(&mut self) -> bool {
         let interval_us = SECOND as f64 / self.settings.rate;
         let jitter: f64 = self.rng.random_range(0.0..0.5);
@@ -228,9 +235,10 @@ impl Simulation {
         let (zone, routine, seed) = (self.zone, self.routine, self.settings.seed);
         let person = &mut self.persons[turn];
         let room = person.room(routine, seed, now, zone);
-        let shown = faults::shift(fault, now, real, &mut self.rng);
-        let payload = faults::payload(person.part_id, room, shown, zone, fault, &mut self.rng);
-        if self.settings.faults.silent(&person.topic, after_us) {
+        let shown = faults::shift_event_time(fault, now, real, &mut self.rng);
+        let payload =
+            faults::encode_payload(person.part_id, room, shown, zone, fault, &mut self.rng);
+        if self.settings.faults.is_silent(&person.topic, after_us) {
             return true;
         }
         let first = (fault != Some(Fault::Duplicate)).then_some(fault).flatten();
@@ -255,7 +263,7 @@ impl Simulation {
 }
 
 impl Person {
-    /// The room that the person is in at an instant.
+    /// The room that the person is in at the instant `at`.
     fn room(&mut self, routine: Routine, seed: u64, at: Micros, zone: Tz) -> &'static str {
         let local = DateTime::from_timestamp_micros(at)
             .unwrap_or_default()
@@ -304,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_bytes() {
+    fn the_same_seed_produces_the_same_bytes() {
         let faults =
             "malformed=5%,duplicate=1%,late=2%,future=0.1%,disorder=3%,tombstone=1%,spelling=2%";
         assert_eq!(run("customer_a", faults, |_| {}), run("customer_a", faults, |_| {}));
@@ -312,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn good_events_are_ordered_and_written_as_the_sensors_do() {
+    fn readings_without_faults_are_ordered_and_in_the_format_of_the_sensors() {
         let readings = run("customer_b", "", |s| (s.speed, s.rate) = (3600.0, 50.0));
         assert_eq!(readings.len(), 3000);
         assert!(
@@ -338,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_come_at_their_shares() {
+    fn faults_occur_at_their_shares() {
         let readings = run(
             "customer_a",
             "malformed=5%,duplicate=1%,late=2%,future=0.1%,tombstone=0.5%",
@@ -378,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_sensor_says_nothing_and_the_others_go_on() {
+    fn a_silent_sensor_sends_nothing_and_the_others_continue() {
         let readings = run("customer_a", "silent=1084@20s..40s", |_| {});
         let of = |topic: &str, from: i64, to: i64| {
             readings
@@ -405,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn the_simulated_clock_meets_the_real_one_and_stays_with_it() {
+    fn the_simulated_clock_catches_up_with_the_real_clock() {
         let launched = 1_600_000_000 * SECOND;
         let readings = run("customer_a", "late=1%,future=1%", |s| {
             (s.speed, s.start, s.launched) = (3600.0, launched - DAY, Some(launched));

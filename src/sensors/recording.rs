@@ -1,6 +1,6 @@
-//! Readings from a CSV file: columns `part_id`, `ts_date`, `ts_time`, `room`, in any order.
+//! Readings from a CSV file with the columns `part_id`, `ts_date`, `ts_time` and `room`, in any order.
 //!
-//! Values go on as they stand (`7:41:38`, `Living Room `); only the pace is worked out from them.
+//! Values are sent unchanged (`7:41:38`, `Living Room `); the date and time determine the schedule.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use crate::time::Micros;
 
 const COLUMNS: [&str; 4] = ["part_id", "ts_date", "ts_time", "room"];
 
-/// The file's lines in order, each sent when the time since the first has passed, `speed` times
-/// faster. A line earlier than the ones before it is sent at once. A person's topic is the one of
-/// the profile with the same number, else the person's number.
+/// Reads the lines of a file in order. Each is sent at its time after the first line, divided by
+/// `speed`; a line that is earlier than a previous one is sent immediately. The topic of a person is
+/// the topic of the profile with the same number, otherwise the number of the person.
 ///
 /// # Errors
-/// A file that cannot be read, a missing column, a line without a time: with its line.
-pub fn read(path: &Path, profile: &Profile, speed: f64) -> Result<Vec<Reading>> {
+/// The file cannot be read, a column is missing, or a line has no valid time.
+pub fn read_recording(path: &Path, profile: &Profile, speed: f64) -> Result<Vec<Reading>> {
     let failed = |error: csv::Error| {
-        Error::new(Kind::Config, format!("the recording {} cannot be read", path.display()))
+        Error::new(Kind::Config, format!("cannot read the recording {}", path.display()))
             .because(error)
     };
     let mut reader = csv::Reader::from_path(path).map_err(failed)?;
@@ -36,34 +36,43 @@ pub fn read(path: &Path, profile: &Profile, speed: f64) -> Result<Vec<Reading>> 
                     "its first line is {}",
                     headers.iter().collect::<Vec<_>>().join(",")
                 ))
-                .hint(format!("the first line names the columns: {}", COLUMNS.join(",")))
+                .hint(format!("the first line must name the columns: {}", COLUMNS.join(",")))
         })?;
     }
     let mut readings = Vec::new();
-    let mut pace = Pace { first: None, latest_us: 0, speed };
+    let mut schedule = Schedule { first: None, latest_us: 0, speed };
     for record in reader.records() {
         let record = record.map_err(failed)?;
         let [person, date, time, room] =
             columns.map(|column| record.get(column).unwrap_or_default());
-        let shown = instant(date, time, profile.zone).ok_or_else(|| {
+        let shown = parse_instant(date, time, profile.zone).ok_or_else(|| {
             let line = record.position().map_or(0, csv::Position::line);
-            Error::config(format!("line {line} of {} has no time", path.display()))
+            Error::config(format!("line {line} of {} has no valid time", path.display()))
                 .detail(format!("ts_date is '{date}', ts_time is '{time}'"))
                 .hint("write them as in 20191030 and 14:06:35")
         })?;
-        readings.push(reading(person, date, time, room, shown, pace.after_us(shown), profile));
+        readings.push(new_reading(
+            person,
+            date,
+            time,
+            room,
+            shown,
+            schedule.after_us(shown),
+            profile,
+        ));
     }
     Ok(readings)
 }
 
-/// When lines are sent.
-struct Pace {
+/// Computes the times at which lines are sent.
+struct Schedule {
     first: Option<Micros>,
     latest_us: Micros,
     speed: f64,
 }
 
-impl Pace {
+impl Schedule {
+    /// The time after the start for a line with the event time `shown`; never decreases.
     fn after_us(&mut self, shown: Micros) -> Micros {
         let first = *self.first.get_or_insert(shown);
         self.latest_us = self.latest_us.max(((shown - first) as f64 / self.speed) as Micros);
@@ -71,15 +80,15 @@ impl Pace {
     }
 }
 
-/// The instant of a local date and time; the first of two, and `None` for text that says neither.
-fn instant(date: &str, time: &str, zone: Tz) -> Option<Micros> {
+/// The instant of a local date and time, the first if there are two; `None` if the text is invalid.
+fn parse_instant(date: &str, time: &str, zone: Tz) -> Option<Micros> {
     let local = NaiveDateTime::parse_from_str(
         &format!("{} {}", date.trim(), time.trim()),
         "%Y%m%d %H:%M:%S",
     )
     .ok()?;
     let instant = zone.from_local_datetime(&local).earliest();
-    // An hour that the clock skips: for the pace alone UTC is near enough.
+    // A local time that the clock skips: for the schedule, UTC is precise enough.
     Some(
         instant.map_or_else(
             || local.and_utc().timestamp_micros(),
@@ -88,7 +97,7 @@ fn instant(date: &str, time: &str, zone: Tz) -> Option<Micros> {
     )
 }
 
-fn reading(
+fn new_reading(
     person: &str,
     date: &str,
     time: &str,
@@ -103,7 +112,7 @@ fn reading(
         profile.topics.iter().find(|topic| number.is_some() && topic.parse().ok() == number);
     let topic = topic.map_or(person.trim(), String::as_str);
     let part_id = number.map_or_else(|| text(person), |number| number.to_string());
-    let payload = faults::position(&part_id, &text(date), &text(time), &text(room));
+    let payload = faults::encode_position(&part_id, &text(date), &text(time), &text(room));
     Reading {
         after_us,
         topic: Arc::from(topic),
@@ -125,11 +134,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sample.csv");
         std::fs::write(&path, text).unwrap();
-        read(&path, &Profile::named(customer).unwrap(), speed)
+        read_recording(&path, &Profile::named(customer).unwrap(), speed)
     }
 
     #[test]
-    fn lines_keep_their_text_and_their_pace() {
+    fn lines_keep_their_text_and_relative_times() {
         let text = "part_id,ts_date,ts_time,room\n2,20191030,7:41:38,\"Living Room \"\n1,20191030,07:42:38,a \"\"b\"\"\n2,20191030,07:42:08,hall\n";
         let readings = read_text(text, "customer_b", 60.0).unwrap();
         assert_eq!(readings[0].payload.as_deref().unwrap(), br#"{"part_id": 2, "ts_date": "20191030", "ts_time": "7:41:38", "room": "Living Room "}"#);
@@ -158,9 +167,9 @@ mod tests {
     }
 
     #[test]
-    fn the_sample_of_the_repository_replays() {
+    fn the_sample_of_the_repository_is_readable() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/sample.csv");
-        let readings = read(&path, &Profile::named("customer_a").unwrap(), 60.0).unwrap();
+        let readings = read_recording(&path, &Profile::named("customer_a").unwrap(), 60.0).unwrap();
         assert!(readings.len() >= 200);
         assert!(readings.iter().all(|r| ["1084", "1085", "1086"].contains(&&*r.topic)));
         let text = std::fs::read_to_string(path).unwrap();

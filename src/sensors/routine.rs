@@ -1,9 +1,8 @@
-//! Where a person is through the day: residents of a home, employees of an office.
+//! The rooms that a person visits during a day: residents of a home, employees of an office.
 //!
-//! A day is a function of (seed, person, local date) alone: whoever asks, however often and in
-//! whichever order, gets the same day. It is a list of stays that begins at local midnight, has
-//! rising times, and has somewhere to be at every second. Nobody jumps between two rooms of the
-//! home without crossing the hall.
+//! A day is a pure function of seed, person and local date. It is a list of stays with strictly
+//! increasing start times that begins at local midnight, so every second of the day has a room. In
+//! the home, the hall lies between any two other rooms.
 
 use chrono::{Datelike, NaiveDate, Weekday};
 use rand::rngs::StdRng;
@@ -12,45 +11,45 @@ use rand::{Rng, SeedableRng};
 /// A person enters `room` at `from_s`, the second of the local day, and stays until the next stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stay {
-    /// Seconds after local midnight on the clock's face.
+    /// Seconds after local midnight, in local clock time.
     pub from_s: u32,
     /// The room.
     pub room: &'static str,
 }
 
-/// How the persons of a profile spend their days.
+/// The daily routine of the persons of a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routine {
-    /// A rest home: asleep at night, meals in the kitchen, a hall between all rooms.
+    /// A rest home: residents sleep at night and eat in the kitchen; a hall connects the rooms.
     Home,
-    /// An office: arrive, desk, meetings, lunch, leave; badges hang in the rack at night.
+    /// An office: employees arrive, work, meet, have lunch and leave; badges are in a rack at night.
     Office,
 }
 
-/// Rooms of the home, as `data/rooms.csv` names them.
+/// The rooms of the home, with the names of `data/rooms.csv`.
 pub const HOME_ROOMS: [&str; 4] = ["living room", "kitchen", "hall", "bathroom"];
-/// Rooms of the office, as `data/office_rooms.csv` names them, and the badge rack.
+/// The rooms of the office, with the names of `data/office_rooms.csv`, and the badge rack.
 pub const OFFICE_ROOMS: [&str; 7] =
     ["lobby", "open space", "meeting room", "kitchen", "restroom", "server room", BADGE_RACK];
-/// Where badges hang while nobody wears them.
+/// The location of a badge that is not worn.
 pub const BADGE_RACK: &str = "badge rack";
 
 const MINUTE: u32 = 60;
 const HOUR: u32 = 3600;
-/// The rank of the office's administrator, who has business in the server room.
+/// The rank of the office's administrator, who visits the server room often.
 const ADMINISTRATOR: u32 = 2;
 
 impl Routine {
-    /// The day `date` of the person with this rank (from 0).
+    /// The stays on `date` of the person with rank `person` (from 0).
     pub fn day(self, seed: u64, person: u32, date: NaiveDate) -> Vec<Stay> {
-        let own = &mut random(seed, u64::from(person) + 1, date);
+        let own = &mut random_for(seed, u64::from(person) + 1, date);
         match self {
-            Self::Home => resident(own),
-            Self::Office => employee(own, &mut random(seed, 0, date), person, date),
+            Self::Home => resident_day(own),
+            Self::Office => employee_day(own, &mut random_for(seed, 0, date), person, date),
         }
     }
 
-    /// The rooms that its persons visit.
+    /// The rooms that the persons visit.
     pub fn rooms(self) -> &'static [&'static str] {
         match self {
             Self::Home => &HOME_ROOMS,
@@ -59,8 +58,8 @@ impl Routine {
     }
 }
 
-/// A generator of its own for each person and date; the constants spread near numbers apart.
-fn random(seed: u64, who: u64, date: NaiveDate) -> StdRng {
+/// A random generator per person and date; the constants decorrelate adjacent numbers.
+fn random_for(seed: u64, who: u64, date: NaiveDate) -> StdRng {
     let day = date.num_days_from_ce().unsigned_abs();
     let mixed = seed
         ^ who.wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -68,15 +67,15 @@ fn random(seed: u64, who: u64, date: NaiveDate) -> StdRng {
     StdRng::seed_from_u64(mixed)
 }
 
-/// A day in the making: `clock_s` is when the person may next move.
-struct Day {
+/// Builds a day. `clock_s` is the earliest second at which the person moves next.
+struct DayBuilder {
     stays: Vec<Stay>,
     clock_s: u32,
-    /// What lies between two rooms, if anything does.
+    /// The room that lies between any two others, if there is one.
     between: Option<&'static str>,
 }
 
-impl Day {
+impl DayBuilder {
     fn new(room: &'static str, between: Option<&'static str>) -> Self {
         Self { stays: vec![Stay { from_s: 0, room }], clock_s: 0, between }
     }
@@ -85,7 +84,7 @@ impl Day {
         self.stays.last().map_or("", |stay| stay.room)
     }
 
-    /// Moves to `room`, through what lies between, and is there for `stay_s` at least.
+    /// Moves to `room`, through the connecting room, and stays for at least `stay_s`.
     fn visit(&mut self, rng: &mut StdRng, room: &'static str, stay_s: u32) {
         if let Some(between) =
             self.between.filter(|b| *b != room && *b != self.room() && room != self.room())
@@ -103,31 +102,32 @@ impl Day {
         }
     }
 
-    /// Stays in the present room until `at_s`, if that is still to come.
+    /// Stays in the current room until `at_s`, if that is later than `clock_s`.
     fn wait_until(&mut self, at_s: u32) {
         self.clock_s = self.clock_s.max(at_s);
     }
 
-    fn done(mut self) -> Vec<Stay> {
+    fn finish(mut self) -> Vec<Stay> {
         self.stays.retain(|stay| stay.from_s < 24 * HOUR);
         self.stays
     }
 }
 
-/// `hour`:`minute`, give or take `spread` minutes, as a second of the day.
-fn about(rng: &mut StdRng, hour: u32, minute: u32, spread: u32) -> u32 {
+/// A random second of the day within `spread` minutes of `hour`:`minute`.
+fn around(rng: &mut StdRng, hour: u32, minute: u32, spread: u32) -> u32 {
     let middle = hour * HOUR + minute * MINUTE;
     rng.random_range(middle - spread * MINUTE..=middle + spread * MINUTE)
 }
 
+/// A random number of seconds from `least` to `most` minutes.
 fn minutes(rng: &mut StdRng, least: u32, most: u32) -> u32 {
     rng.random_range(least * MINUTE..=most * MINUTE)
 }
 
-/// A resident: the bed stands in the living room.
-fn resident(rng: &mut StdRng) -> Vec<Stay> {
-    let mut day = Day::new("living room", Some("hall"));
-    let wake_s = about(rng, 7, 15, 45);
+/// The day of a resident, who sleeps in the living room.
+fn resident_day(rng: &mut StdRng) -> Vec<Stay> {
+    let mut day = DayBuilder::new("living room", Some("hall"));
+    let wake_s = around(rng, 7, 15, 45);
     for _ in 0..rng.random_range(0..=2) {
         day.clock_s += minutes(rng, 50, 150);
         if day.clock_s + 20 * MINUTE > wake_s {
@@ -141,22 +141,22 @@ fn resident(rng: &mut StdRng) -> Vec<Stay> {
     let stay_s = minutes(rng, 10, 25);
     day.visit(rng, "bathroom", stay_s);
     for (hour, minute, spread) in [(8, 15, 15), (12, 0, 15), (17, 30, 20)] {
-        let meal_s = about(rng, hour, minute, spread);
-        residents_errands(&mut day, rng, meal_s);
+        let meal_s = around(rng, hour, minute, spread);
+        add_resident_errands(&mut day, rng, meal_s);
         let stay_s = minutes(rng, 25, 45);
         day.visit(rng, "kitchen", stay_s);
         day.visit(rng, "living room", 0);
     }
-    let bed_s = about(rng, 21, 45, 45);
-    residents_errands(&mut day, rng, bed_s);
+    let bed_s = around(rng, 21, 45, 45);
+    add_resident_errands(&mut day, rng, bed_s);
     let stay_s = minutes(rng, 8, 20);
     day.visit(rng, "bathroom", stay_s);
     day.visit(rng, "living room", 0);
-    day.done()
+    day.finish()
 }
 
-/// What fills the time until `until_s`: the bathroom, a walk in the hall, coffee.
-fn residents_errands(day: &mut Day, rng: &mut StdRng, until_s: u32) {
+/// Adds visits until `until_s`: the bathroom, a walk in the hall, coffee.
+fn add_resident_errands(day: &mut DayBuilder, rng: &mut StdRng, until_s: u32) {
     loop {
         let begin_s = day.clock_s + minutes(rng, 30, 110);
         if begin_s + 25 * MINUTE > until_s {
@@ -174,52 +174,53 @@ fn residents_errands(day: &mut Day, rng: &mut StdRng, until_s: u32) {
     day.wait_until(until_s);
 }
 
-/// An employee; `shared` is the same for all of them on that date, for meetings.
-fn employee(rng: &mut StdRng, shared: &mut StdRng, person: u32, date: NaiveDate) -> Vec<Stay> {
-    let mut day = Day::new(BADGE_RACK, None);
+/// The day of an employee. `shared` yields the same numbers for all employees on a date, so that
+/// they meet at the same times.
+fn employee_day(rng: &mut StdRng, shared: &mut StdRng, person: u32, date: NaiveDate) -> Vec<Stay> {
+    let mut day = DayBuilder::new(BADGE_RACK, None);
     let weekend = matches!(date.weekday(), Weekday::Sat | Weekday::Sun);
     if weekend || rng.random_bool(0.05) {
-        return day.done();
+        return day.finish();
     }
-    let team_s = about(shared, 10, 0, 10);
+    let team_s = around(shared, 10, 0, 10);
     let team_stay_s = minutes(shared, 30, 60);
-    let second_s = about(shared, 14, 30, 30);
+    let second_s = around(shared, 14, 30, 30);
     let second_stay_s = minutes(shared, 30, 75);
     let server_share = if person == ADMINISTRATOR { 0.8 } else { 0.05 };
 
-    day.wait_until(about(rng, 8, 35, 35));
+    day.wait_until(around(rng, 8, 35, 35));
     let stay_s = minutes(rng, 1, 4);
     day.visit(rng, "lobby", stay_s);
     day.visit(rng, "open space", 0);
-    employees_errands(&mut day, rng, team_s);
+    add_employee_errands(&mut day, rng, team_s);
     day.visit(rng, "meeting room", team_stay_s);
     day.visit(rng, "open space", 0);
-    let lunch_s = about(rng, 11, 55, 25);
+    let lunch_s = around(rng, 11, 55, 25);
     day.wait_until(lunch_s);
     let stay_s = minutes(rng, 30, 45);
     day.visit(rng, "kitchen", stay_s);
     day.visit(rng, "open space", 0);
     if rng.random_bool(server_share) {
-        day.wait_until(about(rng, 13, 15, 15));
+        day.wait_until(around(rng, 13, 15, 15));
         let stay_s = minutes(rng, 5, 15);
         day.visit(rng, "server room", stay_s);
         day.visit(rng, "open space", 0);
     }
     if rng.random_bool(0.5) {
-        employees_errands(&mut day, rng, second_s);
+        add_employee_errands(&mut day, rng, second_s);
         day.visit(rng, "meeting room", second_stay_s);
         day.visit(rng, "open space", 0);
     }
-    let leave_s = about(rng, 17, 15, 60);
-    employees_errands(&mut day, rng, leave_s);
+    let leave_s = around(rng, 17, 15, 60);
+    add_employee_errands(&mut day, rng, leave_s);
     let stay_s = minutes(rng, 1, 4);
     day.visit(rng, "lobby", stay_s);
     day.visit(rng, BADGE_RACK, 0);
-    day.done()
+    day.finish()
 }
 
-/// What fills the time at the desk until `until_s`: the restroom and coffee.
-fn employees_errands(day: &mut Day, rng: &mut StdRng, until_s: u32) {
+/// Adds visits between work until `until_s`: the restroom and coffee.
+fn add_employee_errands(day: &mut DayBuilder, rng: &mut StdRng, until_s: u32) {
     loop {
         let begin_s = day.clock_s + minutes(rng, 35, 100);
         if begin_s + 15 * MINUTE > until_s {
@@ -236,7 +237,7 @@ fn employees_errands(day: &mut Day, rng: &mut StdRng, until_s: u32) {
     day.wait_until(until_s);
 }
 
-/// The room at `second` of a day.
+/// The room at `second` of `day`.
 pub fn room_at(day: &[Stay], second: u32) -> &'static str {
     let after = day.partition_point(|stay| stay.from_s <= second);
     after.checked_sub(1).map_or("", |index| day[index].room)
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn days_are_whole_ordered_and_repeatable() {
+    fn days_are_complete_ordered_and_deterministic() {
         for routine in [Routine::Home, Routine::Office] {
             for (date, person) in dates().flat_map(|date| (0..4).map(move |person| (date, person)))
             {
@@ -263,7 +264,11 @@ mod tests {
                 );
                 assert!(day.iter().all(|stay| routine.rooms().contains(&stay.room)));
                 assert_eq!(day, routine.day(7, person, date));
-                assert_eq!(day[0].room, day[day.len() - 1].room, "days join at midnight");
+                assert_eq!(
+                    day[0].room,
+                    day[day.len() - 1].room,
+                    "consecutive days join at midnight"
+                );
             }
         }
         assert_ne!(

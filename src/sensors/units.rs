@@ -1,33 +1,33 @@
-//! Amounts as people write them: `5%`, `100/s`, `30s`, `60x`.
+//! Parses command-line amounts: `5%`, `100/s`, `30s`, `60x`.
 //!
-//! A number never stands without its unit, so a share is not taken for a percentage, nor a
-//! minute for a second. Every error says what was written and how to write it.
+//! A number needs a unit, so that a fraction is not confused with a percentage or minutes with
+//! seconds. Every error shows the input and the expected form.
 
 use crate::error::{Error, Result};
 use crate::time::{DAY, HOUR, MINUTE, Micros, SECOND};
 
-/// A share of all events, written `5%` or `0.1%`; 0 to 1.
+/// Parses a share of all events, `5%` or `0.1%`; returns a fraction from 0 to 1.
 pub fn share(text: &str) -> Result<f64> {
-    let wrong = || {
-        Error::config(format!("'{text}' is no share"))
+    let invalid = || {
+        Error::config(format!("cannot parse '{text}' as a percentage"))
             .hint("write a percentage from 0% to 100%, as in 0.1%")
     };
-    let number = text.trim().strip_suffix('%').ok_or_else(wrong)?;
-    let percent: f64 = number.trim().parse().map_err(|_| wrong())?;
+    let number = text.trim().strip_suffix('%').ok_or_else(invalid)?;
+    let percent: f64 = number.trim().parse().map_err(|_| invalid())?;
     if !(0.0..=100.0).contains(&percent) {
-        return Err(wrong());
+        return Err(invalid());
     }
     Ok(percent / 100.0)
 }
 
-/// A span of time, written `500ms`, `30s`, `5m`, `2h` or `7d`; microseconds, never negative.
+/// Parses a time span, `500ms`, `30s`, `5m`, `2h` or `7d`; returns microseconds, never negative.
 pub fn span(text: &str) -> Result<Micros> {
-    let wrong = || {
-        Error::config(format!("'{text}' is no span of time"))
+    let invalid = || {
+        Error::config(format!("cannot parse '{text}' as a time span"))
             .hint("write a number and ms, s, m, h or d, as in 30s")
     };
     let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
     let (number, unit) = text.split_at(digits);
     let unit_us = match unit.trim() {
         "ms" => 1_000,
@@ -35,44 +35,45 @@ pub fn span(text: &str) -> Result<Micros> {
         "m" | "min" => MINUTE,
         "h" => HOUR,
         "d" => DAY,
-        _ => return Err(wrong()),
+        _ => return Err(invalid()),
     };
-    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let number: f64 = number.parse().map_err(|_| invalid())?;
     let micros = number * unit_us as f64;
     if !micros.is_finite() || micros > (1_u64 << 53) as f64 {
-        return Err(wrong());
+        return Err(invalid());
     }
     Ok(micros.round() as Micros)
 }
 
-/// Events per second of real time, written `100/s` or `6000/m`.
+/// Parses a rate, `100/s` or `6000/m`; returns events per second of real time.
 pub fn rate(text: &str) -> Result<f64> {
-    let wrong = || {
-        Error::config(format!("'{text}' is no rate")).hint("write events per second, as in 100/s")
+    let invalid = || {
+        Error::config(format!("cannot parse '{text}' as a rate"))
+            .hint("write events per second, as in 100/s")
     };
-    let (number, unit) = text.split_once('/').ok_or_else(wrong)?;
-    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+    let (number, unit) = text.split_once('/').ok_or_else(invalid)?;
+    let number: f64 = number.trim().parse().map_err(|_| invalid())?;
     let per_second = match unit.trim() {
         "s" | "sec" => number,
         "m" | "min" => number / 60.0,
         "h" => number / 3600.0,
-        _ => return Err(wrong()),
+        _ => return Err(invalid()),
     };
     if !(per_second.is_finite() && per_second > 0.0 && per_second <= 1e7) {
-        return Err(wrong());
+        return Err(invalid());
     }
     Ok(per_second)
 }
 
-/// How many times faster than real time, written `60x` or `60`.
+/// Parses a speed, `60x` or `60`; returns a multiple of real time.
 pub fn speed(text: &str) -> Result<f64> {
-    let wrong = || {
-        Error::config(format!("'{text}' is no speed"))
+    let invalid = || {
+        Error::config(format!("cannot parse '{text}' as a speed"))
             .hint("write how many times faster than real time, as in 60x")
     };
-    let times: f64 = text.trim().trim_end_matches('x').parse().map_err(|_| wrong())?;
+    let times: f64 = text.trim().trim_end_matches('x').parse().map_err(|_| invalid())?;
     if !(times.is_finite() && times > 0.0 && times <= 1e7) {
-        return Err(wrong());
+        return Err(invalid());
     }
     Ok(times)
 }
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_carry_their_unit() {
+    fn amounts_need_a_unit() {
         assert_eq!(share("0.1%").unwrap(), 0.001);
         assert_eq!(span("500ms").unwrap(), 500_000);
         assert_eq!(span("1.5h").unwrap(), HOUR + 30 * MINUTE);
