@@ -23,7 +23,7 @@ use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group,
 use millstream::catalog;
 use millstream::planner::{QueryPlan, Relations, plan_customer};
 use millstream::time::{HOUR, MIN_TIME, MINUTE, Micros, SECOND};
-use millstream::window::{Operator, Rows};
+use millstream::window::{InputRows, Operator};
 use tokio::runtime::Runtime;
 
 /// Rows of a batch: about as many as one Fetch response of 1 MB decodes to.
@@ -127,7 +127,7 @@ async fn epoch(
     let before = vec![MIN_TIME; ROWS];
     let mut rows = 0;
     for (batch, times) in batches {
-        let part = Rows { batch, event_time: times, before: &before, partition: 0 };
+        let part = InputRows { batch, event_time: times, before: &before, partition: 0 };
         let pushed = operator.push(&part, relations).await.unwrap();
         rows += pushed.output.map_or(0, |output| output.num_rows());
     }
@@ -281,7 +281,8 @@ fn shapes(criterion: &mut Criterion<CpuTime>) {
                     for (n, (batch, times)) in events.iter().enumerate() {
                         let before = vec![MIN_TIME; ROWS];
                         let partition = n % PARTITIONS;
-                        let part = Rows { batch, event_time: times, before: &before, partition };
+                        let part =
+                            InputRows { batch, event_time: times, before: &before, partition };
                         runtime.block_on(operator.push(&part, &none)).unwrap();
                         if (n + 1) % (STEPS_OF_EPOCH * PARTITIONS) == 0 {
                             let watermark = times[ROWS - 1] - 30 * SECOND;

@@ -18,7 +18,7 @@ use crate::history::{self, EventScan};
 use crate::pipeline::{self, history_root, reference_tables};
 use crate::planner::{Input, QueryPlan, Relations};
 use crate::time::{Clock, MAX_TIME, MIN_TIME, Micros};
-use crate::window::{Operator, Rows};
+use crate::window::{InputRows, Operator};
 use crate::{Error, Result};
 
 /// What to run over which part of history.
@@ -179,7 +179,7 @@ impl Step {
         relations: &Relations,
     ) -> Result<()> {
         let times = rows.column(event_time).as_primitive::<TimestampMicrosecondType>();
-        let rows = Rows { batch: rows, event_time: times.values(), before, partition };
+        let rows = InputRows { batch: rows, event_time: times.values(), before, partition };
         let pushed = self.operator.push(&rows, relations).await?;
         self.failed += pushed.failed.len() as u64;
         self.results.extend(pushed.output.filter(|o| o.num_rows() > 0));
@@ -284,7 +284,7 @@ async fn close(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
                         .to_vec()
                 });
                 let times = times.unwrap_or_else(|| before.clone());
-                let rows = Rows { batch, event_time: &times, before: &before, partition: 0 };
+                let rows = InputRows { batch, event_time: &times, before: &before, partition: 0 };
                 let pushed = step.operator.push(&rows, relations).await?;
                 step.failed += pushed.failed.len() as u64;
                 step.results.extend(pushed.output.filter(|o| o.num_rows() > 0));

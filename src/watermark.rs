@@ -50,7 +50,7 @@ pub struct ClockDecision {
 
 /// What a progress record keeps of a partition. Equal marks behave equally from then on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
+pub struct PartitionMark {
     /// W.
     pub watermark: Micros,
     /// Whether any event has come yet.
@@ -65,7 +65,7 @@ pub struct WatermarkState {
     /// Whether the stream was drained: its W is the end of time.
     pub drained: bool,
     /// Every partition's mark.
-    pub partitions: BTreeMap<TopicPartition, Mark>,
+    pub partitions: BTreeMap<TopicPartition, PartitionMark>,
 }
 
 /// Which partitions to stop and which to go on reading.
@@ -79,7 +79,7 @@ pub struct Drift {
 
 /// Why a window is still open.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
+pub struct BlockingPartition {
     /// The partition that holds the stream's watermark.
     pub partition: TopicPartition,
     /// Its watermark.
@@ -104,31 +104,31 @@ pub struct PartitionView {
     /// Held back.
     pub paused: bool,
     /// The wall clock when a record last came; `None` if none has since the start.
-    pub heard_at: Option<Micros>,
+    pub active_at: Option<Micros>,
 }
 
 #[derive(Debug, Clone)]
 struct Partition {
-    mark: Mark,
+    mark: PartitionMark,
     /// W at the epoch's start.
     frozen: Micros,
     at_end: bool,
     paused: bool,
     /// Time spent watching since the last record.
     quiet_us: i64,
-    heard_at: Option<Micros>,
+    active_at: Option<Micros>,
     moved_at: Option<Micros>,
 }
 
 impl Partition {
-    fn new(mark: Mark) -> Self {
+    fn new(mark: PartitionMark) -> Self {
         Self {
             mark,
             frozen: mark.watermark,
             at_end: false,
             paused: false,
             quiet_us: 0,
-            heard_at: None,
+            active_at: None,
             moved_at: None,
         }
     }
@@ -207,7 +207,7 @@ impl Watermarks {
     pub fn join(&mut self, partition: &TopicPartition) {
         if !self.partitions.contains_key(partition) {
             let watermark = if self.partitions.is_empty() { MIN_TIME } else { self.minimum() };
-            let mark = Mark { watermark, seen: false, idle_at: None };
+            let mark = PartitionMark { watermark, seen: false, idle_at: None };
             self.partitions.insert(partition.clone(), Partition::new(mark));
             self.freeze();
         }
@@ -247,7 +247,7 @@ impl Watermarks {
     }
 
     /// What the next rows of a partition are judged by.
-    pub fn floor(&self, partition: &TopicPartition) -> LateBound {
+    pub fn late_bound(&self, partition: &TopicPartition) -> LateBound {
         let others = match &self.slowest {
             (Some(slowest), _, second) if slowest == partition => *second,
             (_, first, _) => *first,
@@ -267,7 +267,7 @@ impl Watermarks {
         partition.mark.seen |= any;
     }
 
-    /// Takes the event times of a partition's next rows at once: [`Watermarks::heard`], then
+    /// Takes the event times of a partition's next rows at once: [`Watermarks::record_activity`], then
     /// [`LateBound::pass`] and [`Watermarks::advance`].
     #[cfg(test)]
     pub fn observe(
@@ -276,21 +276,21 @@ impl Watermarks {
         events: &[Micros],
         before: &mut Vec<Micros>,
     ) {
-        self.heard(partition);
-        let mut floor = self.floor(partition);
-        before.extend(floor.pass(events));
-        self.advance(partition, floor.own, !events.is_empty());
+        self.record_activity(partition);
+        let mut bound = self.late_bound(partition);
+        before.extend(bound.pass(events));
+        self.advance(partition, bound.own, !events.is_empty());
     }
 
     /// Records of a partition came, good or bad. Facts are to be told in the reader's order.
-    pub fn heard(&mut self, partition: &TopicPartition) {
+    pub fn record_activity(&mut self, partition: &TopicPartition) {
         self.join(partition);
         let now = self.now;
         if let Some(partition) = self.partitions.get_mut(partition) {
             partition.mark.idle_at = None;
             partition.at_end = false;
             partition.quiet_us = 0;
-            partition.heard_at = now;
+            partition.active_at = now;
         }
     }
 
@@ -327,7 +327,7 @@ impl Watermarks {
         let now = self.now.unwrap_or(now);
         let timeout = self.settings.idle_timeout_us;
         let limit = now.saturating_sub(self.settings.delay_us);
-        let run_on = |mark: &Mark| match mark.idle_at {
+        let run_on = |mark: &PartitionMark| match mark.idle_at {
             Some(at) if mark.watermark > MIN_TIME => {
                 let passed = now.saturating_sub(at).max(0);
                 mark.watermark.max(mark.watermark.saturating_add(passed).min(limit))
@@ -364,7 +364,7 @@ impl Watermarks {
     }
 
     /// Takes it as given that nothing more comes: every partition is at its end and quiet.
-    pub fn take_idleness_as_given(&mut self) {
+    pub fn assume_idle(&mut self) {
         for partition in self.partitions.values_mut().filter(|p| !p.paused) {
             partition.at_end = true;
             partition.quiet_us = self.settings.idle_timeout_us;
@@ -390,7 +390,7 @@ impl Watermarks {
     }
 
     /// Which partition keeps a window open that ends at `window_end`; `None` if none does.
-    pub fn why(&self, window_end: Micros) -> Option<Waiting> {
+    pub fn blocking_partition(&self, window_end: Micros) -> Option<BlockingPartition> {
         let (key, partition) = self.partitions.iter().min_by_key(|(_, p)| p.mark.watermark)?;
         let watermark = partition.mark.watermark;
         if self.drained || watermark >= window_end {
@@ -406,7 +406,7 @@ impl Watermarks {
         let runs = partition.at_end && !partition.paused && watermark > MIN_TIME;
         let by_rate = starts.map(|at| at.saturating_add(window_end.saturating_sub(watermark)));
         let limit = window_end.saturating_add(self.settings.delay_us);
-        Some(Waiting {
+        Some(BlockingPartition {
             partition: key.clone(),
             watermark,
             since: partition.moved_at,
@@ -422,7 +422,7 @@ impl Watermarks {
             idle: p.is_idle(self.settings.idle_timeout_us),
             at_end: p.at_end,
             paused: p.paused,
-            heard_at: p.heard_at,
+            active_at: p.active_at,
         })
     }
 }
@@ -537,19 +537,19 @@ mod tests {
         watermarks.clock(1000 * SECOND);
         observe(&mut watermarks, 0, &[950 * SECOND]);
         observe(&mut watermarks, 1, &[990 * SECOND]);
-        assert_eq!(watermarks.why(990 * SECOND).unwrap().partition, key(2));
+        assert_eq!(watermarks.blocking_partition(990 * SECOND).unwrap().partition, key(2));
         (0..3).for_each(|p| watermarks.at_end(&key(p)));
         // The empty one is idle at once, and waits for nobody.
         pass(&mut watermarks, 1000 * SECOND, 1000 * SECOND);
         assert_eq!(watermarks.stream(), 940 * SECOND);
-        let waiting = watermarks.why(990 * SECOND).unwrap();
+        let waiting = watermarks.blocking_partition(990 * SECOND).unwrap();
         assert_eq!((waiting.partition, waiting.since), (key(0), Some(1000 * SECOND)));
         assert_eq!(waiting.closes_at, Some(1080 * SECOND));
         pass(&mut watermarks, 1005 * SECOND, 1030 * SECOND);
         assert_eq!(watermarks.stream(), 980 * SECOND);
         pass(&mut watermarks, 1035 * SECOND, 1040 * SECOND);
         assert_eq!(watermarks.stream(), 990 * SECOND);
-        assert_eq!(watermarks.why(990 * SECOND), None);
+        assert_eq!(watermarks.blocking_partition(990 * SECOND), None);
         // An event ahead of the clock: time stands until the clock less the delay is there.
         observe(&mut watermarks, 1, &[1060 * SECOND]);
         watermarks.at_end(&key(1));
@@ -595,7 +595,7 @@ mod tests {
         assert_eq!(restored.stream(), 1065 * SECOND);
         restored.drain();
         assert_eq!(restored.stream(), MAX_TIME);
-        assert_eq!(restored.why(MAX_TIME), None);
+        assert_eq!(restored.blocking_partition(MAX_TIME), None);
     }
 
     #[test]

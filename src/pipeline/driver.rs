@@ -24,11 +24,10 @@ use crate::source::Event;
 use crate::source::chunk::Chunk;
 use crate::time::{Micros, SECOND};
 use crate::types::{HistoryRows, OutRecord, SourcePosition, TopicPartition};
-use crate::watermark::ClockDecision;
 use crate::{Error, Kind, Result};
 
 use crate::pipeline::engine::worker::ChunkResult;
-use crate::pipeline::engine::{Engine, Output};
+use crate::pipeline::engine::{Engine, EngineOutput};
 use crate::pipeline::partition_discovery::{DiscoveryReport, PartitionDiscovery};
 use crate::pipeline::rebuild::output_dedup::OutputDedup;
 use crate::pipeline::recovery::RunningPipeline;
@@ -96,7 +95,7 @@ impl Pipeline {
         stop: watch::Receiver<bool>,
         results_wait_since: Option<watch::Receiver<Option<Micros>>>,
     ) -> Self {
-        let recorded = positions(&begun.engine);
+        let recorded = begun.engine.positions();
         let discovery =
             PartitionDiscovery::start(&begun.engine, options.kafka.clone(), begun.first);
         let waits = reporter::Waits {
@@ -148,7 +147,7 @@ impl Pipeline {
                     _ = self.stop.changed() => continue,
                     done = finished(&mut self.commit) => self.committed(done).await?,
                     Some(look) = self.discovery.next_report() => self.looked(look)?,
-                    worked = self.begun.engine.worked() => self.worked(worked?).await?,
+                    worked = self.begun.engine.next_result() => self.worked(worked?).await?,
                     event = self.begun.reader.next(), if room => self.take(event?).await?,
                     () = tokio::time::sleep(patience) => {}
                 }
@@ -168,7 +167,7 @@ impl Pipeline {
     /// How long to wait for an event before looking at the clock.
     fn patience(&self) -> Duration {
         let interval =
-            if self.begun.engine.has_news() { self.commit_interval() } else { QUIET_INTERVAL };
+            if self.begun.engine.has_output() { self.commit_interval() } else { QUIET_INTERVAL };
         interval
             .saturating_sub(self.committed_at.elapsed())
             .clamp(Duration::from_millis(1), Duration::from_millis(200))
@@ -180,7 +179,7 @@ impl Pipeline {
 
     fn is_due(&self) -> bool {
         let since = self.committed_at.elapsed();
-        let news = self.begun.engine.has_news() || !self.waiting_joins.is_empty();
+        let news = self.begun.engine.has_output() || !self.waiting_joins.is_empty();
         !self.has_room()
             || since >= QUIET_INTERVAL.max(self.commit_interval())
             || (news && since >= self.commit_interval())
@@ -229,15 +228,7 @@ impl Pipeline {
             Event::Chunk(chunk) => self.absorb(chunk).await,
             Event::End { partition, position } => {
                 self.begin()?;
-                if let Some(stream) =
-                    self.begun.engine.stream_of(&partition.topic).map(str::to_owned)
-                    && let Some(stage) = self.begun.engine.streams.get_mut(&stream)
-                {
-                    if let Some(at) = stage.positions.get_mut(&partition) {
-                        at.offset = at.offset.max(position);
-                    }
-                    stage.watermarks.at_end(&partition);
-                }
+                self.begun.engine.reached_end(&partition, position);
                 Ok(())
             }
         }
@@ -259,24 +250,16 @@ impl Pipeline {
     /// A chunk is through.
     async fn worked(&mut self, worked: ChunkResult) -> Result<()> {
         let topic = worked.partition.topic.clone();
-        self.begun.engine.take(worked).await?;
+        self.begun.engine.add_result(worked).await?;
         self.keep_together(&topic);
         Ok(())
     }
 
     /// Pauses partitions that ran too far ahead of the slowest one of their stream.
     fn keep_together(&mut self, topic: &str) {
-        let Some(stream) = self.begun.engine.stream_of(topic).map(str::to_owned) else { return };
-        let Some(stage) = self.begun.engine.streams.get_mut(&stream) else { return };
-        let drift = stage.watermarks.drift();
-        for partition in &drift.pause {
-            stage.watermarks.set_paused(partition, true);
-            self.paused.insert(partition.clone());
-        }
-        for partition in &drift.resume {
-            stage.watermarks.set_paused(partition, false);
-            self.paused.remove(partition);
-        }
+        let drift = self.begun.engine.limit_drift(topic);
+        self.paused.extend(drift.pause.iter().cloned());
+        self.paused.retain(|partition| !drift.resume.contains(partition));
         if !drift.pause.is_empty() {
             self.begun.reader.pause(&drift.pause);
         }
@@ -292,17 +275,8 @@ impl Pipeline {
         let now = self.clock();
         let drain = last && self.options.mode == Mode::Drain;
         self.drained |= drain;
-        let given = last && self.options.mode != Mode::Follow;
-        let mut decisions: BTreeMap<String, Vec<ClockDecision>> = BTreeMap::new();
-        for (name, stage) in &mut self.begun.engine.streams {
-            if given {
-                stage.watermarks.take_idleness_as_given();
-            }
-            let steps = stage.watermarks.decide(now);
-            if !steps.is_empty() {
-                decisions.insert(name.clone(), steps);
-            }
-        }
+        let assume_idle = last && self.options.mode != Mode::Follow;
+        let decisions = self.begun.engine.decide_clock(now, assume_idle);
         let emits = self.due_emissions(now);
         let moved = moved(&self.begun.engine, &self.recorded);
         let open = std::mem::take(&mut self.open);
@@ -313,7 +287,7 @@ impl Pipeline {
             && open.joined.is_empty()
             && open.tables.is_empty()
             && ready.is_none()
-            && !self.begun.engine.has_news();
+            && !self.begun.engine.has_output();
         if silent && !drain {
             self.committed_at = Instant::now();
             self.look_at_tables().await?;
@@ -327,7 +301,7 @@ impl Pipeline {
         if let Some(published) = &mut self.published {
             published.compare(output.records)?;
             self.committed_at = Instant::now();
-            self.recorded = positions(&self.begun.engine);
+            self.recorded = self.begun.engine.positions();
             return self.begun.history.append(self.begun.epoch, output.history).await;
         }
         let mut record = Progress {
@@ -361,7 +335,7 @@ impl Pipeline {
     /// Makes a record full: it stands for itself.
     fn fill(&mut self, record: &mut Progress, snapshot: Option<SnapshotRef>) {
         record.full = true;
-        record.positions = positions(&self.begun.engine);
+        record.positions = self.begun.engine.positions();
         record.cluster = Some(self.begun.cluster.clone());
         record.topics = self.begun.topics.clone();
         record.plans = self.begun.engine.fingerprints();
@@ -373,13 +347,13 @@ impl Pipeline {
     fn send(
         &mut self,
         mut record: Progress,
-        output: Output,
+        output: EngineOutput,
         names_snapshot: Option<SnapshotRef>,
         began: Instant,
     ) -> Result<()> {
         record.process = Some(self.process.clone());
         let offsets = if record.full || record.epoch.is_multiple_of(32) {
-            let all = positions(&self.begun.engine);
+            let all = self.begun.engine.positions();
             all.into_iter().map(|(p, at)| (p, at.offset)).collect()
         } else {
             Vec::new()
@@ -398,7 +372,7 @@ impl Pipeline {
             newest_ms: output.newest_ms,
         });
         self.begun.epoch = epoch;
-        self.recorded = positions(&self.begun.engine);
+        self.recorded = self.begun.engine.positions();
         self.committed_at = Instant::now();
         Ok(())
     }
@@ -442,12 +416,13 @@ impl Pipeline {
     /// Queries whose open windows are to be evaluated early now.
     fn due_emissions(&mut self, now: Micros) -> Vec<String> {
         let mut due = Vec::new();
-        for query in &self.begun.engine.queries {
-            let Emit::Every(every) = query.plan.query.emit else { continue };
-            let last = self.emitted_at.entry(query.plan.name.clone()).or_insert(now);
+        for query in self.begun.engine.queries() {
+            let plan = query.plan();
+            let Emit::Every(every) = plan.query.emit else { continue };
+            let last = self.emitted_at.entry(plan.name.clone()).or_insert(now);
             if now - *last >= every {
                 *last = now;
-                due.push(query.plan.name.clone());
+                due.push(plan.name.clone());
             }
         }
         due
@@ -490,7 +465,7 @@ impl Pipeline {
         let since = Instant::now();
         let mut state = self.begun.engine.snapshot()?;
         reach("snapshot.taken");
-        state.manifest["tables"] = serde_json::json!(self.begun.tables.current);
+        state.manifest.tables = self.begun.tables.current.clone();
         self.begun.history.commit_early(epoch);
         self.begun.snapshots.write(epoch, state, self.begun.history.committed_epoch.clone());
         self.options.metrics.snapshot_taken(&self.begun.engine.customer.name, since.elapsed());
@@ -513,7 +488,7 @@ impl Pipeline {
             ..Progress::default()
         };
         self.fill(&mut record, reference.clone());
-        let output = Output { records, ..Output::default() };
+        let output = EngineOutput { records, ..EngineOutput::default() };
         self.send(record, output, reference, Instant::now())?;
         self.settle().await
     }
@@ -559,20 +534,12 @@ async fn finished(commit: &mut Option<Commit>) -> Result<CommittedEpoch> {
     }
 }
 
-fn positions(engine: &Engine) -> BTreeMap<TopicPartition, SourcePosition> {
-    engine
-        .streams
-        .values()
-        .flat_map(|s| s.positions.iter().map(|(p, at)| (p.clone(), *at)))
-        .collect()
-}
-
 /// Positions that differ from what was recorded last.
 fn moved(
     engine: &Engine,
     recorded: &BTreeMap<TopicPartition, SourcePosition>,
 ) -> BTreeMap<TopicPartition, SourcePosition> {
-    let mut now = positions(engine);
+    let mut now = engine.positions();
     now.retain(|partition, at| recorded.get(partition) != Some(at));
     now
 }

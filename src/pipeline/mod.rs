@@ -17,8 +17,9 @@ mod topic_reader;
 mod topics;
 
 pub use config::{Mode, OnMissingOffsets, PipelineConfig, Reset, cores, history_root};
+pub use engine::query_state::publication;
 pub use engine::row_reader::decoder;
-pub use engine::{Engine, Output, publication, reference_tables};
+pub use engine::{Engine, EngineOutput, reference_tables};
 pub use recovery::plan;
 pub use supervisor::run;
 pub use topic_reader::{read_range, read_topic};

@@ -67,9 +67,9 @@ pub fn read_ends<'a>(
 /// The partitions that the engine reads.
 fn known_partitions(engine: &Engine) -> KnownPartitions {
     engine
-        .streams
+        .streams()
         .values()
-        .map(|s| (s.plan.stream.clone(), s.positions.keys().cloned().collect()))
+        .map(|s| (s.plan().stream.clone(), s.partitions().cloned().collect()))
         .collect()
 }
 

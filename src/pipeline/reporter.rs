@@ -8,8 +8,8 @@ use chrono_tz::Tz;
 use tokio::sync::watch;
 
 use crate::pipeline::PipelineConfig;
-use crate::pipeline::engine::stream_state::StreamStage;
-use crate::pipeline::engine::{Engine, Output};
+use crate::pipeline::engine::stream_state::StreamState;
+use crate::pipeline::engine::{Engine, EngineOutput};
 use crate::planner::Input;
 use crate::sink::headers;
 use crate::telemetry::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
@@ -17,7 +17,7 @@ use crate::telemetry::{Metrics, StatusBoard};
 use crate::time::{Clock, Micros, Window};
 use crate::time::{MAX_TIME, SECOND};
 use crate::types::{OutRecord, TopicPartition};
-use crate::watermark::Waiting;
+use crate::watermark::BlockingPartition;
 
 /// The status is worked out at most this often.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -76,7 +76,7 @@ impl Reporter {
     }
 
     /// Counts what an epoch gave.
-    pub fn output(&mut self, output: &Output) {
+    pub fn output(&mut self, output: &EngineOutput) {
         self.rows += output.rows;
         self.bytes += output.bytes;
         self.metrics.events(&self.customer, output.rows, output.bytes);
@@ -139,21 +139,22 @@ impl Reporter {
         (asked, kafka_says): (Option<Instant>, Option<String>),
     ) {
         self.reported = Some(Instant::now());
-        let streams = engine.streams.iter().map(|(name, stage)| stream(name, stage, ends, paused));
+        let streams =
+            engine.streams().iter().map(|(name, stage)| stream(name, stage, ends, paused));
         let streams: Vec<_> = streams.collect();
-        let queries = engine.queries.iter().map(|query| QueryStatus {
-            name: query.plan.name.clone(),
-            input: match &query.plan.input {
+        let queries = engine.queries().iter().map(|query| QueryStatus {
+            name: query.plan().name.clone(),
+            input: match &query.plan().input {
                 Input::Stream(name) | Input::Query(name) => name.clone(),
-                Input::Views => query.plan.tables.join(", "),
+                Input::Views => query.plan().tables.join(", "),
             },
-            emitted: query.emitted,
-            late: query.late,
-            state_rows: query.operator.state_rows() as u64,
-            state_bytes: query.operator.state_bytes() as u64,
-            windows_open: query.operator.open_windows().len() as u64,
-            open: open_windows(engine, &query.plan.input, &query.operator.open_windows()),
-            newest: query.newest.clone(),
+            emitted: query.emitted(),
+            late: query.late(),
+            state_rows: query.operator().state_rows() as u64,
+            state_bytes: query.operator().state_bytes() as u64,
+            windows_open: query.operator().open_windows().len() as u64,
+            open: open_windows(engine, &query.plan().input, &query.operator().open_windows()),
+            newest: query.newest().to_vec(),
         });
         let waits = [
             *self.waits.events.borrow(),
@@ -202,12 +203,12 @@ impl Reporter {
 /// What a stream's status says; `paused`: partitions that wait for the others.
 pub fn stream(
     name: &str,
-    stage: &StreamStage,
+    stage: &StreamState,
     ends: &HashMap<TopicPartition, i64>,
     paused: &BTreeSet<TopicPartition>,
 ) -> StreamStatus {
-    let partitions = stage.watermarks.partitions().map(|view| {
-        let at = stage.positions.get(&view.partition).copied().unwrap_or_default();
+    let partitions = stage.partition_views().map(|view| {
+        let at = stage.positions().get(&view.partition).copied().unwrap_or_default();
         let position = at.offset;
         PartitionStatus {
             topic: view.partition.topic.to_string(),
@@ -217,17 +218,17 @@ pub fn stream(
             end: ends.get(&view.partition).map_or(position, |&end| end.max(position)),
             watermark: view.watermark,
             idle: view.idle,
-            quiet_since: view.heard_at,
+            quiet_since: view.active_at,
             paused: paused.contains(&view.partition),
         }
     });
     let partitions: Vec<_> = partitions.collect();
     StreamStatus {
         name: name.to_owned(),
-        events: stage.rows_read,
-        bytes: stage.bytes_read,
-        unknown_fields: stage.unknown_fields,
-        watermark: spoken(stage.watermarks.stream()),
+        events: stage.rows_read(),
+        bytes: stage.bytes_read(),
+        unknown_fields: stage.unknown_fields(),
+        watermark: spoken(stage.watermark()),
         lag: partitions.iter().map(|p| p.end - p.position).sum(),
         partitions,
     }
@@ -236,12 +237,12 @@ pub fn stream(
 /// Says of the oldest open windows what they wait for.
 fn open_windows(engine: &Engine, input: &Input, windows: &[Window]) -> Vec<OpenWindow> {
     let Input::Stream(stream) = input else { return Vec::new() };
-    let Some(stage) = engine.streams.get(stream) else { return Vec::new() };
+    let Some(stage) = engine.streams().get(stream) else { return Vec::new() };
     windows
         .iter()
         .take(OPEN_WINDOWS)
         .map(|window| {
-            let why = stage.watermarks.why(window.end);
+            let why = stage.blocking_partition(window.end);
             let zone = engine.customer.zone;
             OpenWindow {
                 window: *window,
@@ -272,7 +273,7 @@ fn dead_letter(record: &OutRecord) -> Option<String> {
 }
 
 /// What a window waits for, in words; times are on the customer's clocks.
-fn because(waiting: &Waiting, zone: Tz) -> String {
+fn because(waiting: &BlockingPartition, zone: Tz) -> String {
     let instant = |at: Micros| match chrono::DateTime::from_timestamp_micros(at) {
         Some(at) => at.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S %Z").to_string(),
         None => "never".to_owned(),
@@ -304,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_window_waits_on_the_clocks_of_its_customer() {
-        let waiting = Waiting {
+        let waiting = BlockingPartition {
             partition: TopicPartition::new("1084", 0),
             watermark: 1_572_138_000 * SECOND,
             since: None,

@@ -23,9 +23,9 @@ pub async fn read_size_limits(cluster: &Arc<Cluster>, engine: &Engine) -> Result
     let customer = &engine.customer;
     let dead_letters = sink::dead_letter_topic(&customer.name);
     let mut outputs: HashMap<Arc<str>, TopicContent> = HashMap::new();
-    for query in &engine.queries {
-        let content = TopicContent::Results(query.plan.name.clone(), query.sink.publication);
-        outputs.insert(query.sink.topic.clone(), content);
+    for query in engine.queries() {
+        let content = TopicContent::Results(query.plan().name.clone(), query.sink().publication);
+        outputs.insert(query.sink().topic.clone(), content);
     }
     for stream in &customer.streams {
         outputs.insert(sink::late_topic(&customer.name, &stream.name), TopicContent::Late);

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failpoint::reach;
+use crate::state::SnapshotManifest;
 use crate::storage::with_timeout;
 use crate::{Error, Kind, Result};
 
@@ -38,8 +39,8 @@ const MANIFEST: &str = "manifest.json";
 /// What a snapshot holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
-    /// Whatever the state needs to say beside its batches.
-    pub manifest: serde_json::Value,
+    /// Everything about the state that is not a batch.
+    pub manifest: SnapshotManifest,
     /// State by name, in order. Names may be any text and may repeat.
     pub batches: Vec<(String, RecordBatch)>,
 }
@@ -49,7 +50,7 @@ pub struct Snapshot {
 struct Manifest {
     format: u32,
     files: Vec<File>,
-    manifest: serde_json::Value,
+    manifest: SnapshotManifest,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -341,7 +342,16 @@ mod tests {
             ("empty".to_owned(), RecordBatch::new_empty(wide.schema())),
             ("no columns".to_owned(), no_columns),
         ];
-        Snapshot { manifest: json!({"epoch": 7, "open": [[1, 2]]}), batches }
+        let manifest = json!({
+            "streams": { "s": {
+                "positions": { "t/0": { "offset": 7, "joined": 0, "decoded": 7, "rejected": 0, "tombstones": 0 } },
+                "watermarks": { "drained": false, "partitions": {} },
+                "plan": "a Int64",
+            } },
+            "queries": {},
+            "tables": { "rooms": "1a2b" },
+        });
+        Snapshot { manifest: serde_json::from_value(manifest).unwrap(), batches }
     }
 
     /// NaN is not equal to itself: compare what is shown, and the types.

@@ -28,5 +28,5 @@ pub use epoch_buffer::EpochBuffer;
 pub use failed_rows::{Isolated, isolate};
 pub use operator::{Changes, Emission, Operator};
 pub use operator_state::OperatorState;
-pub use row_assigner::{FailedRow, Late, Pushed, RowAssigner, Rows};
+pub use row_assigner::{FailedRow, InputRows, Late, Pushed, RowAssigner};
 pub use state_digest::Digests;

@@ -29,7 +29,7 @@ use crate::window::epoch_buffer::{Bucket, EpochBuffer};
 use crate::window::failed_rows::{is_fault_of_data, reason};
 use crate::window::merge_tree::{Kept, MergeTree};
 use crate::window::panes::Panes;
-use crate::window::row_assigner::{Pushed, RowAssigner, Rows};
+use crate::window::row_assigner::{InputRows, Pushed, RowAssigner};
 
 /// What a window, or a view, says at the end of an epoch.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub struct Emission {
 pub struct Changes {
     /// New and changed rows; all rows when a window closes.
     pub upserts: RecordBatch,
-    /// Rows said before whose keys are gone; to be written before the upserts.
+    /// InputRows said before whose keys are gone; to be written before the upserts.
     pub deletes: RecordBatch,
     /// Whether the window has closed. Never so for views.
     pub is_final: bool,
@@ -126,15 +126,15 @@ impl Operator {
     ///
     /// # Errors
     /// Only what is no row's fault; the operator is of no more use then.
-    pub async fn push(&mut self, rows: &Rows<'_>, relations: &Relations) -> Result<Pushed> {
+    pub async fn push(&mut self, rows: &InputRows<'_>, relations: &Relations) -> Result<Pushed> {
         self.intake.begin(self.watermark);
         let pushed = self.intake.push(rows, relations).await?;
-        self.expect(pushed.first_end);
+        self.expect_bucket(pushed.first_end);
         Ok(pushed)
     }
 
     /// An intake elsewhere was pushed rows of which the first bucket ends at `first_end`.
-    pub fn expect(&mut self, first_end: Option<Micros>) {
+    pub fn expect_bucket(&mut self, first_end: Option<Micros>) {
         self.first_end = self.first_end.into_iter().chain(first_end).min();
     }
 
@@ -266,7 +266,7 @@ impl Operator {
     }
 
     /// Another closing plan has something else to say of what is kept.
-    pub fn say_anew(&mut self) {
+    pub fn mark_dirty(&mut self) {
         self.view.changed = true;
         self.windows.values_mut().filter(|state| !state.closed || self.keyed).for_each(|state| {
             state.changed = true;
@@ -275,7 +275,7 @@ impl Operator {
 
     /// Whether ending the epoch at `watermark` would probably say something: a window closes or is
     /// corrected, or rows came for a view.
-    pub fn due(&self, watermark: Micros) -> bool {
+    pub fn is_due(&self, watermark: Micros) -> bool {
         if self.plan.kind != PlanKind::Windowed {
             return self.is_amid_epoch();
         }
@@ -350,7 +350,7 @@ fn say(
         if nothing_new {
             return Ok(None);
         }
-        // Rows that were only preliminary become final, changed or not.
+        // InputRows that were only preliminary become final, changed or not.
         (if closes { rows } else { changed.upserts }, changed.deletes)
     } else {
         (rows, nothing)

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use chrono_tz::Tz;
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::planner::QueryPlan;
-use crate::time::{Micros, Window};
+use crate::state::manifest::{
+    BatchNames, OperatorManifest, PaneManifest, PanesManifest, TreeNames, WindowManifest,
+};
+use crate::time::Window;
 use crate::window::merge_tree::{Kept, MergeTree, Tier};
 use crate::window::operator::{OpenWindow, Operator};
 use crate::window::panes::{Pane, Panes, Stacks};
@@ -21,53 +23,12 @@ use crate::window::panes::{Pane, Panes, Stacks};
 const VERSION: u32 = 2;
 
 /// A query's state between two epochs.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct OperatorState {
     /// What the batches are.
-    pub manifest: serde_json::Value,
+    pub manifest: OperatorManifest,
     /// The batches, by names that the manifest uses; fit for file names.
     pub batches: Vec<(String, RecordBatch)>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Manifest {
-    version: u32,
-    watermark: Micros,
-    windows: Vec<(Window, WindowManifest)>,
-    view: WindowManifest,
-    panes: Option<PanesManifest>,
-}
-
-/// Per slot, the levels and names of its tiers.
-type TierNames = Vec<Vec<(u32, String)>>;
-type KeptNames = Vec<Option<String>>;
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct WindowManifest {
-    tiers: TierNames,
-    changed: bool,
-    closed: bool,
-    said: Option<String>,
-    revision: i64,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct PanesManifest {
-    panes: Vec<PaneManifest>,
-    served: Micros,
-    until: Micros,
-    front_until: Micros,
-    back_from: Option<Micros>,
-    back: KeptNames,
-}
-
-#[derive(Serialize, Deserialize)]
-struct PaneManifest {
-    window: Window,
-    last_end: Micros,
-    known_from: Micros,
-    tiers: TierNames,
-    late: Vec<(Micros, KeptNames)>,
 }
 
 impl Operator {
@@ -80,7 +41,7 @@ impl Operator {
             return Err(Error::internal("a snapshot was asked for in the middle of an epoch"));
         }
         let mut saver = Saver::default();
-        let manifest = Manifest {
+        let manifest = OperatorManifest {
             version: VERSION,
             watermark: self.watermark,
             windows: (self.windows.iter())
@@ -91,8 +52,6 @@ impl Operator {
             view: saver.window(&self.view),
             panes: self.panes.as_ref().map(|panes| saver.panes(panes)),
         };
-        let manifest = serde_json::to_value(manifest)
-            .map_err(|error| Error::internal("a manifest cannot be written").because(error))?;
         Ok(OperatorState { manifest, batches: saver.batches })
     }
 
@@ -102,8 +61,7 @@ impl Operator {
     /// The state is of another version or lacks batches (kind `Recovery`).
     pub async fn restore(plan: Arc<QueryPlan>, zone: Tz, state: OperatorState) -> Result<Self> {
         let mut operator = Self::new(plan, zone)?;
-        let manifest: Manifest = serde_json::from_value(state.manifest)
-            .map_err(|error| unreadable("its manifest cannot be read").because(error))?;
+        let manifest = state.manifest;
         if !(1..=VERSION).contains(&manifest.version) {
             return Err(unreadable(format!("it has version {}", manifest.version)));
         }
@@ -144,11 +102,11 @@ impl Saver {
         name
     }
 
-    fn kept(&mut self, kept: &Kept) -> KeptNames {
+    fn kept(&mut self, kept: &Kept) -> BatchNames {
         kept.iter().map(|slot| slot.as_ref().map(|batch| self.batch(batch))).collect()
     }
 
-    fn tiers(&mut self, tiers: &MergeTree) -> TierNames {
+    fn tiers(&mut self, tiers: &MergeTree) -> TreeNames {
         let slots = tiers.slots.iter();
         slots
             .map(|stack| stack.iter().map(|tier| (tier.level, self.batch(&tier.batch))).collect())
@@ -157,10 +115,10 @@ impl Saver {
 
     pub(super) fn window(&mut self, state: &OpenWindow) -> WindowManifest {
         WindowManifest {
-            tiers: self.tiers(&state.tiers),
+            tree: self.tiers(&state.tiers),
             changed: state.changed,
             closed: state.closed,
-            said: state.said.as_ref().map(|said| self.batch(said)),
+            published: state.said.as_ref().map(|said| self.batch(said)),
             revision: state.revision,
         }
     }
@@ -173,14 +131,14 @@ impl Saver {
                     window: pane.window,
                     last_end: pane.last_end,
                     known_from: pane.known_from,
-                    tiers: self.tiers(&pane.tiers),
+                    tree: self.tiers(&pane.tiers),
                     late: (pane.late.iter())
                         .map(|(refused, kept)| (*refused, self.kept(kept)))
                         .collect(),
                 })
                 .collect(),
-            served,
-            until,
+            last_merged: served,
+            stacked_until: until,
             front_until,
             back_from,
             back: self.kept(&panes.stacks.back),
@@ -198,11 +156,11 @@ impl Loader {
         batch.ok_or_else(|| unreadable(format!("its batch {name} is missing")))
     }
 
-    fn kept(&self, kept: KeptNames) -> Result<Kept> {
+    fn kept(&self, kept: BatchNames) -> Result<Kept> {
         kept.into_iter().map(|slot| slot.map(|name| self.batch(name)).transpose()).collect()
     }
 
-    fn tiers(&self, slots: TierNames) -> Result<MergeTree> {
+    fn tiers(&self, slots: TreeNames) -> Result<MergeTree> {
         let tier = |(level, name)| Ok(Tier { level, batch: self.batch(name)? });
         let stacks = slots.into_iter().map(|stack| stack.into_iter().map(tier).collect());
         Ok(MergeTree::new(stacks.collect::<Result<_>>()?))
@@ -210,10 +168,10 @@ impl Loader {
 
     fn window(&self, state: WindowManifest) -> Result<OpenWindow> {
         Ok(OpenWindow {
-            tiers: self.tiers(state.tiers)?,
+            tiers: self.tiers(state.tree)?,
             changed: state.changed,
             closed: state.closed,
-            said: state.said.map(|name| self.batch(name)).transpose()?,
+            said: state.published.map(|name| self.batch(name)).transpose()?,
             revision: state.revision,
         })
     }
@@ -227,12 +185,13 @@ impl Loader {
                 window: pane.window,
                 last_end: pane.last_end,
                 known_from: pane.known_from,
-                tiers: self.tiers(pane.tiers)?,
+                tiers: self.tiers(pane.tree)?,
                 late: late.collect::<Result<_>>()?,
             };
             panes.panes.insert(pane.window.start, restored);
         }
-        let PanesManifest { served, until, front_until, back_from, back, .. } = saved;
+        let PanesManifest { last_merged, stacked_until, front_until, back_from, back, .. } = saved;
+        let (served, until) = (last_merged, stacked_until);
         let back = self.kept(back)?;
         let (sets, front) = (Vec::new(), Vec::new());
         panes.stacks = Stacks { served, until, front_until, back_from, back, sets, front };

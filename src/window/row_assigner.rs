@@ -24,7 +24,7 @@ use crate::window::panes::ANY_WINDOW;
 
 /// Rows of one source partition, in offset order.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
+pub struct InputRows<'a> {
     /// All columns of the query's input.
     pub batch: &'a RecordBatch,
     /// The event time of each row; not read by queries without windows.
@@ -120,7 +120,7 @@ impl RowAssigner {
     ///
     /// # Errors
     /// Only what is no row's fault; the operator is of no more use then.
-    pub async fn push(&mut self, rows: &Rows<'_>, relations: &Relations) -> Result<Pushed> {
+    pub async fn push(&mut self, rows: &InputRows<'_>, relations: &Relations) -> Result<Pushed> {
         let batch = rows.batch.project(self.plan.leaf_projection())?;
         if batch.num_rows() == 0 {
             return Ok(Pushed::default());
@@ -162,7 +162,7 @@ impl RowAssigner {
     }
 
     /// The buckets that take the rows, and the rows that are refused.
-    fn assign(&mut self, rows: &Rows<'_>) -> (BTreeMap<Bucket, Runs>, Vec<Late>) {
+    fn assign(&mut self, rows: &InputRows<'_>) -> (BTreeMap<Bucket, Runs>, Vec<Late>) {
         let mut buckets: BTreeMap<Bucket, Runs> = BTreeMap::new();
         let mut late = Vec::new();
         let count = rows.batch.num_rows();

@@ -315,11 +315,11 @@ impl EngineHarness {
             outcome.rows.insert(stream, rows);
         }
         let dead = sink::dead_letter_topic(&self.customer.name);
-        for query in &self.engine.queries {
-            let records = self.records.iter().filter(|r| *r.topic == *query.plan.query.topic);
+        for query in self.engine.queries() {
+            let records = self.records.iter().filter(|r| *r.topic == *query.plan().query.topic);
             outcome
                 .results
-                .insert(query.plan.name.clone(), final_rows(records, query.sink.publication)?);
+                .insert(query.plan().name.clone(), final_rows(records, query.sink().publication)?);
         }
         for record in &self.records {
             if record.topic == dead {
@@ -359,7 +359,7 @@ async fn run_epoch(
     engine: &mut Engine,
     number: usize,
     recorded: &Recorded,
-) -> Result<millstream::pipeline::Output> {
+) -> Result<millstream::pipeline::EngineOutput> {
     let number = u64::try_from(number).unwrap();
     engine.begin(NOW + i64::try_from(number).unwrap() * SECOND)?;
     for chunk in &recorded.chunks {
@@ -377,7 +377,8 @@ fn describe(snapshot: &Snapshot) -> String {
         batches.push(format!("{name}\n{rows}"));
     }
     batches.sort();
-    format!("{}\n{}", snapshot.manifest, batches.join("\n"))
+    let manifest = serde_json::to_string(&snapshot.manifest).unwrap();
+    format!("{manifest}\n{}", batches.join("\n"))
 }
 
 fn json(value: Option<&[u8]>) -> Result<Value> {

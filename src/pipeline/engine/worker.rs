@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! chunk ─► rows ─► each query's front and partial aggregate ─► ChunkResult, at once
-//!                                 └─► what is kept ─► Kept, at the epoch's end
+//!                                 └─► what is kept ─► StateBuffers, at the epoch's end
 //! ```
 //!
 //! Promise: what becomes of a partition's chunks is a function of the chunks, in offset order, and
@@ -57,7 +57,7 @@ pub struct Task {
     /// The rank of its partition among the stream's.
     pub rank: usize,
     /// What its rows are judged by, but for those of the epoch before them.
-    pub floor: LateBound,
+    pub late_bound: LateBound,
 }
 
 /// What became of a chunk, but for what is kept of it.
@@ -106,7 +106,7 @@ pub struct QueryOutput {
 }
 
 /// What was kept of an epoch's chunks, by query.
-pub type Kept = Vec<(usize, EpochBuffer)>;
+pub type StateBuffers = Vec<(usize, EpochBuffer)>;
 
 /// Takes chunks of some partitions.
 pub struct Worker {
@@ -179,8 +179,8 @@ impl Worker {
     }
 
     /// Takes the next chunk of a partition.
-    pub async fn take(&mut self, task: Task) -> Result<ChunkResult> {
-        let Task { stream, chunk, rank, mut floor } = task;
+    pub async fn process(&mut self, task: Task) -> Result<ChunkResult> {
+        let Task { stream, chunk, rank, mut late_bound } = task;
         let reader = self.readers.get_mut(&stream);
         let (reader, history) =
             reader.ok_or_else(|| Error::internal(format!("no stream '{stream}'")))?;
@@ -188,10 +188,10 @@ impl Worker {
         let read = reader.read(&chunk, self.epoch.now, &self.dead_topic)?;
         let Read { rows, dead, reasons, tombstones, unknown_fields } = read;
         let partition = TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
-        let reached = self.reached.entry(partition.clone()).or_insert(floor.own);
-        floor.own = floor.own.max(*reached);
-        let before = floor.pass(&rows.event_time);
-        *reached = floor.own;
+        let reached = self.reached.entry(partition.clone()).or_insert(late_bound.own);
+        late_bound.own = late_bound.own.max(*reached);
+        let before = late_bound.pass(&rows.event_time);
+        *reached = late_bound.own;
 
         let source = Source { chunk: &chunk, rows: &rows, origins: OnceLock::new() };
         let mut worked = ChunkResult {
@@ -201,7 +201,7 @@ impl Worker {
             unknown_fields,
             bytes: chunk.value_bytes(),
             newest_ms: chunk.records.iter().map(|r| r.timestamp_ms).max().unwrap_or(0),
-            watermark: floor.own,
+            watermark: late_bound.own,
             records: dead,
             queries: Vec::new(),
             history: None,
@@ -226,7 +226,7 @@ impl Worker {
     }
 
     /// Ends the epoch: hands over what was kept.
-    pub fn end(&mut self) -> Kept {
+    pub fn end(&mut self) -> StateBuffers {
         self.intakes.iter_mut().map(|(place, intake)| (*place, intake.take())).collect()
     }
 
@@ -243,7 +243,7 @@ impl Worker {
             if !matches!(&plan.input, Input::Stream(name) if *name == worked.stream) {
                 continue;
             }
-            let rows = window::Rows {
+            let rows = window::InputRows {
                 batch: &source.rows.batch,
                 event_time: &source.rows.event_time,
                 before,

@@ -1,14 +1,15 @@
-//! A customer's workers: each takes the chunks of its own partitions, on a thread of its own.
+//! A customer's worker pool: each worker processes the chunks of its own partitions on a thread of
+//! its own.
 //!
 //! ```text
-//!           give(chunk)          next(): ChunkResult
-//! pipeline ─────────────► worker ───────────────► pipeline
-//!              end()                 Kept
+//!          submit(chunk)          next_result(): ChunkResult
+//! engine ────────────────► worker ───────────────────────────► engine
+//!           end_epoch()           StateBuffers
 //! ```
 //!
-//! Promises: a partition's chunks all go to one worker, in the order in which they were given; a
-//! worker has few chunks waiting, so that what is read ahead stays small. With one worker there is
-//! no thread: chunks are taken where they are given.
+//! Promises: all chunks of a partition go to one worker, in the order in which they were submitted;
+//! few chunks wait at a worker, so that little memory is used for chunks that were read ahead. With
+//! one worker there is no thread: chunks are processed where they are submitted.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,137 +17,153 @@ use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::pipeline::engine::worker::{ChunkResult, Epoch, Kept, Task, Work, Worker};
+use crate::pipeline::engine::worker::{ChunkResult, Epoch, StateBuffers, Task, Work, Worker};
 use crate::types::TopicPartition;
 use crate::{Error, Kind, Result};
 
-/// Chunks given to a worker and not taken yet, the one at work included. Two would do if chunks
-/// took equally long.
-const MOST_WAITING: usize = 4;
+/// The number of chunks that may wait at a worker, including the one in work. Two would be enough
+/// if all chunks took equally long.
+const MAX_WAITING: usize = 4;
 
-enum Order {
+/// What the pool sends to a worker's thread.
+enum WorkerCommand {
     Begin(Epoch),
-    Take(Task),
-    End(oneshot::Sender<Kept>),
+    Process(Task),
+    End(oneshot::Sender<StateBuffers>),
 }
 
-/// What a thread answers to a chunk, and which one it is.
-type Answer = (usize, Result<ChunkResult>);
+/// What a worker's thread sends back for a chunk: the worker's number and the result.
+type NumberedResult = (usize, Result<ChunkResult>);
 
-struct Member {
-    orders: mpsc::UnboundedSender<Order>,
+/// The pool's end of a worker's thread.
+struct WorkerHandle {
+    commands: mpsc::UnboundedSender<WorkerCommand>,
     waiting: usize,
 }
 
-/// Some threads, or none.
-enum Hands {
-    One { worker: Box<Worker>, done: VecDeque<ChunkResult> },
-    Many { members: Vec<Member>, answers: mpsc::UnboundedReceiver<Answer> },
+/// Where chunks are processed.
+enum Workers {
+    Inline { worker: Box<Worker>, completed: VecDeque<ChunkResult> },
+    Threads { handles: Vec<WorkerHandle>, results: mpsc::UnboundedReceiver<NumberedResult> },
 }
 
-/// A customer's workers.
+/// The workers of a customer.
 pub struct WorkerPool {
-    hands: Hands,
-    /// Which worker takes a partition.
-    homes: HashMap<TopicPartition, usize>,
+    workers: Workers,
+    /// The worker that each partition is assigned to.
+    assignment: HashMap<TopicPartition, usize>,
 }
 
 impl WorkerPool {
-    /// `parallelism` workers, at least one.
+    /// Starts `parallelism` workers, at least one.
     ///
     /// # Errors
     /// A decoder cannot be made, or a thread cannot be started.
     pub fn start(work: Work, parallelism: usize) -> Result<Self> {
         let work = Arc::new(work);
-        let homes = HashMap::new();
+        let assignment = HashMap::new();
         if parallelism <= 1 {
             let worker = Box::new(Worker::new(work)?);
-            return Ok(Self { hands: Hands::One { worker, done: VecDeque::new() }, homes });
+            let workers = Workers::Inline { worker, completed: VecDeque::new() };
+            return Ok(Self { workers, assignment });
         }
-        let (sender, answers) = mpsc::unbounded_channel();
-        let members = (0..parallelism).map(|number| {
+        let (sender, results) = mpsc::unbounded_channel();
+        let handles = (0..parallelism).map(|number| {
             let worker = Worker::new(work.clone())?;
-            let (orders, receiver) = mpsc::unbounded_channel();
+            let (commands, receiver) = mpsc::unbounded_channel();
             start_thread(number, worker, receiver, sender.clone())?;
-            Ok(Member { orders, waiting: 0 })
+            Ok(WorkerHandle { commands, waiting: 0 })
         });
-        Ok(Self { hands: Hands::Many { members: members.collect::<Result<_>>()?, answers }, homes })
+        let handles = handles.collect::<Result<_>>()?;
+        Ok(Self { workers: Workers::Threads { handles, results }, assignment })
     }
 
-    /// Begins an epoch.
+    /// Begins an epoch on all workers.
+    ///
+    /// # Errors
+    /// A worker's thread has stopped.
     pub fn begin(&mut self, epoch: Epoch) -> Result<()> {
-        match &mut self.hands {
-            Hands::One { worker, .. } => worker.begin(epoch),
-            Hands::Many { members, .. } => {
-                for member in members {
-                    member.orders.send(Order::Begin(epoch.clone())).map_err(|_| gone())?;
+        match &mut self.workers {
+            Workers::Inline { worker, .. } => worker.begin(epoch),
+            Workers::Threads { handles, .. } => {
+                for handle in handles {
+                    let command = WorkerCommand::Begin(epoch.clone());
+                    handle.commands.send(command).map_err(|_| stopped())?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Whether the worker of `partition` should get no more chunks for now.
+    /// Whether the worker of `partition` has as many chunks as it may have.
     pub fn is_busy(&self, partition: &TopicPartition) -> bool {
-        let Hands::Many { members, .. } = &self.hands else { return false };
-        let home = self.homes.get(partition).and_then(|home| members.get(*home));
-        home.is_some_and(|member| member.waiting >= MOST_WAITING)
+        let Workers::Threads { handles, .. } = &self.workers else { return false };
+        let handle = self.assignment.get(partition).and_then(|number| handles.get(*number));
+        handle.is_some_and(|handle| handle.waiting >= MAX_WAITING)
     }
 
-    /// Gives a chunk to the worker of its partition.
-    pub async fn give(&mut self, partition: &TopicPartition, task: Task) -> Result<()> {
-        match &mut self.hands {
-            Hands::One { worker, done } => done.push_back(worker.take(task).await?),
-            Hands::Many { members, .. } => {
-                let next = self.homes.len() % members.len();
-                let home = *self.homes.entry(partition.clone()).or_insert(next);
-                let member = &mut members[home];
-                member.orders.send(Order::Take(task)).map_err(|_| gone())?;
-                member.waiting += 1;
+    /// Submits a chunk to the worker of its partition.
+    ///
+    /// # Errors
+    /// The worker's thread has stopped; with one worker: processing the chunk failed.
+    pub async fn submit(&mut self, partition: &TopicPartition, task: Task) -> Result<()> {
+        match &mut self.workers {
+            Workers::Inline { worker, completed } => {
+                completed.push_back(worker.process(task).await?);
+            }
+            Workers::Threads { handles, .. } => {
+                let next = self.assignment.len() % handles.len();
+                let number = *self.assignment.entry(partition.clone()).or_insert(next);
+                let handle = &mut handles[number];
+                handle.commands.send(WorkerCommand::Process(task)).map_err(|_| stopped())?;
+                handle.waiting += 1;
             }
         }
         Ok(())
     }
 
-    /// What became of a chunk, if one is done.
-    pub fn done(&mut self) -> Option<Result<ChunkResult>> {
-        match &mut self.hands {
-            Hands::One { done, .. } => done.pop_front().map(Ok),
-            Hands::Many { members, answers } => {
-                answers.try_recv().ok().map(|answer| answered(members, answer))
+    /// The result of a completed chunk, if there is one now.
+    pub fn poll_result(&mut self) -> Option<Result<ChunkResult>> {
+        match &mut self.workers {
+            Workers::Inline { completed, .. } => completed.pop_front().map(Ok),
+            Workers::Threads { handles, results } => {
+                results.try_recv().ok().map(|result| accept_result(handles, result))
             }
         }
     }
 
-    /// Waits for the next chunk that is done; `None` when no chunk is being taken. A caller that
-    /// stops waiting loses nothing.
-    pub async fn next(&mut self) -> Option<Result<ChunkResult>> {
-        match &mut self.hands {
-            Hands::One { done, .. } => done.pop_front().map(Ok),
-            Hands::Many { members, answers } => {
-                if members.iter().all(|member| member.waiting == 0) {
+    /// Waits for the result of the next completed chunk; `None` if no worker has any chunk.
+    /// Dropping the future loses nothing.
+    pub async fn next_result(&mut self) -> Option<Result<ChunkResult>> {
+        match &mut self.workers {
+            Workers::Inline { completed, .. } => completed.pop_front().map(Ok),
+            Workers::Threads { handles, results } => {
+                if handles.iter().all(|handle| handle.waiting == 0) {
                     return None;
                 }
-                let answer = answers.recv().await;
-                Some(answer.map_or_else(|| Err(gone()), |answer| answered(members, answer)))
+                let result = results.recv().await;
+                Some(result.map_or_else(|| Err(stopped()), |r| accept_result(handles, r)))
             }
         }
     }
 
-    /// Ends the epoch: what each worker kept. All chunks must be done.
-    pub async fn end(&mut self) -> Result<Vec<Kept>> {
-        match &mut self.hands {
-            Hands::One { worker, .. } => Ok(vec![worker.end()]),
-            Hands::Many { members, .. } => {
-                let mut asked = Vec::with_capacity(members.len());
-                for member in members {
-                    let (sender, kept) = oneshot::channel();
-                    member.orders.send(Order::End(sender)).map_err(|_| gone())?;
-                    asked.push(kept);
+    /// Ends the epoch. Returns each worker's buffers. All chunks must be completed.
+    ///
+    /// # Errors
+    /// A worker's thread has stopped.
+    pub async fn end_epoch(&mut self) -> Result<Vec<StateBuffers>> {
+        match &mut self.workers {
+            Workers::Inline { worker, .. } => Ok(vec![worker.end()]),
+            Workers::Threads { handles, .. } => {
+                let mut replies = Vec::with_capacity(handles.len());
+                for handle in handles {
+                    let (sender, reply) = oneshot::channel();
+                    handle.commands.send(WorkerCommand::End(sender)).map_err(|_| stopped())?;
+                    replies.push(reply);
                 }
-                let mut all = Vec::with_capacity(asked.len());
-                for kept in asked {
-                    all.push(kept.await.map_err(|_| gone())?);
+                let mut all = Vec::with_capacity(replies.len());
+                for reply in replies {
+                    all.push(reply.await.map_err(|_| stopped())?);
                 }
                 Ok(all)
             }
@@ -154,36 +171,41 @@ impl WorkerPool {
     }
 }
 
-fn answered(members: &mut [Member], (number, worked): Answer) -> Result<ChunkResult> {
-    members[number].waiting -= 1;
-    worked
+/// Counts a chunk as completed.
+fn accept_result(
+    handles: &mut [WorkerHandle],
+    (number, result): NumberedResult,
+) -> Result<ChunkResult> {
+    handles[number].waiting -= 1;
+    result
 }
 
-fn gone() -> Error {
-    Error::internal("a worker has ended early")
+fn stopped() -> Error {
+    Error::internal("a worker thread stopped early")
 }
 
-/// Ends with the orders' sender, or with whoever would hear the answers.
+/// Starts a worker's thread. It ends when the sender of commands or the receiver of results is
+/// dropped.
 fn start_thread(
     number: usize,
     mut worker: Worker,
-    mut orders: mpsc::UnboundedReceiver<Order>,
-    answers: mpsc::UnboundedSender<Answer>,
+    mut commands: mpsc::UnboundedReceiver<WorkerCommand>,
+    results: mpsc::UnboundedSender<NumberedResult>,
 ) -> Result<()> {
     let failed = |error: std::io::Error| {
-        Error::new(Kind::Config, "a worker's thread cannot be started").because(error)
+        Error::new(Kind::Config, "cannot start a worker thread").because(error)
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(failed)?;
     let work = async move {
-        while let Some(order) = orders.recv().await {
-            match order {
-                Order::Begin(epoch) => worker.begin(epoch),
-                Order::Take(task) => {
-                    if answers.send((number, worker.take(task).await)).is_err() {
+        while let Some(command) = commands.recv().await {
+            match command {
+                WorkerCommand::Begin(epoch) => worker.begin(epoch),
+                WorkerCommand::Process(task) => {
+                    if results.send((number, worker.process(task).await)).is_err() {
                         return;
                     }
                 }
-                Order::End(kept) => drop(kept.send(worker.end())),
+                WorkerCommand::End(reply) => drop(reply.send(worker.end())),
             }
         }
     };

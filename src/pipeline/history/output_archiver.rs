@@ -15,7 +15,8 @@ use tokio::task::JoinHandle;
 
 use crate::history::{self, TableSpec, Writer};
 use crate::pipeline::config::{PipelineConfig, history_root};
-use crate::pipeline::engine::{Engine, publication};
+use crate::pipeline::engine::Engine;
+use crate::pipeline::engine::query_state::publication;
 use crate::pipeline::history::output_rows::{OutputKind, dead_letter_schema};
 use crate::pipeline::history::table_writers::TableWriters;
 use crate::sink::{self, Publication};
@@ -138,25 +139,25 @@ fn output_tables(engine: &Engine) -> Vec<OutputTable> {
     let customer = &engine.customer.name;
     let zone = engine.customer.zone.name();
     let mut tables = Vec::new();
-    for query in &engine.queries {
-        let plan = &query.plan;
+    for query in engine.queries() {
+        let plan = query.plan();
         let is_keyed = publication(plan) != Publication::Append;
         let key = is_keyed.then(|| {
-            query.sink.key().iter().map(|&i| plan.output.field(i).name().clone()).collect()
+            query.sink().key().iter().map(|&i| plan.output.field(i).name().clone()).collect()
         });
-        let schema = nullable(&query.sink.schema(&plan.output));
+        let schema = nullable(&query.sink().schema(&plan.output));
         let time = (!is_keyed).then(|| time_column(&plan.output, plan.event_time)).flatten();
         let spec = TableSpec::new(customer, &plan.name, &schema, time.as_deref(), key, zone);
         let kind = if is_keyed { OutputKind::Keyed(schema) } else { OutputKind::Rows(schema) };
-        tables.push(OutputTable { topic: query.sink.topic.clone(), kind, spec });
+        tables.push(OutputTable { topic: query.sink().topic.clone(), kind, spec });
     }
-    for (name, stage) in &engine.streams {
-        let schema = nullable(&sink::late_schema(&stage.plan.schema, zone));
+    for (name, stage) in engine.streams() {
+        let schema = nullable(&sink::late_schema(&stage.plan().schema, zone));
         let spec = TableSpec::new(
             customer,
             &format!("{name}_late"),
             &history::delta_table::late_schema(&schema),
-            Some(&stage.plan.stream.watermark.column),
+            Some(&stage.plan().stream.watermark.column),
             None,
             zone,
         );

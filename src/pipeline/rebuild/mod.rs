@@ -41,7 +41,6 @@ use crate::planner::Input;
 use crate::source::{Cluster, blocking};
 use crate::time::{DAY, Micros};
 use crate::types::{TopicPartition, event_schema};
-use crate::watermark::ClockDecision;
 use crate::{Error, Result};
 
 /// What a rebuild found and did.
@@ -87,7 +86,7 @@ pub async fn rebuild(
     pipeline.published = Some(published);
     pipeline.live().await?;
     let windows = pipeline.published.as_ref().map(|published| {
-        let topics = pipeline.begun.engine.queries.iter().map(|query| &query.sink.topic);
+        let topics = pipeline.begun.engine.queries().iter().map(|query| &query.sink().topic);
         topics.map(|topic| (topic.clone(), published.windows(topic))).collect::<Windows>()
     });
     let windows = windows.unwrap_or_default();
@@ -112,13 +111,15 @@ type Windows = HashMap<Arc<str>, HashSet<(Micros, Micros)>>;
 /// alone, and a window that was published must not be published again by the run that follows.
 fn close_published(engine: &mut Engine, windows: &Windows, at: Micros) {
     let mut reached: BTreeMap<String, Micros> = BTreeMap::new();
-    for query in &engine.queries {
-        let ends = windows.get(&query.sink.topic).into_iter().flatten().map(|(_, end)| *end);
+    for query in engine.queries() {
+        let ends = windows.get(&query.sink().topic).into_iter().flatten().map(|(_, end)| *end);
         let Some(end) = ends.max() else { continue };
-        let mut input = &query.plan.input;
+        let mut input = &query.plan().input;
         while let Input::Query(name) = input {
-            let Some(read) = engine.queries.iter().find(|q| q.plan.name == *name) else { break };
-            input = &read.plan.input;
+            let Some(read) = engine.queries().iter().find(|q| q.plan().name == *name) else {
+                break;
+            };
+            input = &read.plan().input;
         }
         if let Input::Stream(stream) = input {
             let reached = reached.entry(stream.clone()).or_insert(end);
@@ -126,22 +127,19 @@ fn close_published(engine: &mut Engine, windows: &Windows, at: Micros) {
         }
     }
     for (stream, watermark) in reached {
-        let Some(stage) = engine.streams.get_mut(&stream) else { continue };
-        for partition in stage.positions.keys().cloned() {
-            stage.watermarks.apply(&ClockDecision { partition, watermark, at });
-        }
+        engine.lift_watermark(&stream, watermark, at);
     }
 }
 
 /// Says which windows were published and are open all the same: those of queries over queries,
 /// whose watermarks come later.
 fn tell_open(engine: &Engine, windows: &Windows) {
-    for query in &engine.queries {
-        let Some(published) = windows.get(&query.sink.topic) else { continue };
-        let open = query.operator.open_windows();
+    for query in engine.queries() {
+        let Some(published) = windows.get(&query.sink().topic) else { continue };
+        let open = query.operator().open_windows();
         let again = open.iter().filter(|w| published.contains(&(w.start, w.end))).count();
         if again > 0 {
-            let query = &query.plan.name;
+            let query = &query.plan().name;
             tracing::warn!(
                 query,
                 windows = again,
@@ -161,7 +159,7 @@ pub async fn join_beginnings(
 ) -> Result<()> {
     let engine = &begun.engine;
     let streams: Vec<_> =
-        engine.streams.values().map(|s| (s.plan.stream.clone(), BTreeSet::new())).collect();
+        engine.streams().values().map(|s| (s.plan().stream.clone(), BTreeSet::new())).collect();
     let asked = cluster.clone();
     let (joining, lows) = blocking(move || {
         let joining = find_new_partitions(&asked, &streams, true)?;
@@ -172,15 +170,15 @@ pub async fn join_beginnings(
     .await?;
     let mut found = FromHistory::default();
     let mut kept: BTreeMap<String, BTreeMap<TopicPartition, (i64, i64)>> = BTreeMap::new();
-    for (name, stage) in engine.streams.iter().filter(|(_, stage)| stage.history) {
-        let column = &stage.plan.stream.watermark.column;
+    for (name, stage) in engine.streams().iter().filter(|(_, stage)| stage.has_history()) {
+        let column = &stage.plan().stream.watermark.column;
         let (ranges, days) = survey(&engine.customer.name, name, column, options).await?;
         kept.insert(name.clone(), ranges);
         found.days.insert(name.clone(), days);
     }
     let mut joined = Vec::new();
     for (join, low) in joining.into_iter().zip(lows) {
-        let stream = &engine.streams[&join.stream].plan.stream;
+        let stream = &engine.streams()[&join.stream].plan().stream;
         let in_history = kept.get(&join.stream).and_then(|kept| kept.get(&join.partition)).copied();
         let first = in_history.map(|(first, _)| first);
         let recorded = recovered.positions.get(&join.partition).map(|at| at.joined);
@@ -279,7 +277,7 @@ async fn feed_day(
     day: Micros,
     options: &PipelineConfig,
 ) -> Result<u64> {
-    let plan = begun.engine.streams[stream].plan.clone();
+    let plan = begun.engine.streams()[stream].plan().clone();
     let customer = begun.engine.customer.clone();
     let scan = EventScan {
         customer: &customer.name,
@@ -297,7 +295,7 @@ async fn feed_day(
         let batch = batch?;
         for (partition, rows) in by_partition(&batch, columns.len(), parts)? {
             fed += rows.num_rows() as u64;
-            begun.engine.absorb_kept(stream, &partition, &rows.project(&columns)?).await?;
+            begun.engine.absorb_history(stream, &partition, &rows.project(&columns)?).await?;
         }
     }
     Ok(fed)

@@ -47,12 +47,12 @@ impl OutputDedup {
     pub async fn read(kafka: &KafkaConfig, engine: &Engine) -> Result<Self> {
         let customer = &engine.customer.name;
         let mut topics: HashMap<Arc<str>, Said> = HashMap::new();
-        for query in &engine.queries {
-            let column = |name: &str| query.plan.output.index_of(name).is_ok();
-            let windowed = query.plan.kind == PlanKind::Windowed
+        for query in engine.queries() {
+            let column = |name: &str| query.plan().output.index_of(name).is_ok();
+            let windowed = query.plan().kind == PlanKind::Windowed
                 && column("window_start")
                 && column("window_end");
-            let said = match query.sink.publication {
+            let said = match query.sink().publication {
                 Publication::Append if windowed => Said::Windows(HashSet::new()),
                 Publication::Append => Said::Rows(HashMap::new()),
                 publication => Said::Newest {
@@ -61,10 +61,10 @@ impl OutputDedup {
                     retract: publication == Publication::Upsert,
                 },
             };
-            topics.insert(query.sink.topic.clone(), said);
+            topics.insert(query.sink().topic.clone(), said);
         }
         topics.insert(sink::dead_letter_topic(customer), Said::Messages(HashSet::new()));
-        for stream in engine.streams.keys() {
+        for stream in engine.streams().keys() {
             topics.insert(sink::late_topic(customer, stream), Said::Messages(HashSet::new()));
         }
         for (topic, said) in &mut topics {

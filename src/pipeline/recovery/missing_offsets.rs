@@ -8,13 +8,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::record_batch::RecordBatch;
-
 use crate::commit::{PartitionJoin, RecoveredLog, SkippedOffsets, SnapshotRef};
 use crate::pipeline::engine::Engine;
 use crate::source::{Cluster, blocking};
 use crate::state::Snapshot;
-use crate::types::{HistoryRows, SourcePosition, TopicPartition, event_schema};
+use crate::types::{SourcePosition, TopicPartition};
 use crate::{Error, Kind, Result};
 
 /// The first offset that is needed of every partition: where the snapshot or the log left it, and
@@ -28,7 +26,7 @@ pub fn wanted(
     let mut wanted = BTreeMap::new();
     if runs_again {
         if let Some((_, saved)) = loaded {
-            wanted = saved_offsets(saved)?;
+            wanted = saved_offsets(saved);
         }
         let epochs = recovered.after(loaded.map(|(reference, _)| reference))?;
         for join in epochs.iter().flat_map(|epoch| &epoch.joined) {
@@ -39,23 +37,17 @@ pub fn wanted(
         wanted.extend(positions.map(|(partition, at)| (partition.clone(), at.offset)));
     }
     let is_read = |partition: &TopicPartition| {
-        engine.streams.values().any(|s| s.plan.stream.topics.matches(&partition.topic))
+        engine.streams().values().any(|s| s.plan().stream.topics.matches(&partition.topic))
     };
     wanted.retain(|partition, _| is_read(partition));
     Ok(wanted)
 }
 
 /// Where a snapshot left every partition.
-pub fn saved_offsets(saved: &Snapshot) -> Result<BTreeMap<TopicPartition, i64>> {
-    let mut offsets = BTreeMap::new();
-    for stream in saved.manifest["streams"].as_object().into_iter().flat_map(|s| s.values()) {
-        let positions: BTreeMap<TopicPartition, SourcePosition> =
-            serde_json::from_value(stream["positions"].clone()).map_err(|e| {
-                Error::new(Kind::Recovery, "the snapshot lacks a stream's positions").because(e)
-            })?;
-        offsets.extend(positions.into_iter().map(|(partition, at)| (partition, at.offset)));
-    }
-    Ok(offsets)
+pub fn saved_offsets(saved: &Snapshot) -> BTreeMap<TopicPartition, i64> {
+    let streams = saved.manifest.streams.values();
+    let positions = streams.flat_map(|stream| &stream.positions);
+    positions.map(|(partition, at)| (partition.clone(), at.offset)).collect()
 }
 
 /// The gaps: what is wanted and lies below what the brokers have.
@@ -103,31 +95,6 @@ pub fn hint(customer: &str) -> String {
          have; `run --on-gap skip` goes on at the first offset that there is, and records what was \
          passed over. Lengthen the topic's retention.ms"
     )
-}
-
-/// Moves positions over the gaps. Gives what moves history over them: parts without rows.
-pub fn pass_over(engine: &mut Engine, gaps: &[SkippedOffsets]) -> Vec<HistoryRows> {
-    let mut moved = Vec::new();
-    for (name, stage) in &mut engine.streams {
-        for gap in gaps {
-            let Some(at) = stage.positions.get_mut(&gap.partition) else { continue };
-            let SkippedOffsets { partition, from, to } = gap;
-            tracing::warn!(%partition, from, to, "offsets that Kafka no longer has are passed over");
-            at.skipped += u64::try_from(gap.to - at.offset).unwrap_or(0);
-            at.offset = at.offset.max(gap.to);
-            if stage.history {
-                moved.push(HistoryRows {
-                    stream: name.clone(),
-                    topic: gap.partition.topic.clone(),
-                    partition: gap.partition.partition,
-                    rows: RecordBatch::new_empty(event_schema(&stage.plan.schema)),
-                    next_offset: gap.to,
-                    bytes: 0,
-                });
-            }
-        }
-    }
-    moved
 }
 
 /// A partition that joined below a gap is read from behind it.

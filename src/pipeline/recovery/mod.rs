@@ -26,6 +26,7 @@ use crate::failpoint::reach;
 use crate::pipeline::config::OnMissingOffsets;
 use crate::pipeline::engine::Engine;
 use crate::pipeline::engine::reference_tables::{self, ReferenceTables};
+use crate::pipeline::engine::stream_state::StreamState;
 use crate::pipeline::history::event_history::{self, EventHistory};
 use crate::pipeline::history::output_archiver::OutputArchiver;
 use crate::pipeline::partition_discovery::find_new_partitions;
@@ -182,7 +183,7 @@ impl RecoveryContext<'_> {
             new_queries::refuse_late(&recovered, self.engine, self.options)?;
         }
         let fresh = match self.reset {
-            true => self.engine.queries.iter().map(|q| q.plan.name.clone()).collect(),
+            true => self.engine.queries().iter().map(|q| q.plan().name.clone()).collect(),
             false => new_queries::queries(&recovered, self.engine, self.options),
         };
         let gaps = Vec::new();
@@ -231,7 +232,7 @@ impl RecoveryPlan {
         if drained || !self.other.is_empty() || self.recovered.after(Some(reference)).is_err() {
             return Ok(false);
         }
-        let Ok(wanted) = missing_offsets::saved_offsets(saved) else { return Ok(false) };
+        let wanted = missing_offsets::saved_offsets(saved);
         Ok(missing_offsets::find(cluster, wanted).await?.is_empty())
     }
 }
@@ -287,9 +288,9 @@ pub async fn begin(
     let snapshot = loaded.as_ref().map(|(reference, _)| reference.clone());
     match loaded {
         Some((_, saved)) if runs_again => {
-            for (name, hash) in saved.manifest["tables"].as_object().into_iter().flatten() {
+            for (name, hash) in &saved.manifest.tables {
                 if !reset && customer.tables.iter().any(|t| t.name == *name) {
-                    let rows = tables.version(name, hash.as_str().unwrap_or_default()).await?;
+                    let rows = tables.version(name, hash).await?;
                     engine.set_table(name, rows);
                 }
             }
@@ -307,7 +308,7 @@ pub async fn begin(
         _ if reset => {
             let kept = recovered.positions.iter();
             for (partition, at) in kept.filter(|(p, _)| !other.contains_key(p.topic.as_ref())) {
-                engine.resume_at(partition, *at)?;
+                engine.resume_at(partition, *at);
             }
         }
         _ => {}
@@ -366,13 +367,13 @@ pub async fn begin(
     if runs_again {
         let epochs = recovered.after(snapshot.as_ref())?;
         // Of a customer whose state is dropped, they tell time and history only.
-        begun.engine.sleep(reset);
+        begun.engine.suspend_queries(reset);
         if !epochs.is_empty() {
             let behind = ReplayLag::watch(&cluster, &begun.engine, options);
             begun.run_again(epochs, !reset, behind).await?;
         }
-        begun.engine.sleep(false);
-        begun.engine.begin_empty(&fresh)?;
+        begun.engine.suspend_queries(false);
+        begun.engine.reset_queries(&fresh)?;
     }
     if begun.restate {
         begun.snapshots.discard_named();
@@ -396,9 +397,8 @@ async fn connect(options: &PipelineConfig) -> Result<(Arc<Cluster>, String)> {
 impl RunningPipeline {
     /// Assigns every partition that the snapshot knows.
     fn assign_positions(&mut self) -> Result<()> {
-        let stages = self.engine.streams.values();
-        let known = stages.flat_map(|s| s.positions.iter().map(|(p, at)| (p.clone(), at.offset)));
-        let known: Vec<_> = known.collect();
+        let positions = self.engine.positions().into_iter();
+        let known: Vec<_> = positions.map(|(partition, at)| (partition, at.offset)).collect();
         if known.is_empty() { Ok(()) } else { self.reader.assign(&known) }
     }
 
@@ -446,7 +446,7 @@ impl RunningPipeline {
 
     /// Goes on after offsets that are gone, and history with it: nobody can give it these.
     async fn pass_over_gaps(&mut self) -> Result<()> {
-        let moved = missing_offsets::pass_over(&mut self.engine, &self.skipped);
+        let moved = self.engine.skip_missing(&self.skipped);
         self.history.append(self.handed_over, moved).await
     }
 
@@ -456,7 +456,7 @@ impl RunningPipeline {
         for join in joined {
             let join = &missing_offsets::begin_after(join, &self.skipped);
             self.engine.join(&join.stream, &join.partition, join.offset)?;
-            if let Some((topic, id)) = join.topic_and_id() {
+            if let Some((topic, id)) = join.named_topic() {
                 self.history.set_topic_id(&topic, &id)?;
                 self.topics.insert(topic, id);
             }
@@ -468,14 +468,9 @@ impl RunningPipeline {
     /// Absorbs exactly the offsets of a recorded epoch.
     async fn read_range(&mut self, record: &Progress) -> Result<()> {
         let end_of = |p: &TopicPartition| record.positions.get(p).map(|at| at.offset);
-        let mut waiting: BTreeSet<TopicPartition> = BTreeSet::new();
-        for stage in self.engine.streams.values() {
-            for (partition, at) in &stage.positions {
-                if end_of(partition).is_some_and(|end| at.offset < end) {
-                    waiting.insert(partition.clone());
-                }
-            }
-        }
+        let positions = self.engine.streams().values().flat_map(StreamState::positions);
+        let behind = positions.filter(|(p, at)| end_of(p).is_some_and(|end| at.offset < end));
+        let mut waiting: BTreeSet<TopicPartition> = behind.map(|(p, _)| p.clone()).collect();
         let mut later = VecDeque::new();
         let mut ready = std::mem::take(&mut self.ahead);
         while !waiting.is_empty() {
@@ -488,7 +483,7 @@ impl RunningPipeline {
                         if end_of(&partition).is_some_and(|end| position >= end)
                             && waiting.remove(&partition)
                         {
-                            self.skip_to(&partition, end_of(&partition).unwrap_or(position))?;
+                            self.engine.skip_to(&partition, end_of(&partition).unwrap_or(position));
                         }
                         continue;
                     }
@@ -498,7 +493,9 @@ impl RunningPipeline {
                 TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
             let end = end_of(&partition).unwrap_or(i64::MIN);
             if !waiting.contains(&partition) || chunk.first_offset >= end {
-                waiting.remove(&partition).then(|| self.skip_to(&partition, end)).transpose()?;
+                if waiting.remove(&partition) {
+                    self.engine.skip_to(&partition, end);
+                }
                 later.push_back(chunk);
                 continue;
             }
@@ -513,17 +510,6 @@ impl RunningPipeline {
         }
         later.extend(ready);
         self.ahead = later;
-        Ok(())
-    }
-
-    /// Moves a position over offsets that hold no records.
-    fn skip_to(&mut self, partition: &TopicPartition, offset: i64) -> Result<()> {
-        let stages = self.engine.streams.values_mut();
-        for stage in stages {
-            if let Some(at) = stage.positions.get_mut(partition) {
-                at.offset = at.offset.max(offset);
-            }
-        }
         Ok(())
     }
 
@@ -611,9 +597,9 @@ async fn open_history(
         return Ok(HashMap::new());
     }
     let root = history_root(&options.data_dir);
-    let streams = engine.streams.iter().filter(|(_, s)| s.history).map(|(name, stage)| {
-        let column = stage.plan.stream.watermark.column.clone();
-        (name.clone(), stage.plan.schema.clone(), column)
+    let streams = engine.streams().iter().filter(|(_, s)| s.has_history()).map(|(name, stage)| {
+        let column = stage.plan().stream.watermark.column.clone();
+        (name.clone(), stage.plan().schema.clone(), column)
     });
     event_history::open_event_tables(
         &root,
@@ -628,8 +614,8 @@ async fn open_history(
 /// Events that the snapshot is past must be in history already.
 fn check_history(engine: &Engine, writers: &HashMap<String, crate::history::Writer>) -> Result<()> {
     for (name, writer) in writers {
-        let Some(stage) = engine.streams.get(name) else { continue };
-        for (partition, at) in &stage.positions {
+        let Some(stage) = engine.streams().get(name) else { continue };
+        for (partition, at) in stage.positions() {
             let next = writer.position(&partition.topic, partition.partition).unwrap_or(0);
             if next < at.offset && at.decoded > 0 {
                 return Err(behind(name, &partition.to_string(), next, at.offset));
@@ -655,7 +641,7 @@ async fn check_first(
     found.extend(written.map(|(stream, _)| format!("the history of '{stream}'")));
     let group = format!("millstream.{customer}");
     let streams: Vec<_> =
-        engine.streams.values().map(|s| (s.plan.stream.clone(), BTreeSet::new())).collect();
+        engine.streams().values().map(|s| (s.plan().stream.clone(), BTreeSet::new())).collect();
     let (cluster, asked) = (cluster.clone(), group.clone());
     let offsets = blocking(move || {
         let joining = find_new_partitions(&cluster, &streams, true)?;

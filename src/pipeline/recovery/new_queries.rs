@@ -57,21 +57,17 @@ pub async fn retracted(
     options: &PipelineConfig,
 ) -> Result<Vec<OutRecord>> {
     let mut records = Vec::new();
-    for query in engine.queries.iter().filter(|query| fresh.contains(&query.plan.name)) {
-        records.extend(topic_reader::read_tombstones(&options.kafka, &query.sink).await?);
+    for query in engine.queries().iter().filter(|query| fresh.contains(&query.plan().name)) {
+        records.extend(topic_reader::read_tombstones(&options.kafka, query.sink()).await?);
     }
     Ok(records)
 }
 
 /// Says how much kept state is dropped, as of the snapshot.
 pub fn tell_dropped(customer: &str, epoch: u64, saved: &Snapshot, fresh: &BTreeSet<String>) {
-    let queries = saved.manifest["queries"].as_object();
-    for (query, state) in queries.into_iter().flatten().filter(|(query, _)| fresh.contains(*query))
-    {
-        let open = |windows: &Vec<serde_json::Value>| {
-            windows.iter().filter(|window| window[1]["closed"] == false).count()
-        };
-        let windows = state["operator"]["windows"].as_array().map_or(0, open);
+    let queries = saved.manifest.queries.iter();
+    for (query, state) in queries.filter(|(query, _)| fresh.contains(*query)) {
+        let windows = state.operator.open_windows();
         let own = |name: &str| name.split_once('/').is_some_and(|(of, _)| of == query);
         let batches = saved.batches.iter().filter(|(name, _)| own(name));
         let rows: usize = batches.map(|(_, rows)| rows.num_rows()).sum();

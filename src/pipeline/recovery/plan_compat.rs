@@ -5,11 +5,10 @@
 //! an unclean stop nothing may differ: recorded epochs run again, and what they said was said by
 //! the old plan.
 
-use serde_json::Value;
-
 use crate::commit::RecoveredLog;
 use crate::pipeline::PipelineConfig;
 use crate::pipeline::engine::Engine;
+use crate::state::SnapshotManifest;
 use crate::{Error, Kind, Result};
 
 /// What differs between two fingerprints of one query or stream.
@@ -48,7 +47,7 @@ fn parts(fingerprint: &str) -> (&str, Option<&str>) {
 /// The first query or stream that has changed, with the first line of its plan that differs.
 pub fn check(
     recovered: &RecoveredLog,
-    saved: Option<&Value>,
+    saved: Option<&SnapshotManifest>,
     engine: &Engine,
     options: &PipelineConfig,
 ) -> Result<bool> {
@@ -89,10 +88,10 @@ pub fn check(
 }
 
 /// The text of a plan in the manifest of a snapshot.
-fn before<'a>(saved: &'a Value, name: &str) -> Option<&'a str> {
+fn before<'a>(saved: &'a SnapshotManifest, name: &str) -> Option<&'a str> {
     match name.strip_prefix("stream:") {
-        Some(stream) => saved["streams"][stream]["plan"].as_str(),
-        None => saved["queries"][name]["plan"].as_str(),
+        Some(stream) => saved.streams.get(stream)?.plan.as_deref(),
+        None => saved.queries.get(name)?.plan.as_deref(),
     }
 }
 

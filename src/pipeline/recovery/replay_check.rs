@@ -18,17 +18,17 @@ impl Engine {
     /// An epoch is open.
     pub fn digests(&self) -> Result<BTreeMap<String, Digests>> {
         let mut digests = BTreeMap::new();
-        for query in &self.queries {
-            let mut parts = query.operator.digests()?;
+        for query in self.queries() {
+            let mut parts = query.operator().digests()?;
             parts.insert("forwarded".to_owned(), query.forwarded().to_string());
-            digests.insert(query.plan.name.clone(), parts);
+            digests.insert(query.plan().name.clone(), parts);
         }
-        for (name, stage) in &self.streams {
+        for (name, stage) in self.streams() {
             let mut parts = Digests::new();
-            for (partition, at) in &stage.positions {
+            for (partition, at) in stage.positions() {
                 parts.insert(partition.to_string(), json!(at).to_string());
             }
-            parts.insert("watermarks".to_owned(), json!(stage.watermarks.state()).to_string());
+            parts.insert("watermarks".to_owned(), json!(stage.watermark_state()).to_string());
             digests.insert(format!("stream:{name}"), parts);
         }
         Ok(digests)

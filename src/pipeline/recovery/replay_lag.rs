@@ -28,8 +28,8 @@ impl ReplayLag {
     /// Asks for ends beside what runs, until it is dropped.
     pub fn watch(cluster: &Arc<Cluster>, engine: &Engine, options: &PipelineConfig) -> Self {
         let (sender, ends) = watch::channel(EndOffsets::new());
-        let stages = engine.streams.values();
-        let partitions = stages.flat_map(|stage| stage.positions.keys().cloned()).collect();
+        let streams = engine.streams().values();
+        let partitions = streams.flat_map(|stream| stream.partitions().cloned()).collect();
         tokio::spawn(ask(cluster.clone(), Arc::new(partitions), sender));
         let customer = engine.customer.name.clone();
         Self { metrics: options.metrics.clone(), customer, ends, told: None }
@@ -42,7 +42,7 @@ impl ReplayLag {
             return;
         }
         self.told = Some(Instant::now());
-        for (name, stage) in &engine.streams {
+        for (name, stage) in engine.streams() {
             let stream = reporter::stream(name, stage, &ends, &BTreeSet::new());
             for partition in &stream.partitions {
                 self.metrics.partition(&self.customer, name, partition);
@@ -110,8 +110,7 @@ mod tests {
         sender.send_replace(EndOffsets::from([(partition.clone(), 110)]));
         behind.tell(&engine);
         assert_eq!(lag(), Some(100));
-        let positions = &mut engine.streams.get_mut("events").unwrap().positions;
-        positions.get_mut(&partition).unwrap().offset = 60;
+        engine.skip_to(&partition, 60);
         behind.tell(&engine);
         assert_eq!(lag(), Some(100), "it was told just now");
         tokio::time::sleep(INTERVAL).await;

@@ -48,7 +48,7 @@ async fn push(operator: &mut Operator, rows: &[Row], before: Micros) -> Pushed {
     let times: Vec<_> = rows.iter().map(|r| r.0).collect();
     let before = vec![before; rows.len()];
     let batch = batch(rows);
-    let rows = Rows { batch: &batch, event_time: &times, before: &before, partition: 0 };
+    let rows = InputRows { batch: &batch, event_time: &times, before: &before, partition: 0 };
     operator.push(&rows, &Relations::default()).await.unwrap()
 }
 
@@ -272,7 +272,8 @@ async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (T
                     }
                 }
                 let batch = batch(piece);
-                let rows = Rows { batch: &batch, event_time: &times, before: &before, partition };
+                let rows =
+                    InputRows { batch: &batch, event_time: &times, before: &before, partition };
                 query.push(&rows, &Relations::default()).await.unwrap();
                 twin.push(&rows, &Relations::default()).await.unwrap();
             }
