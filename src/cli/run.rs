@@ -104,7 +104,6 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         reset: Reset(args.reset.clone()),
         parallelism: args.parallelism.map_or_else(cores, NonZeroUsize::get),
         on_missing_offsets: args.on_gap,
-        rebuild: false,
         check_replays: args.check_replays,
         clock: Clock::system(),
         metrics: Arc::new(Metrics::new()?),

@@ -60,8 +60,6 @@ pub struct PipelineConfig {
     pub parallelism: usize,
     /// What happens when offsets that are still needed are missing from Kafka.
     pub on_missing_offsets: OnMissingOffsets,
-    /// Whether this is a rebuild.
-    pub rebuild: bool,
     /// Whether each epoch records digests of its state and recovery compares them with its own.
     pub check_replays: bool,
     /// The wall clock.
@@ -92,7 +90,6 @@ impl PipelineConfig {
             reset: Reset::default(),
             parallelism: cores(),
             on_missing_offsets: OnMissingOffsets::Stop,
-            rebuild: false,
             check_replays: false,
             clock: Clock::system(),
             metrics,

@@ -1,4 +1,4 @@
-//! What a pipeline says of itself: the status board and the metrics, from the engine's state.
+//! Reports a pipeline's state: publishes the status and updates the metrics.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use chrono_tz::Tz;
 use tokio::sync::watch;
 
-use crate::pipeline::PipelineConfig;
+use crate::pipeline::config::PipelineConfig;
 use crate::pipeline::engine::stream_state::StreamState;
 use crate::pipeline::engine::{Engine, EngineOutput};
+use crate::pipeline::partition_discovery::PendingRequest;
 use crate::planner::Input;
 use crate::sink::headers;
 use crate::telemetry::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
@@ -19,32 +20,33 @@ use crate::time::{MAX_TIME, SECOND};
 use crate::types::{OutRecord, TopicPartition};
 use crate::watermark::BlockingPartition;
 
-/// The status is worked out at most this often.
+/// The least time between two reports.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// Open windows named in the status, the oldest first.
+/// The number of open windows in the status, the oldest first.
 const OPEN_WINDOWS: usize = 8;
-/// Dead letters in the status, the newest.
+/// The number of dead letters in the status, the newest ones.
 const NEWEST_DEAD: usize = 5;
 
-/// Snapshots further apart than this are wanted so: nobody is to be warned of their age.
-const RARE_SNAPSHOTS: Duration = Duration::from_secs(600);
+/// With a longer snapshot interval the age of the newest snapshot is not reported, because it is
+/// no sign of a failure.
+const MAX_REPORTED_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Where to see how long history has been waiting.
-pub struct Waits {
-    /// With events.
+/// Since when rows wait to be committed to history (wall clock); `None`: none do.
+pub struct HistoryLag {
+    /// Source events.
     pub events: watch::Receiver<Option<Micros>>,
-    /// With results, late rows and dead letters.
-    pub results: Option<watch::Receiver<Option<Micros>>>,
+    /// Results, late rows and dead letters; `None` without an archiver.
+    pub outputs: Option<watch::Receiver<Option<Micros>>>,
 }
 
-/// Reports one pipeline.
+/// Reports the state of one pipeline.
 pub struct Reporter {
     metrics: Arc<Metrics>,
     board: StatusBoard,
     clock: Clock,
     customer: String,
-    reported: Option<Instant>,
-    waits: Waits,
+    last_report: Option<Instant>,
+    history_lag: HistoryLag,
     snapshot_at: Option<Micros>,
     dead: u64,
     newest_dead: VecDeque<String>,
@@ -55,17 +57,17 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// The reporter of `engine`'s customer.
-    pub fn new(engine: &Engine, options: &PipelineConfig, waits: Waits) -> Self {
-        let watched = options.snapshot_interval <= RARE_SNAPSHOTS;
+    /// Creates the reporter of the engine's customer.
+    pub fn new(engine: &Engine, options: &PipelineConfig, history_lag: HistoryLag) -> Self {
+        let reports_age = options.snapshot_interval <= MAX_REPORTED_INTERVAL;
         Self {
-            waits,
-            snapshot_at: watched.then(|| options.clock.now()),
+            history_lag,
+            snapshot_at: reports_age.then(|| options.clock.now()),
             metrics: options.metrics.clone(),
             board: options.board.clone(),
             clock: options.clock.clone(),
             customer: engine.customer.name.clone(),
-            reported: None,
+            last_report: None,
             dead: 0,
             newest_dead: VecDeque::new(),
             rows: 0,
@@ -75,8 +77,8 @@ impl Reporter {
         }
     }
 
-    /// Counts what an epoch gave.
-    pub fn output(&mut self, output: &EngineOutput) {
+    /// Counts the output of an epoch.
+    pub fn count_output(&mut self, output: &EngineOutput) {
         self.rows += output.rows;
         self.bytes += output.bytes;
         self.metrics.events(&self.customer, output.rows, output.bytes);
@@ -88,7 +90,8 @@ impl Reporter {
             self.metrics.dead_letters(&self.customer, reason, *count);
         }
         if !output.dead.is_empty() {
-            let newest = output.records.iter().rev().filter_map(dead_letter).take(NEWEST_DEAD);
+            let newest =
+                output.records.iter().rev().filter_map(describe_dead_letter).take(NEWEST_DEAD);
             let newest: Vec<_> = newest.collect();
             self.newest_dead.extend(newest.into_iter().rev());
             let surplus = self.newest_dead.len().saturating_sub(NEWEST_DEAD);
@@ -96,51 +99,52 @@ impl Reporter {
         }
     }
 
-    /// Counts results that became dead letters because their topic does not take them.
-    pub fn too_large(&mut self, count: u64) {
+    /// Counts results that became dead letters because they are larger than their topic allows.
+    pub fn count_oversized(&mut self, count: u64) {
         if count > 0 {
             self.dead += count;
             self.metrics.dead_letters(&self.customer, "too_large", count);
         }
     }
 
-    /// Counts a commit: how long the transaction took, and the whole of it.
-    pub fn committed(
+    /// Counts a commit: the time of the transaction, and the time since the beginning of the epoch.
+    pub fn count_commit(
         &mut self,
         epoch: u64,
         took: Duration,
-        whole: Duration,
+        total: Duration,
         newest_ms: i64,
         now: Micros,
     ) {
-        self.metrics.committed(&self.customer, epoch, took, whole);
+        self.metrics.committed(&self.customer, epoch, took, total);
         if newest_ms > 0 {
             self.metrics.latency(&self.customer, seconds((now - newest_ms * 1_000).max(0)));
         }
     }
 
-    /// A progress record named a snapshot.
-    pub fn snapshot_named(&mut self, now: Micros) {
+    /// Records that a progress record named a snapshot at `now`.
+    pub fn record_snapshot(&mut self, now: Micros) {
         self.snapshot_at = self.snapshot_at.map(|_| now);
     }
 
-    /// Whether it is some time since the status was published.
+    /// Whether the next report is due.
     pub fn is_due(&self) -> bool {
-        self.reported.is_none_or(|at| at.elapsed() >= INTERVAL)
+        self.last_report.is_none_or(|at| at.elapsed() >= INTERVAL)
     }
 
-    /// Publishes the status. `asked`: since when Kafka owes an answer, and what it said instead.
+    /// Publishes the status and updates the metrics. `pending`: the request that Kafka has not
+    /// answered yet.
     pub fn report(
         &mut self,
         engine: &Engine,
         ends: &HashMap<TopicPartition, i64>,
         epoch: u64,
         paused: &BTreeSet<TopicPartition>,
-        (asked, kafka_says): (Option<Instant>, Option<String>),
+        pending: PendingRequest,
     ) {
-        self.reported = Some(Instant::now());
+        self.last_report = Some(Instant::now());
         let streams =
-            engine.streams().iter().map(|(name, stage)| stream(name, stage, ends, paused));
+            engine.streams().iter().map(|(name, stage)| stream_status(name, stage, ends, paused));
         let streams: Vec<_> = streams.collect();
         let queries = engine.queries().iter().map(|query| QueryStatus {
             name: query.plan().name.clone(),
@@ -157,15 +161,15 @@ impl Reporter {
             newest: query.newest().to_vec(),
         });
         let waits = [
-            *self.waits.events.borrow(),
-            self.waits.results.as_ref().and_then(|results| *results.borrow()),
+            *self.history_lag.events.borrow(),
+            self.history_lag.outputs.as_ref().and_then(|outputs| *outputs.borrow()),
         ];
         let status = Status {
             history_waits_since: waits.into_iter().flatten().min(),
             snapshot_at: self.snapshot_at,
-            kafka_says,
-            kafka_waits_since: asked.map(|asked| {
-                let waited = Micros::try_from(asked.elapsed().as_micros()).unwrap_or(Micros::MAX);
+            kafka_says: pending.error,
+            kafka_waits_since: pending.since.map(|since| {
+                let waited = Micros::try_from(since.elapsed().as_micros()).unwrap_or(Micros::MAX);
                 self.clock.now().saturating_sub(waited)
             }),
             customer: self.customer.clone(),
@@ -178,11 +182,11 @@ impl Reporter {
             newest_dead: self.newest_dead.iter().cloned().collect(),
             ..Status::default()
         };
-        self.measure(&status);
+        self.update_metrics(&status);
         self.board.publish(status);
     }
 
-    fn measure(&mut self, status: &Status) {
+    fn update_metrics(&mut self, status: &Status) {
         let customer = &self.customer;
         self.metrics.storage(customer, status);
         for stream in &status.streams {
@@ -200,8 +204,8 @@ impl Reporter {
     }
 }
 
-/// What a stream's status says; `paused`: partitions that wait for the others.
-pub fn stream(
+/// The status of a stream. `paused`: partitions that wait for slower ones.
+pub fn stream_status(
     name: &str,
     stage: &StreamState,
     ends: &HashMap<TopicPartition, i64>,
@@ -228,13 +232,13 @@ pub fn stream(
         events: stage.rows_read(),
         bytes: stage.bytes_read(),
         unknown_fields: stage.unknown_fields(),
-        watermark: spoken(stage.watermark()),
+        watermark: to_status(stage.watermark()),
         lag: partitions.iter().map(|p| p.end - p.position).sum(),
         partitions,
     }
 }
 
-/// Says of the oldest open windows what they wait for.
+/// The oldest open windows, each with the reason why it is open.
 fn open_windows(engine: &Engine, input: &Input, windows: &[Window]) -> Vec<OpenWindow> {
     let Input::Stream(stream) = input else { return Vec::new() };
     let Some(stage) = engine.streams().get(stream) else { return Vec::new() };
@@ -247,16 +251,18 @@ fn open_windows(engine: &Engine, input: &Input, windows: &[Window]) -> Vec<OpenW
             OpenWindow {
                 window: *window,
                 held_by: why.as_ref().map(|w| w.partition.to_string()),
-                held_at: why.as_ref().and_then(|w| spoken(w.watermark)),
-                because: why
-                    .map_or_else(|| "it is about to close".to_owned(), |w| because(&w, zone)),
+                held_at: why.as_ref().and_then(|w| to_status(w.watermark)),
+                because: why.map_or_else(
+                    || "it is about to close".to_owned(),
+                    |w| describe_blocking(&w, zone),
+                ),
             }
         })
         .collect()
 }
 
-/// A dead letter in words, `1084/0 at 17: reason`; `None` for any other record.
-fn dead_letter(record: &OutRecord) -> Option<String> {
+/// Describes a dead letter: `1084/0 at 17: reason`; `None` for any other record.
+fn describe_dead_letter(record: &OutRecord) -> Option<String> {
     let header = |wanted: &str| {
         let (_, value) = record.headers.iter().find(|(name, _)| name == wanted)?;
         value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned())
@@ -272,13 +278,13 @@ fn dead_letter(record: &OutRecord) -> Option<String> {
     })
 }
 
-/// What a window waits for, in words; times are on the customer's clocks.
-fn because(waiting: &BlockingPartition, zone: Tz) -> String {
+/// Describes why a window is open, with times in the customer's zone.
+fn describe_blocking(waiting: &BlockingPartition, zone: Tz) -> String {
     let instant = |at: Micros| match chrono::DateTime::from_timestamp_micros(at) {
         Some(at) => at.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S %Z").to_string(),
         None => "never".to_owned(),
     };
-    let stands = match spoken(waiting.watermark) {
+    let stands = match to_status(waiting.watermark) {
         Some(watermark) => format!("{} stands at {}", waiting.partition, instant(watermark)),
         None => format!("{} has not sent an event yet", waiting.partition),
     };
@@ -288,12 +294,12 @@ fn because(waiting: &BlockingPartition, zone: Tz) -> String {
     }
 }
 
-/// What `W` means to people: `None` before the first event and after a drain.
-fn spoken(watermark: Micros) -> Option<Micros> {
+/// A watermark as the status shows it: `None` before the first event and after a drain.
+fn to_status(watermark: Micros) -> Option<Micros> {
     (watermark != crate::time::MIN_TIME && watermark != MAX_TIME).then_some(watermark)
 }
 
-/// Seconds of a span of microseconds.
+/// Converts microseconds to seconds.
 fn seconds(span: Micros) -> f64 {
     span as f64 / SECOND as f64
 }
@@ -304,7 +310,7 @@ mod tests {
     use crate::time::SECOND;
 
     #[test]
-    fn a_window_waits_on_the_clocks_of_its_customer() {
+    fn times_of_an_open_window_are_in_the_customers_zone() {
         let waiting = BlockingPartition {
             partition: TopicPartition::new("1084", 0),
             watermark: 1_572_138_000 * SECOND,
@@ -312,13 +318,13 @@ mod tests {
             closes_at: Some(1_572_134_400 * SECOND),
         };
         assert_eq!(
-            because(&waiting, Tz::Europe__Helsinki),
+            describe_blocking(&waiting, Tz::Europe__Helsinki),
             "1084/0 stands at 2019-10-27 03:00:00 EET; without further events it closes at 2019-10-27 03:00:00 EEST"
         );
     }
 
     #[test]
-    fn a_dead_letter_says_where_it_was_and_why() {
+    fn a_dead_letter_is_described_with_position_and_reason() {
         let record = |headers: &[(&str, &str)]| OutRecord {
             topic: "dead".into(),
             partition: None,
@@ -332,10 +338,13 @@ mod tests {
         let source = [(headers::TOPIC, "1084"), (headers::PARTITION, "0"), (headers::OFFSET, "17")];
         let why = (headers::REASON, "empty");
         assert_eq!(
-            dead_letter(&record(&[&source[..], &[why]].concat())).unwrap(),
+            describe_dead_letter(&record(&[&source[..], &[why]].concat())).unwrap(),
             "1084/0 at 17: empty"
         );
-        assert_eq!(dead_letter(&record(&[(headers::QUERY, "q"), why])).unwrap(), "q: empty");
-        assert_eq!(dead_letter(&record(&source)), None);
+        assert_eq!(
+            describe_dead_letter(&record(&[(headers::QUERY, "q"), why])).unwrap(),
+            "q: empty"
+        );
+        assert_eq!(describe_dead_letter(&record(&source)), None);
     }
 }

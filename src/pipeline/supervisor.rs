@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::catalog::{Catalog, Customer};
 use crate::commit::{Process, Progress, read_stable_log};
 use crate::pipeline::config::{Mode, OnMissingOffsets, PipelineConfig, Reset};
-use crate::pipeline::driver::Pipeline;
+use crate::pipeline::driver::{EpochSink, PipelineDriver};
 use crate::pipeline::history::output_archiver;
 use crate::pipeline::recovery;
 use crate::pipeline::stop::stop_deadline;
@@ -88,33 +88,39 @@ impl Supervisor {
     async fn run_once(&mut self) -> Result<()> {
         let mut stop = self.stop.clone();
         let mut running = tokio::select! {
-            running = recovery::begin(&self.catalog, &self.customer, &self.config) => running?,
+            running = recovery::recover(&self.catalog, &self.customer, &self.config) => running?,
             // Recovery leaves nothing behind that would have to be committed.
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
         };
         let mut archiver = running.archiver.take();
         let pending_since = archiver.as_ref().map(|archiver| archiver.pending_since.clone());
-        self.last_start_epoch = Some(running.epoch);
+        self.last_start_epoch = Some(running.log.epoch);
         let process = self.process.clone();
-        let mut pipeline =
-            Pipeline::new(running, process, self.config.clone(), stop.clone(), pending_since);
+        let mut driver = PipelineDriver::new(
+            running,
+            process,
+            self.config.clone(),
+            stop.clone(),
+            EpochSink::Transaction,
+            pending_since,
+        );
         let outcome = tokio::select! {
-            outcome = pipeline.live() => outcome,
+            outcome = drive(&mut driver) => outcome,
             error = output_archiver::wait_for_failure(&mut archiver) => Err(error),
         };
-        if !pipeline.begun.restate {
+        if driver.running.required_snapshot.is_none() {
             // A restart must not drop the state again.
             self.config.reset = Reset::default();
         }
         if let Err(error) = outcome {
             if self.skips_missing_offsets(&error) {
                 // A clean end, so that the next start skips the missing offsets and no others.
-                pipeline.finish().await?;
+                driver.finish().await?;
             }
             return Err(error);
         }
-        pipeline.finish().await?;
-        drop(pipeline);
+        driver.finish().await?;
+        drop(driver);
         let Some(archiver) = archiver else { return Ok(()) };
         tokio::select! {
             done = archiver.finish() => done,
@@ -170,4 +176,10 @@ impl Supervisor {
             .hint("only one process may run a customer at a time; this one stops")
             .because(error)
     }
+}
+
+/// Records the snapshot that recovery requires, and drives the pipeline to its end.
+async fn drive(driver: &mut PipelineDriver) -> Result<()> {
+    driver.record_required_snapshot().await?;
+    driver.run().await
 }

@@ -29,7 +29,6 @@ fn options(sample: &SampleProject, clock: &Clock) -> PipelineConfig {
         reset: Reset::default(),
         parallelism: 2,
         on_missing_offsets: OnMissingOffsets::Stop,
-        rebuild: false,
         check_replays: true,
         clock: clock.clone(),
         metrics: Arc::new(Metrics::new().unwrap()),

@@ -1,104 +1,101 @@
-//! Offsets that a start needs and that Kafka no longer has.
+//! Offsets that a start needs and that are missing from Kafka.
 //!
-//! Retention, or somebody with DeleteRecords, removed what was not processed yet, or what must run
-//! again after an unclean stop. To stop is the default. Who wants to go on has it recorded: the
-//! gap stands in a progress record that names a snapshot taken after it, and in the account of its
-//! partition ever after, so that no later start meets it again.
+//! Retention or a call of DeleteRecords has removed records that are not processed yet, or that
+//! must be processed again after an unclean stop. By default the start fails. With `--on-gap skip`
+//! it continues after the missing offsets. They are recorded in a progress record, together with a
+//! snapshot taken after them, and counted in the position of their partition, so that no later
+//! start needs them again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::commit::{PartitionJoin, RecoveredLog, SkippedOffsets, SnapshotRef};
+use crate::commit::{RecoveredLog, SkippedOffsets, SnapshotRef};
 use crate::pipeline::engine::Engine;
 use crate::source::{Cluster, blocking};
 use crate::state::Snapshot;
 use crate::types::{SourcePosition, TopicPartition};
 use crate::{Error, Kind, Result};
 
-/// The first offset that is needed of every partition: where the snapshot or the log left it, and
-/// where one joined since.
-pub fn wanted(
+/// The first offset of each partition that the start needs: where the snapshot ends (with
+/// `replays`) or where the log ends, and where a partition joined since then.
+///
+/// # Errors
+/// The log lacks epochs after the snapshot.
+pub fn required(
     recovered: &RecoveredLog,
-    loaded: Option<&(SnapshotRef, Snapshot)>,
+    snapshot: Option<&(SnapshotRef, Snapshot)>,
     engine: &Engine,
-    runs_again: bool,
+    replays: bool,
 ) -> Result<BTreeMap<TopicPartition, i64>> {
-    let mut wanted = BTreeMap::new();
-    if runs_again {
-        if let Some((_, saved)) = loaded {
-            wanted = saved_offsets(saved);
+    let mut required = BTreeMap::new();
+    if replays {
+        if let Some((_, saved)) = snapshot {
+            required = snapshot_offsets(saved);
         }
-        let epochs = recovered.after(loaded.map(|(reference, _)| reference))?;
+        let epochs = recovered.after(snapshot.map(|(reference, _)| reference))?;
         for join in epochs.iter().flat_map(|epoch| &epoch.joined) {
-            wanted.entry(join.partition.clone()).or_insert(join.offset);
+            required.entry(join.partition.clone()).or_insert(join.offset);
         }
     } else {
         let positions = recovered.positions.iter();
-        wanted.extend(positions.map(|(partition, at)| (partition.clone(), at.offset)));
+        required.extend(positions.map(|(partition, at)| (partition.clone(), at.offset)));
     }
     let is_read = |partition: &TopicPartition| {
         engine.streams().values().any(|s| s.plan().stream.topics.matches(&partition.topic))
     };
-    wanted.retain(|partition, _| is_read(partition));
-    Ok(wanted)
+    required.retain(|partition, _| is_read(partition));
+    Ok(required)
 }
 
-/// Where a snapshot left every partition.
-pub fn saved_offsets(saved: &Snapshot) -> BTreeMap<TopicPartition, i64> {
+/// The next offset of each partition in a snapshot.
+pub fn snapshot_offsets(saved: &Snapshot) -> BTreeMap<TopicPartition, i64> {
     let streams = saved.manifest.streams.values();
     let positions = streams.flat_map(|stream| &stream.positions);
     positions.map(|(partition, at)| (partition.clone(), at.offset)).collect()
 }
 
-/// The gaps: what is wanted and lies below what the brokers have.
+/// Finds the required offsets that are before the first offset of the brokers.
+///
+/// # Errors
+/// No broker answers.
 pub async fn find(
     cluster: &Arc<Cluster>,
-    wanted: BTreeMap<TopicPartition, i64>,
+    required: BTreeMap<TopicPartition, i64>,
 ) -> Result<Vec<SkippedOffsets>> {
     let cluster = cluster.clone();
     blocking(move || {
-        let mut gaps = Vec::new();
-        for (partition, from) in wanted {
+        let mut missing = Vec::new();
+        for (partition, from) in required {
             let (to, _) = cluster.watermarks(&partition)?;
             if from < to {
-                gaps.push(SkippedOffsets { partition, from, to });
+                missing.push(SkippedOffsets { partition, from, to });
             }
         }
-        Ok(gaps)
+        Ok(missing)
     })
     .await
 }
 
-/// Why a pipeline does not begin. `recorded` is how far the log says that it came.
-pub fn error(gap: &SkippedOffsets, recorded: Option<&SourcePosition>, customer: &str) -> Error {
-    let SkippedOffsets { partition, from, to } = gap;
+/// The error of a start that needs missing offsets. `recorded`: the partition's position in the
+/// log.
+pub fn error(missing: &SkippedOffsets, recorded: Option<&SourcePosition>, customer: &str) -> Error {
+    let SkippedOffsets { partition, from, to } = missing;
     let message = format!(
-        "{partition} has no offset {from} any more: {} offsets that are needed are gone",
+        "{partition} no longer has offset {from}: {} offsets that are needed are missing from Kafka",
         to - from
     );
-    let again = match recorded {
+    let replayed = match recorded {
         Some(at) if at.offset > *from => format!(
-            "; recorded epochs, up to offset {}, must run again after the last unclean stop",
+            "; recorded epochs up to offset {} must be replayed after the last unclean stop",
             at.offset
         ),
         _ => String::new(),
     };
     Error::new(Kind::Recovery, message)
-        .detail(format!("wanted offset {from}; Kafka begins at {to}{again}"))
-        .hint(hint(customer))
-}
-
-/// What can be done about a gap.
-pub fn hint(customer: &str) -> String {
-    format!(
-        "`millstream rebuild {customer}` makes state and results again from what Kafka and history \
-         have; `run --on-gap skip` goes on at the first offset that there is, and records what was \
-         passed over. Lengthen the topic's retention.ms"
-    )
-}
-
-/// A partition that joined below a gap is read from behind it.
-pub fn begin_after(join: &PartitionJoin, gaps: &[SkippedOffsets]) -> PartitionJoin {
-    let gap = gaps.iter().find(|gap| gap.partition == join.partition);
-    PartitionJoin { offset: gap.map_or(join.offset, |gap| gap.to.max(join.offset)), ..join.clone() }
+        .detail(format!("required offset: {from}; first offset in Kafka: {to}{replayed}"))
+        .hint(format!(
+            "`millstream rebuild {customer}` rebuilds state and results from what Kafka and \
+             history have; `run --on-gap skip` continues at the first offset that exists and \
+             records the offsets that it skipped. Increase the topic's retention.ms"
+        ))
 }

@@ -1,82 +1,97 @@
-//! Queries that begin empty: those that are new, and those whose state is dropped.
+//! Queries that start without state: those that are new, and those whose state is dropped.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::catalog::{Query, QueryStart};
 use crate::commit::RecoveredLog;
+use crate::pipeline::config::PipelineConfig;
 use crate::pipeline::engine::Engine;
-use crate::pipeline::{PipelineConfig, topic_reader};
+use crate::pipeline::topic_reader;
 use crate::state::Snapshot;
 use crate::types::OutRecord;
 use crate::{Error, Kind, Result};
 
-/// Queries that begin empty: new ones, and those named by --reset.
-pub fn queries(
+/// Finds the queries and streams that start without state: those that the log does not know, and
+/// those named by --reset.
+pub fn find(
     recovered: &RecoveredLog,
     engine: &Engine,
-    options: &PipelineConfig,
+    config: &PipelineConfig,
 ) -> BTreeSet<String> {
     let customer = &engine.customer.name;
-    let begins =
-        |name: &String| options.reset.contains_query(customer, name) || is_new(recovered, name);
-    engine.fingerprints().into_keys().filter(begins).collect()
+    let starts_empty =
+        |name: &String| config.reset.contains_query(customer, name) || is_new(recovered, name);
+    engine.fingerprints().into_keys().filter(starts_empty).collect()
 }
 
-/// Whether the customer ran before, without this query.
+/// Whether the customer has run before without this query.
 fn is_new(recovered: &RecoveredLog, query: &str) -> bool {
     recovered.base.as_ref().is_some_and(|base| !base.plans.contains_key(query))
 }
 
-/// Refuses a query that is added later and wants the past: only a rebuild has it.
-pub fn refuse_late(
+/// Checks that no new query is to start at the earliest event: only a rebuild can read past events
+/// for it.
+///
+/// # Errors
+/// There is such a query.
+pub fn check_start_options(
     recovered: &RecoveredLog,
     engine: &Engine,
-    options: &PipelineConfig,
+    config: &PipelineConfig,
 ) -> Result<()> {
     let customer = &engine.customer;
-    let late = |query: &&Arc<Query>| {
+    let needs_past_events = |query: &&Arc<Query>| {
         query.start == QueryStart::Earliest
             && is_new(recovered, &query.name)
-            && !options.reset.contains_query(&customer.name, &query.name)
+            && !config.reset.contains_query(&customer.name, &query.name)
     };
-    let Some(query) = customer.queries.iter().find(late) else { return Ok(()) };
-    let message = format!("query '{}' is new, and is to start at the earliest event", query.name);
+    let Some(query) = customer.queries.iter().find(needs_past_events) else { return Ok(()) };
+    let message = format!("query '{}' is new and must start at the earliest event", query.name);
     Err(Error::new(Kind::Recovery, message).at(query.place.clone()).hint(format!(
-        "`millstream rebuild {0} --create-topics`, once, publishes what it says of all events that \
-         Kafka and history have, and nothing twice; `--reset {0}/{1}`, or start = 'latest', lets \
-         it start where the customer is",
+        "run `millstream rebuild {0} --create-topics` once: it publishes the query's results for \
+         all events that Kafka and history have, and publishes nothing twice. With \
+         `--reset {0}/{1}`, or start = 'latest', the query starts at the customer's current \
+         position",
         customer.name, query.name
     )))
 }
 
-/// Tombstones for what the topics say of queries that begin empty.
-pub async fn retracted(
+/// Reads the tombstones for the published results of queries that start without state.
+///
+/// # Errors
+/// No broker answers.
+pub async fn read_tombstones(
     engine: &Engine,
-    fresh: &BTreeSet<String>,
-    options: &PipelineConfig,
+    new_queries: &BTreeSet<String>,
+    config: &PipelineConfig,
 ) -> Result<Vec<OutRecord>> {
     let mut records = Vec::new();
-    for query in engine.queries().iter().filter(|query| fresh.contains(&query.plan().name)) {
-        records.extend(topic_reader::read_tombstones(&options.kafka, query.sink()).await?);
+    for query in engine.queries().iter().filter(|query| new_queries.contains(&query.plan().name)) {
+        records.extend(topic_reader::read_tombstones(&config.kafka, query.sink()).await?);
     }
     Ok(records)
 }
 
-/// Says how much kept state is dropped, as of the snapshot.
-pub fn tell_dropped(customer: &str, epoch: u64, saved: &Snapshot, fresh: &BTreeSet<String>) {
+/// Logs how much state of the snapshot is dropped, for each query that starts without state.
+pub fn log_dropped_state(
+    customer: &str,
+    epoch: u64,
+    saved: &Snapshot,
+    new_queries: &BTreeSet<String>,
+) {
     let queries = saved.manifest.queries.iter();
-    for (query, state) in queries.filter(|(query, _)| fresh.contains(*query)) {
+    for (query, state) in queries.filter(|(query, _)| new_queries.contains(*query)) {
         let windows = state.operator.open_windows();
-        let own = |name: &str| name.split_once('/').is_some_and(|(of, _)| of == query);
-        let batches = saved.batches.iter().filter(|(name, _)| own(name));
+        let is_own = |name: &str| name.split_once('/').is_some_and(|(owner, _)| owner == query);
+        let batches = saved.batches.iter().filter(|(name, _)| is_own(name));
         let rows: usize = batches.map(|(_, rows)| rows.num_rows()).sum();
         tracing::warn!(
             customer,
             query,
             windows,
             rows,
-            "state is dropped: open windows and kept rows, as of epoch {epoch}"
+            "state is dropped: open windows and rows of state, as of epoch {epoch}"
         );
     }
 }

@@ -1,18 +1,18 @@
-//! Whether epochs that run again give the state that was: digests of all state at an epoch's end,
-//! recorded with its progress when `--check-replays` says so, and compared in recovery.
+//! Checks that a replay produces the recorded state. With `--check-replays` the progress record of
+//! each epoch has digests of all state at the epoch's end, and recovery compares them with its own.
 
 use std::collections::BTreeMap;
 
 use serde_json::json;
 
 use crate::commit::Progress;
-use crate::pipeline::Engine;
+use crate::pipeline::engine::Engine;
 use crate::pipeline::recovery::plan_compat::subject;
 use crate::window::Digests;
 use crate::{Error, Kind, Result};
 
 impl Engine {
-    /// Digests of the state, by query and by "stream:<name>". To be called between epochs.
+    /// Computes digests of the state, by query and by "stream:<name>".
     ///
     /// # Errors
     /// An epoch is open.
@@ -23,41 +23,50 @@ impl Engine {
             parts.insert("forwarded".to_owned(), query.forwarded().to_string());
             digests.insert(query.plan().name.clone(), parts);
         }
-        for (name, stage) in self.streams() {
+        for (name, stream) in self.streams() {
             let mut parts = Digests::new();
-            for (partition, at) in stage.positions() {
+            for (partition, at) in stream.positions() {
                 parts.insert(partition.to_string(), json!(at).to_string());
             }
-            parts.insert("watermarks".to_owned(), json!(stage.watermark_state()).to_string());
+            parts.insert("watermarks".to_owned(), json!(stream.watermark_state()).to_string());
             digests.insert(format!("stream:{name}"), parts);
         }
         Ok(digests)
     }
 }
 
-/// Compares what an epoch gave when it ran again with what it gave the first time.
+/// Compares the state after the replay of an epoch with the digests that the epoch recorded.
 ///
 /// # Errors
-/// They differ: names the query, the epoch and the parts.
-pub fn compare(record: &Progress, engine: &Engine) -> Result<()> {
+/// They differ: the error names the query, the epoch and the parts.
+pub fn compare_digests(record: &Progress, engine: &Engine) -> Result<()> {
     if record.digests.is_empty() {
         return Ok(());
     }
-    let now = engine.digests()?;
+    let current = engine.digests()?;
     for (name, recorded) in &record.digests {
-        let Some(now) = now.get(name).filter(|now| *now != recorded) else { continue };
-        let parts = recorded.keys().chain(now.keys().filter(|part| !recorded.contains_key(*part)));
-        let said = |of: &Digests, part: &str| of.get(part).cloned().unwrap_or("nothing".to_owned());
-        let differing: Vec<_> = parts
-            .filter(|part| recorded.get(*part) != now.get(*part))
-            .map(|part| format!("{part}: was {}, is {}", said(recorded, part), said(now, part)))
+        let Some(current) = current.get(name).filter(|current| *current != recorded) else {
+            continue;
+        };
+        let added = current.keys().filter(|part| !recorded.contains_key(*part));
+        let differing: Vec<_> = recorded
+            .keys()
+            .chain(added)
+            .filter(|part| recorded.get(*part) != current.get(*part))
+            .map(|part| {
+                let [old, new] = [recorded, current]
+                    .map(|digests| digests.get(part).map_or("nothing", String::as_str));
+                format!("{part}: was {old}, is {new}")
+            })
             .collect();
-        let (epoch, what) = (record.epoch, subject(name));
-        let message =
-            format!("epoch {epoch} ran again and left another state of {what} than the first time");
+        let message = format!(
+            "the replay of epoch {} produced another state of {} than the first run",
+            record.epoch,
+            subject(name)
+        );
         return Err(Error::new(Kind::Internal, message)
             .detail(differing.join("; "))
-            .hint("please report this; --reset drops the state and goes on"));
+            .hint("please report this; --reset drops the state and continues"));
     }
     Ok(())
 }

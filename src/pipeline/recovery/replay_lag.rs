@@ -1,4 +1,5 @@
-//! How far a customer is behind while recorded epochs run again: its pipeline does not report yet.
+//! Reports positions and lag while recorded epochs are replayed, when the pipeline's own reporter
+//! does not run yet.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,65 +7,67 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::pipeline::config::PipelineConfig;
 use crate::pipeline::engine::Engine;
 use crate::pipeline::partition_discovery::{DISCOVERY_INTERVAL, EndOffsets, read_ends};
-use crate::pipeline::{PipelineConfig, reporter};
+use crate::pipeline::reporter;
 use crate::source::{Cluster, blocking};
 use crate::telemetry::Metrics;
 use crate::types::TopicPartition;
 
-/// How often it is told.
+/// The time between two reports.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// Tells positions and lag.
+
+/// Reports positions and lag as metrics.
 pub struct ReplayLag {
     metrics: Arc<Metrics>,
     customer: String,
     /// Empty until the brokers have answered.
     ends: watch::Receiver<EndOffsets>,
-    told: Option<Instant>,
+    last_report: Option<Instant>,
 }
 
 impl ReplayLag {
-    /// Asks for ends beside what runs, until it is dropped.
-    pub fn watch(cluster: &Arc<Cluster>, engine: &Engine, options: &PipelineConfig) -> Self {
+    /// Starts a task that reads the ends of the engine's partitions until this is dropped.
+    pub fn watch(cluster: &Arc<Cluster>, engine: &Engine, config: &PipelineConfig) -> Self {
         let (sender, ends) = watch::channel(EndOffsets::new());
         let streams = engine.streams().values();
         let partitions = streams.flat_map(|stream| stream.partitions().cloned()).collect();
-        tokio::spawn(ask(cluster.clone(), Arc::new(partitions), sender));
+        tokio::spawn(watch_ends(cluster.clone(), Arc::new(partitions), sender));
         let customer = engine.customer.name.clone();
-        Self { metrics: options.metrics.clone(), customer, ends, told: None }
+        Self { metrics: config.metrics.clone(), customer, ends, last_report: None }
     }
 
-    /// Tells how far the engine is, if that was not told just now.
-    pub fn tell(&mut self, engine: &Engine) {
+    /// Reports the engine's positions and lag, at most every half second.
+    pub fn report(&mut self, engine: &Engine) {
         let ends = self.ends.borrow();
-        if ends.is_empty() || self.told.is_some_and(|told| told.elapsed() < INTERVAL) {
+        if ends.is_empty() || self.last_report.is_some_and(|last| last.elapsed() < INTERVAL) {
             return;
         }
-        self.told = Some(Instant::now());
-        for (name, stage) in engine.streams() {
-            let stream = reporter::stream(name, stage, &ends, &BTreeSet::new());
-            for partition in &stream.partitions {
+        self.last_report = Some(Instant::now());
+        for (name, stream) in engine.streams() {
+            let status = reporter::stream_status(name, stream, &ends, &BTreeSet::new());
+            for partition in &status.partitions {
                 self.metrics.partition(&self.customer, name, partition);
             }
-            self.metrics.stream(&self.customer, &stream);
+            self.metrics.stream(&self.customer, &status);
         }
     }
 }
 
-async fn ask(
+async fn watch_ends(
     cluster: Arc<Cluster>,
     partitions: Arc<Vec<TopicPartition>>,
-    told: watch::Sender<EndOffsets>,
+    ends: watch::Sender<EndOffsets>,
 ) {
     loop {
         let (cluster, partitions) = (cluster.clone(), partitions.clone());
         match blocking(move || read_ends(&cluster, partitions.iter())).await {
-            Ok(ends) => drop(told.send_replace(ends)),
-            Err(error) => tracing::debug!(%error, "ends are not known"),
+            Ok(read) => drop(ends.send_replace(read)),
+            Err(error) => tracing::debug!(%error, "reading the ends of partitions failed"),
         }
         tokio::select! {
-            () = told.closed() => return,
+            () = ends.closed() => return,
             () = tokio::time::sleep(DISCOVERY_INTERVAL) => {}
         }
     }
@@ -74,13 +77,13 @@ async fn ask(
 mod tests {
     use super::*;
     use crate::catalog;
-    use crate::pipeline::recovery::plan;
+    use crate::pipeline::planning::plan;
 
     const SCHEMA: &str = "CREATE STREAM events (at TIMESTAMP NOT NULL, WATERMARK FOR at AS at)
         WITH (topics = 'events');";
 
     #[tokio::test]
-    async fn lag_is_told_once_the_ends_are_known_and_twice_a_second() {
+    async fn lag_is_reported_once_the_ends_are_known_and_twice_a_second() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             let path = folder.path().join(name);
@@ -98,23 +101,24 @@ mod tests {
         let (sender, ends) = watch::channel(EndOffsets::new());
         let metrics = Arc::new(Metrics::new().unwrap());
         let customer = customer.name.clone();
-        let mut behind = ReplayLag { metrics: metrics.clone(), customer, ends, told: None };
+        let mut replay_lag =
+            ReplayLag { metrics: metrics.clone(), customer, ends, last_report: None };
         let lag = || -> Option<i64> {
             let text = metrics.render().unwrap();
             let line = text.lines().find(|l| l.starts_with("millstream_partition_lag_records{"))?;
             line.rsplit(' ').next()?.parse().ok()
         };
 
-        behind.tell(&engine);
-        assert_eq!(lag(), None, "nobody knows the end");
+        replay_lag.report(&engine);
+        assert_eq!(lag(), None, "the end is not known yet");
         sender.send_replace(EndOffsets::from([(partition.clone(), 110)]));
-        behind.tell(&engine);
+        replay_lag.report(&engine);
         assert_eq!(lag(), Some(100));
         engine.skip_to(&partition, 60);
-        behind.tell(&engine);
-        assert_eq!(lag(), Some(100), "it was told just now");
+        replay_lag.report(&engine);
+        assert_eq!(lag(), Some(100), "the last report was less than half a second ago");
         tokio::time::sleep(INTERVAL).await;
-        behind.tell(&engine);
+        replay_lag.report(&engine);
         assert_eq!(lag(), Some(50));
     }
 }
