@@ -122,7 +122,7 @@ fn a_topic_truncated_under_a_pipeline_that_is_away_for_a_while_is_rebuilt_from_h
     sample.events(130..140);
     sample.kafka.truncate(&sample.topic, 0, 135);
     let output = sample.run(&["--until-end"]).failed().output();
-    assert!(output.contains("up to offset 130, must run again"), "{output}");
+    assert!(output.contains("up to offset 130 must be replayed"), "{output}");
     let output = sample.rebuild(&[]).ok().output();
     assert!(output.contains("130 rows came from history"), "{output}");
     assert!(output.contains("offsets 130 to 134 are neither in Kafka nor in history"), "{output}");
@@ -219,7 +219,7 @@ fn a_deleted_source_topic_is_reported_while_running_and_at_the_next_start() {
     sample.kafka.create(&sample.topic, 1);
     let output = sample.run(&["--until-end"]).failed().output();
     assert!(
-        output.contains(&format!("topic {} was deleted and made anew", sample.topic)),
+        output.contains(&format!("topic {} was deleted and recreated", sample.topic)),
         "{output}"
     );
 }

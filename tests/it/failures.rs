@@ -208,7 +208,7 @@ fn a_failed_start_does_not_affect_the_running_process() {
     sample.run(&["--create-topics", "--until-end"]).ok();
     let arguments = ["run", "--brokers", &sample.kafka.brokers];
     let mut running = process::start(sample.project.path(), &arguments);
-    running.until("the pipeline", LONG, |output| output.contains("running recorded epochs again"));
+    running.until("the pipeline", LONG, |output| output.contains("replaying recorded epochs"));
     std::thread::sleep(Duration::from_secs(2));
     let output = sample.run(&["--data-dir", "elsewhere"]).failed().output();
     assert!(output.contains("is --data-dir elsewhere the folder of the last run?"), "{output}");

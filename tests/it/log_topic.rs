@@ -94,7 +94,7 @@ fn a_recreated_topic_is_another_topic() {
     sample.kafka.create(&sample.topic, 1);
     sample.events(10..15);
     let output = sample.run(&["--until-end"]).failed().output();
-    assert!(output.contains("was deleted and made anew"), "{output}");
+    assert!(output.contains("was deleted and recreated"), "{output}");
     sample.run(&["--until-end", "--reset", &sample.customer]).ok();
     // History has offsets 0 to 4 twice, from two topics; no row is missing.
     assert_eq!(sample.query("SELECT count(*), max(_offset) FROM {c}.events"), ["15,9"]);

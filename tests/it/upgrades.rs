@@ -34,7 +34,7 @@ fn a_final_plan_may_change_and_the_state_stays() {
     sample.project.query(&sample.customer, "latest", view);
     sample.events(50..55);
     let output = sample.run(&["--drain"]).ok().output();
-    assert!(output.contains("closing plan has changed"), "{output}");
+    assert!(output.contains("final plan has changed"), "{output}");
     let hall = sample.results("hourly");
     assert_eq!(hall.len(), 1, "{hall:?}");
     let kitchen = (&hall[0]["room"], &hall[0]["events"], &hall[0]["sensors"]);
@@ -187,7 +187,7 @@ fn a_stream_may_get_columns_and_keeps_its_state() {
     let event = r#"{"ts":"2024-05-01 10:50:00","sensor":1,"room":"hall","battery":0.5}"#;
     sample.kafka.produce(&sample.topic, [Write::value(event)]);
     let output = sample.run(&["--drain"]).ok().output();
-    assert!(output.contains("more columns from here on"), "{output}");
+    assert!(output.contains("more columns from now on"), "{output}");
     let events = sample.hourly_events();
     assert_eq!(events, 51, "its state stayed");
     let counts = sample.query("SELECT count(*), count(battery), max(battery) FROM {c}.events");
@@ -221,7 +221,7 @@ fn a_table_may_change_twice_in_a_second_with_a_kill_in_between() {
     running.kill();
     rooms(true, false);
     let mut running = process::start(sample.project.path(), &arguments);
-    running.until("the pipeline", LONG, |output| output.contains("running recorded epochs again"));
+    running.until("the pipeline", LONG, |output| output.contains("replaying recorded epochs"));
     sample.events(6..12);
     await_alerts(6, &mut running);
     running.signal("TERM");
