@@ -1,8 +1,8 @@
-//! A query file over history: the stream's own operators, fed with the rows of a time range.
+//! Runs a query file over history: the operators of the stream, fed with the rows of a time range.
 //!
-//! Nothing is late in a replay, every window closes at its end, and the closing plan is the
-//! stream's own; so it equals what the stream said, but for rows that the stream refused as late.
-//! With [`Replay::as_streamed`] those are refused here too, window by window.
+//! No row is late in a replay, every window closes at its end, and the final plan is the stream's
+//! own. The results therefore equal those of the stream, except for rows that the stream rejected as
+//! late. With [`Replay::as_streamed`] these rows are left out here too, window by window.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -16,38 +16,43 @@ use futures::StreamExt;
 use crate::catalog::{Catalog, Customer};
 use crate::history::{self, EventScan};
 use crate::pipeline::{self, history_root, reference_tables};
-use crate::planner::{Input, QueryPlan, Relations};
+use crate::planner::{Input, QueryPlan, Relations, StreamPlan};
 use crate::time::{Clock, MAX_TIME, MIN_TIME, Micros};
 use crate::window::{InputRows, Operator};
 use crate::{Error, Result};
 
-/// What to run over which part of history.
+/// The query to run, and the part of history to run it over.
 #[derive(Debug, Clone)]
 pub struct Replay {
-    /// The folder of history and state.
+    /// The data directory.
     pub data_dir: PathBuf,
-    /// The query.
+    /// The name of the query.
     pub query: String,
-    /// Windows from here on (event time).
+    /// Windows that begin at this event time or later.
     pub from: Option<Micros>,
-    /// Windows that end by here.
+    /// Windows that end at this event time or earlier.
     pub to: Option<Micros>,
-    /// Whether rows that the stream refused as late are left out.
+    /// Whether rows that the stream rejected as late are left out.
     pub as_streamed: bool,
 }
 
-/// One query of the chain that leads to the one asked for.
+/// One query of the chain that ends with the requested one.
 struct Step {
     plan: Arc<QueryPlan>,
     operator: Operator,
     results: Vec<RecordBatch>,
+    /// Rows and windows that failed.
     failed: u64,
 }
 
-/// Which rows were refused, by where they came from: the end of the last refused window.
-type Refused = HashMap<(String, i32, i64, i32), Micros>;
+/// The end of the last window that rejected a row as late, by the row's topic, partition, offset
+/// and position in its message.
+type LateRows = HashMap<(String, i32, i64, i32), Micros>;
 
-/// Runs the replay; gives the result's columns and rows, windows in order.
+/// Runs the replay. Returns the columns and rows of the result, in the order of the windows.
+///
+/// # Errors
+/// The query does not exist or is invalid, or history cannot be read.
 pub async fn replay(
     catalog: &Catalog,
     customer: &Customer,
@@ -68,20 +73,21 @@ pub async fn replay(
             feed(stream, &mut steps, customer, replay, &relations).await?;
         }
     }
-    close(&mut steps, &mut relations).await?;
-    let Some(last) = steps.pop() else { return Err(Error::internal("a replay of nothing")) };
+    close_windows(&mut steps, &mut relations).await?;
+    let Some(last) = steps.pop() else { return Err(Error::internal("a replay has no query")) };
     if last.failed > 0 {
-        tracing::warn!(failed = last.failed, "rows or windows failed and are left out");
+        tracing::warn!(failed = last.failed, "the result lacks rows or windows that failed");
     }
     let rows = match last.plan.is_view() {
         true => last.operator.content().into_iter().collect(),
         false => last.results,
     };
-    let rows = rows.into_iter().map(|rows| within(&rows, replay)).collect::<Result<Vec<_>>>()?;
+    let rows =
+        rows.into_iter().map(|rows| complete_windows(&rows, replay)).collect::<Result<Vec<_>>>()?;
     Ok((last.plan.output.clone(), rows))
 }
 
-/// The query and those that it reads, each after those that it reads.
+/// The query and those that it reads, directly or not, each after those that it reads.
 fn chain(queries: &[Arc<QueryPlan>], name: &str, customer: &Customer) -> Result<Vec<Step>> {
     let mut wanted = BTreeSet::from([name.to_owned()]);
     for plan in queries.iter().rev() {
@@ -106,63 +112,74 @@ fn chain(queries: &[Arc<QueryPlan>], name: &str, customer: &Customer) -> Result<
     }
 }
 
-/// Feeds a stream's rows to the steps that read it.
+/// Feeds the rows of a stream to the steps that read it.
 async fn feed(
-    stream: &crate::planner::StreamPlan,
+    stream: &StreamPlan,
     steps: &mut [Step],
     customer: &Customer,
     replay: &Replay,
     relations: &Relations,
 ) -> Result<()> {
-    let root = history_root(&replay.data_dir);
     let name = stream.stream.name.as_str();
     let event_time = stream.schema.index_of(&stream.stream.watermark.column)?;
-    let columns = stream.schema.fields().len();
-    let mut refused: HashMap<String, Refused> = HashMap::new();
-    for step in steps.iter().filter(|_| replay.as_streamed) {
-        let rows = history::late_rows(&root, &customer.name, name, &step.plan.name).await?;
-        let last = rows.into_iter().map(|(row, windows)| {
-            (row, windows.into_iter().map(|(_, to)| to).max().unwrap_or(MIN_TIME))
-        });
-        refused.insert(step.plan.name.clone(), last.collect());
-    }
-    let any_order = !replay.as_streamed
+    let is_unordered = !replay.as_streamed
         && (steps.iter().filter(|s| s.reads(name))).all(|step| step.plan.takes_any_order());
     let scan = EventScan {
         customer: &customer.name,
         stream: name,
-        schema: match any_order {
-            true => Arc::new(stream.schema.project(&needed(steps, name, event_time))?),
+        schema: match is_unordered {
+            true => Arc::new(stream.schema.project(&read_columns(steps, name, event_time))?),
             false => crate::types::event_schema(&stream.schema),
         },
         time_column: &stream.stream.watermark.column,
         from: replay.from,
         to: replay.to,
-        ordered: !any_order,
+        ordered: !is_unordered,
     };
-    let mut rows = history::scan_events(&root, scan).await?;
+    let late_rows = read_late_rows(steps, customer, name, replay).await?;
+    let mut rows = history::scan_events(&history_root(&replay.data_dir), scan).await?;
     let mut ranks: BTreeMap<(String, i32), usize> = BTreeMap::new();
     while let Some(batch) = rows.next().await {
         let batch = batch?;
-        if any_order {
-            let batch = widened(&batch, &stream.schema)?;
-            let before = vec![MIN_TIME; batch.num_rows()];
+        if is_unordered {
+            let batch = with_all_columns(&batch, &stream.schema)?;
+            let watermarks = vec![MIN_TIME; batch.num_rows()];
             for step in steps.iter_mut().filter(|step| step.reads(name)) {
-                step.push(&batch, event_time, &before, 0, relations).await?;
+                step.push(&batch, event_time, &watermarks, 0, relations).await?;
             }
             continue;
         }
-        for part in by_partition(&batch, columns)? {
+        for run in by_partition(&batch, stream.schema.fields().len())? {
             let next = ranks.len();
-            let rank = *ranks.entry((part.topic.clone(), part.partition)).or_insert(next);
+            let rank = *ranks.entry((run.topic.clone(), run.partition)).or_insert(next);
             for step in steps.iter_mut().filter(|step| step.reads(name)) {
-                let before =
-                    part.before(refused.get(&step.plan.name), step.plan.query.allowed_lateness_us);
-                step.push(&part.rows, event_time, &before, rank, relations).await?;
+                let late = late_rows.get(&step.plan.name);
+                let watermarks = run.watermarks(late, step.plan.query.allowed_lateness_us);
+                step.push(&run.rows, event_time, &watermarks, rank, relations).await?;
             }
         }
     }
     Ok(())
+}
+
+/// Reads which rows of a stream were rejected as late, by query; empty unless they are to be left
+/// out.
+async fn read_late_rows(
+    steps: &[Step],
+    customer: &Customer,
+    stream: &str,
+    replay: &Replay,
+) -> Result<HashMap<String, LateRows>> {
+    let root = history_root(&replay.data_dir);
+    let mut late_rows = HashMap::new();
+    for step in steps.iter().filter(|_| replay.as_streamed) {
+        let rows = history::late_rows(&root, &customer.name, stream, &step.plan.name).await?;
+        let last_ends = rows.into_iter().map(|(row, windows)| {
+            (row, windows.into_iter().map(|(_, to)| to).max().unwrap_or(MIN_TIME))
+        });
+        late_rows.insert(step.plan.name.clone(), last_ends.collect());
+    }
+    Ok(late_rows)
 }
 
 impl Step {
@@ -187,16 +204,17 @@ impl Step {
     }
 }
 
-/// The columns of a stream that its readers need, ascending.
-fn needed(steps: &[Step], stream: &str, event_time: usize) -> Vec<usize> {
+/// The columns of a stream that the queries over it read, in ascending order.
+fn read_columns(steps: &[Step], stream: &str, event_time: usize) -> Vec<usize> {
     let readers = steps.iter().filter(|step| step.reads(stream));
     let columns = readers.flat_map(|step| step.plan.leaf_projection().iter().copied());
     let all: BTreeSet<usize> = columns.chain([event_time]).collect();
     all.into_iter().collect()
 }
 
-/// Rows of some columns of `schema` as rows of all: nobody looks at the others, which are null.
-fn widened(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+/// Extends rows with some columns of `schema` to all columns. The added columns are null and not
+/// read by any query.
+fn with_all_columns(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     let (mut fields, mut columns) = (Vec::new(), Vec::new());
     for field in schema.fields() {
         match rows.column_by_name(field.name()) {
@@ -213,8 +231,8 @@ fn widened(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
 }
 
-/// Rows of one partition, in order.
-struct Part {
+/// Consecutive rows of one partition.
+struct PartitionRun {
     topic: String,
     partition: i32,
     rows: RecordBatch,
@@ -222,23 +240,25 @@ struct Part {
     positions: Vec<i32>,
 }
 
-impl Part {
-    /// A watermark before each row that refuses just the windows that the stream refused.
-    fn before(&self, refused: Option<&Refused>, lateness: Micros) -> Vec<Micros> {
-        let Some(refused) = refused.filter(|r| !r.is_empty()) else {
+impl PartitionRun {
+    /// The watermark before each row that makes the row late for exactly the windows for which the
+    /// stream rejected it.
+    fn watermarks(&self, late: Option<&LateRows>, lateness: Micros) -> Vec<Micros> {
+        let Some(late) = late.filter(|r| !r.is_empty()) else {
             return vec![MIN_TIME; self.offsets.len()];
         };
         let rows = self.offsets.iter().zip(&self.positions);
         rows.map(|(&offset, &position)| {
             let row = (self.topic.clone(), self.partition, offset, position);
-            refused.get(&row).map_or(MIN_TIME, |to| to.saturating_add(lateness))
+            late.get(&row).map_or(MIN_TIME, |to| to.saturating_add(lateness))
         })
         .collect()
     }
 }
 
-/// Splits rows, ordered by topic and partition, into runs of one partition.
-fn by_partition(batch: &RecordBatch, columns: usize) -> Result<Vec<Part>> {
+/// Splits rows into runs of one partition. The columns after the first `columns` contain the
+/// position of each row.
+fn by_partition(batch: &RecordBatch, columns: usize) -> Result<Vec<PartitionRun>> {
     let topics = batch.column(columns).as_string::<i32>();
     let partitions = batch.column(columns + 1).as_primitive::<Int32Type>();
     let offsets = batch.column(columns + 2).as_primitive::<Int64Type>();
@@ -248,13 +268,13 @@ fn by_partition(batch: &RecordBatch, columns: usize) -> Result<Vec<Part>> {
     let same = |a: usize, b: usize| {
         topics.value(a) == topics.value(b) && partitions.value(a) == partitions.value(b)
     };
-    let mut parts = Vec::new();
+    let mut runs = Vec::new();
     let mut start = 0;
     for end in 1..=batch.num_rows() {
         if end < batch.num_rows() && same(start, end) {
             continue;
         }
-        parts.push(Part {
+        runs.push(PartitionRun {
             topic: topics.value(start).to_owned(),
             partition: partitions.value(start),
             rows: rows.slice(start, end - start),
@@ -263,11 +283,11 @@ fn by_partition(batch: &RecordBatch, columns: usize) -> Result<Vec<Part>> {
         });
         start = end;
     }
-    Ok(parts)
+    Ok(runs)
 }
 
-/// Closes every window, query after query.
-async fn close(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
+/// Closes every window, one query after the other, and feeds results to the queries that read them.
+async fn close_windows(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
     for index in 0..steps.len() {
         let (before, rest) = steps.split_at_mut(index);
         let Some(step) = rest.first_mut() else { break };
@@ -307,8 +327,8 @@ async fn close(steps: &mut [Step], relations: &mut Relations) -> Result<()> {
     Ok(())
 }
 
-/// Leaves out windows that reach beyond the range, for of those only a part was read.
-fn within(rows: &RecordBatch, replay: &Replay) -> Result<RecordBatch> {
+/// Removes the windows that extend beyond the range, because only a part of their rows was read.
+fn complete_windows(rows: &RecordBatch, replay: &Replay) -> Result<RecordBatch> {
     let column = |name: &str| rows.schema().index_of(name).ok().map(|i| rows.column(i).clone());
     let (Some(start), Some(end)) = (column("window_start"), column("window_end")) else {
         return Ok(rows.clone());
@@ -319,13 +339,13 @@ fn within(rows: &RecordBatch, replay: &Replay) -> Result<RecordBatch> {
     ) else {
         return Ok(rows.clone());
     };
-    let whole = |row: usize| {
+    let is_complete = |row: usize| {
         start.is_null(row)
             || replay.from.is_none_or(|from| start.value(row) >= from)
                 && replay.to.is_none_or(|to| end.value(row) <= to)
     };
     let mask: arrow::array::BooleanArray =
-        (0..rows.num_rows()).map(|row| Some(whole(row))).collect();
+        (0..rows.num_rows()).map(|row| Some(is_complete(row))).collect();
     Ok(arrow::compute::filter_record_batch(rows, &mask)?)
 }
 
@@ -373,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unsorted_is_sorted_where_order_does_not_matter() {
+    async fn row_order_does_not_change_order_insensitive_results() {
         let folder = tempfile::tempdir().unwrap();
         let queries = [
             ("any_order", "count(*) AS n, count(DISTINCT id) AS ids, sum(id) AS sum", true),
@@ -396,7 +416,7 @@ mod tests {
         let catalog = catalog::load(folder.path(), &[]).unwrap();
         history(&history_root(folder.path()), &catalog).await;
         let planned = pipeline::plan(&catalog.root, &catalog.customers[0]).await.unwrap();
-        let mut answers = Vec::new();
+        let mut results = Vec::new();
         for (name, _, any_order) in queries {
             let plan = planned.queries.iter().find(|plan| plan.name == name).unwrap();
             assert_eq!(plan.takes_any_order(), any_order, "{name}");
@@ -409,10 +429,10 @@ mod tests {
             };
             let (_, rows) = replay(&catalog, &catalog.customers[0], &wanted).await.unwrap();
             let rows = rows.iter().map(|rows| rows.project(&[0, 1, 2, 3, 4, 5]).unwrap());
-            answers.push(pretty_format_batches(&rows.collect::<Vec<_>>()).unwrap().to_string());
+            results.push(pretty_format_batches(&rows.collect::<Vec<_>>()).unwrap().to_string());
         }
-        assert_eq!(answers[0], answers[1]);
-        // Four hours of three rooms, and what is around a table.
-        assert_eq!(answers[0].lines().count(), 12 + 4);
+        assert_eq!(results[0], results[1]);
+        // Four hours of three rooms, and the four lines around the table.
+        assert_eq!(results[0].lines().count(), 12 + 4);
     }
 }

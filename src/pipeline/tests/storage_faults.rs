@@ -1,4 +1,4 @@
-//! A disk that fails: the pipeline goes on, history and snapshots catch up, nothing is dropped.
+//! A disk that fails: the pipeline continues, history and snapshots catch up, and no row is lost.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::catalog;
 use crate::history;
-use crate::pipeline::*;
+use crate::pipeline::{Mode, PipelineConfig, history_root, read_topic, run};
 use crate::source::KafkaConfig;
 use crate::source::tests::mock::{fill_with, real_kafka, unique};
 use crate::storage::tests::faulty_store::{StoreFault, StoreFaults};
@@ -108,8 +108,8 @@ impl Scene {
     }
 }
 
-/// How many rows a table has, and how many offsets they are of.
-async fn kept(data: &Path, scene: &Scene, table: &str) -> (i64, i64) {
+/// The number of rows of a table, and the number of their distinct offsets.
+async fn count_rows(data: &Path, scene: &Scene, table: &str) -> (i64, i64) {
     let catalog = catalog::load(scene.folder.path(), &[]).unwrap();
     let context = history::context(&history_root(data), &catalog).await.unwrap();
     let sql = format!("SELECT count(*), count(DISTINCT _offset) FROM {}.{table}", scene.customer);
@@ -118,7 +118,7 @@ async fn kept(data: &Path, scene: &Scene, table: &str) -> (i64, i64) {
     (count(0), count(1))
 }
 
-async fn goes_on(name: &str, fault: StoreFault) {
+async fn continues_during(name: &str, fault: StoreFault) {
     let Some(kafka) = real_kafka(name) else { return };
     let scene = scene(&kafka, name);
     let (stop, stopping) = watch::channel(false);
@@ -131,14 +131,14 @@ async fn goes_on(name: &str, fault: StoreFault) {
         scene.until_results(2 * EACH).await;
         let met = |hits: &std::sync::atomic::AtomicU64| hits.load(Ordering::Relaxed);
         let both = || met(&scene.faults.history) >= 2 && met(&scene.faults.snapshots) >= 2;
-        scene.until("history and snapshots meet the fault", both).await;
+        scene.until("the fault hits history and snapshots", both).await;
         scene.send(2);
         scene.until_results(3 * EACH).await;
         if !matches!(fault, StoreFault::Slow(_)) {
             let old = || scene.metric("snapshot_age_seconds") > 3.0;
             let waits = || scene.metric("history_waits_seconds") > 0.0;
-            scene.until("history's lag shows", waits).await;
-            scene.until("the age of the snapshot shows", old).await;
+            scene.until("the lag of history is reported", waits).await;
+            scene.until("the age of the snapshot is reported", old).await;
         }
         scene.faults.set(None);
         let caught_up = || {
@@ -153,9 +153,9 @@ async fn goes_on(name: &str, fault: StoreFault) {
     let all = i64::try_from(3 * EACH).unwrap();
     let data = scene.options.data_dir.clone();
     for table in ["events", "all"] {
-        assert_eq!(kept(&data, &scene, table).await, (all, all), "{table}");
+        assert_eq!(count_rows(&data, &scene, table).await, (all, all), "{table}");
     }
-    // What the snapshots say agrees with it: the next start goes on where this one ended.
+    // The snapshots agree with history: the next start continues where this one ended.
     let (_stop, stopping) = watch::channel(false);
     scene.send(3);
     scene
@@ -165,31 +165,31 @@ async fn goes_on(name: &str, fault: StoreFault) {
     let all = all + i64::try_from(EACH).unwrap();
     assert_eq!(scene.results().await, 4 * EACH);
     for table in ["events", "all"] {
-        assert_eq!(kept(&data, &scene, table).await, (all, all), "{table}");
+        assert_eq!(count_rows(&data, &scene, table).await, (all, all), "{table}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_refuses_stops_nothing() {
-    goes_on("refuses", StoreFault::ErrorBefore).await;
+async fn a_disk_that_returns_errors_stops_nothing() {
+    continues_during("refuses", StoreFault::ErrorBefore).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_does_what_it_refuses_makes_nothing_twice() {
-    goes_on("refuses_after", StoreFault::ErrorAfter).await;
+async fn a_disk_that_writes_and_returns_an_error_duplicates_nothing() {
+    continues_during("refuses_after", StoreFault::ErrorAfter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_unavailable_stops_nothing() {
-    goes_on("unavailable", StoreFault::Unavailable).await;
+    continues_during("unavailable", StoreFault::Unavailable).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_hangs_stops_nothing() {
-    goes_on("hangs", StoreFault::Hang).await;
+    continues_during("hangs", StoreFault::Hang).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_disk_stops_nothing() {
-    goes_on("slow", StoreFault::Slow(Duration::from_millis(400))).await;
+    continues_during("slow", StoreFault::Slow(Duration::from_millis(400))).await;
 }
