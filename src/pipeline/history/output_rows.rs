@@ -156,7 +156,9 @@ fn dead_letter_rows(chunk: &Chunk, records: &[&Record]) -> Result<RecordBatch> {
     let reason = |record: &Record| {
         let reason = header(record, headers::REASON)?;
         Some(match header(record, headers::TRUNCATED) {
-            Some(was) => format!("{reason} (this dead letter is truncated; the original was {was})"),
+            Some(was) => {
+                format!("{reason} (this dead letter is truncated; the original was {was})")
+            }
             None => reason,
         })
     };
