@@ -413,7 +413,7 @@ fn final_rows<'a>(
                 assert_eq!(
                     object.remove("is_final"),
                     Some(Value::Bool(true)),
-                    "an early_queries result was the last"
+                    "the last result of a window is not final"
                 );
                 object.remove("revision");
             }
