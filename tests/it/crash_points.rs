@@ -1,5 +1,5 @@
 //! Kills the process with SIGKILL at every crash point (`millstream::failpoint::POINTS`), under load, against
-//! a real Kafka, duplicated in a row during recovery. Then all output must equal a batch over everything that was
+//! a real Kafka, twice in a row during recovery. Then all output must equal a batch over everything that was
 //! produced. Replays are compared epoch by epoch (`--check-replays`).
 //!
 //! MILLSTREAM_KILLS is the number of kills (30); MILLSTREAM_SEED repeats the choices of a run. A round of
