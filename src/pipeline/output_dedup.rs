@@ -228,7 +228,7 @@ fn content_digest(key: Option<&[u8]>, value: Option<&[u8]>) -> String {
         digest.update(part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
         digest.update(part.unwrap_or_default());
     }
-    hex::encode(&digest.finalize())
+    hex::encode(digest.finalize())
 }
 
 /// Identifies the message (or window) that a dead letter or late row refers to, and the stage that

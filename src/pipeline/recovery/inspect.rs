@@ -58,7 +58,7 @@ pub async fn inspect(mut connected: Connected) -> Result<Inspected> {
     Ok(Inspected { connected, limits, plan })
 }
 
-/// Checks the records of the log and decides how recovery goes on from them.
+/// Checks the records of the log and decides how recovery continues from them.
 ///
 /// # Errors
 /// As of [`inspect`].
