@@ -48,7 +48,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
                 }
                 for query in &plan.queries {
                     describe(query);
-                    errors.extend(query.trial().await.err());
+                    errors.extend(query.dry_run().await.err());
                 }
                 queries += plan.queries.len();
             }
@@ -112,7 +112,7 @@ fn describe(query: &QueryPlan) {
             if query.panes { ", kept by panes" } else { "" }
         );
     }
-    println!("    kept     {}", query.kept_description());
+    println!("    kept     {}", query.state_description());
     if let Emit::Every(every) = query.query.emit {
         println!("    emits    every {} s while a window is open", every / 1_000_000);
     }
@@ -133,7 +133,7 @@ fn describe(query: &QueryPlan) {
 /// What is allowed, and hardly meant.
 fn warnings(query: &QueryPlan) -> Vec<String> {
     let mut warnings = Vec::new();
-    if query.kind == PlanKind::Windowed && !query.tells_window {
+    if query.kind == PlanKind::Windowed && !query.has_window_column {
         let keys = if query.key.is_empty() {
             ""
         } else {

@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::ast;
 
 use crate::catalog::{self, suggestion};
 use crate::history::query_context::known_tables;
-use crate::planner::errors::{Source, in_source};
+use crate::planner::errors::{SqlSource, in_source};
 use crate::{Error, Kind, Place, Result};
 
 /// What stands for the file in the place of an error.
@@ -42,7 +42,7 @@ pub async fn run_sql(context: &SessionContext, text: &str) -> Result<SendableRec
         Err(Failed::Error(error)) => {
             let columns = columns_of(context, &statement).await;
             let select = select_of(&statement);
-            Err(explain(Some(context), &Source { select, columns: &columns, ..source }, error))
+            Err(explain(Some(context), &SqlSource { select, columns: &columns, ..source }, error))
         }
     }
 }
@@ -85,8 +85,8 @@ async fn columns_of(context: &SessionContext, statement: &Statement) -> Vec<(Str
     columns
 }
 
-fn in_text(text: &str) -> Source<'_> {
-    Source { file: Path::new(SOURCE), text, select: None, line: 1, columns: &[] }
+fn in_text(text: &str) -> SqlSource<'_> {
+    SqlSource { file: Path::new(SOURCE), text, select: None, line: 1, columns: &[] }
 }
 
 /// The query of a statement, for the places of errors.
@@ -145,7 +145,11 @@ pub fn sql_error(error: DataFusionError) -> Error {
 }
 
 /// Turns an error of a query's planning or run into one that says where and what to do.
-fn explain(context: Option<&SessionContext>, source: &Source<'_>, error: DataFusionError) -> Error {
+fn explain(
+    context: Option<&SessionContext>,
+    source: &SqlSource<'_>,
+    error: DataFusionError,
+) -> Error {
     match error {
         DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner)
             if is_ours(&inner) =>
@@ -182,7 +186,7 @@ fn missing_table(error: &DataFusionError) -> Option<String> {
     Some(table.strip_prefix("history.").unwrap_or(table).to_owned())
 }
 
-fn no_table(context: Option<&SessionContext>, source: &Source<'_>, table: &str) -> Error {
+fn no_table(context: Option<&SessionContext>, source: &SqlSource<'_>, table: &str) -> Error {
     let known = context.map(known_tables).unwrap_or_default();
     let default =
         context.map(|c| format!("{}.", c.copied_config().options().catalog.default_schema));

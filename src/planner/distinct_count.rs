@@ -18,23 +18,25 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 
 use crate::planner::exec::placeholder::{
-    Inputs, PlaceholderExec, Source, WindowColumn, WindowColumnsExec, rebatch,
+    Inputs, PlaceholderExec, PlaceholderSource, WindowColumn, WindowColumnsExec, rebatch,
 };
 
 /// `plan` with [`DistinctCount`] slots wherever keys of a set are counted by group; and the numbers of
 /// these sets.
 pub(crate) fn counted(
     plan: Arc<dyn ExecutionPlan>,
-    is_set: impl Fn(usize) -> bool,
+    is_key_set: impl Fn(usize) -> bool,
 ) -> DfResult<(Arc<dyn ExecutionPlan>, Vec<usize>)> {
     let mut slots = Vec::new();
     let plan = plan.transform_up(|node| {
         let counted = node.downcast_ref::<AggregateExec>().and_then(DistinctCount::of);
-        Ok(match counted.filter(|counted| is_set(counted.slot)) {
+        Ok(match counted.filter(|counted| is_key_set(counted.slot)) {
             Some(counted) => {
                 slots.push(counted.slot);
-                let slot =
-                    PlaceholderExec::new(Source::DistinctCount(Arc::new(counted)), node.schema());
+                let slot = PlaceholderExec::new(
+                    PlaceholderSource::DistinctCount(Arc::new(counted)),
+                    node.schema(),
+                );
                 Transformed::yes(Arc::new(slot) as Arc<dyn ExecutionPlan>)
             }
             None => Transformed::no(node),
@@ -73,14 +75,14 @@ impl DistinctCount {
         if !plain || count.fun().name() != "count" || count.is_distinct() {
             return None;
         }
-        let (slot, stamped) = match grouping.input().downcast_ref::<WindowColumnsExec>() {
+        let (slot, omitted_keys) = match grouping.input().downcast_ref::<WindowColumnsExec>() {
             Some(stamp) => (stamp.input(), stamp.columns()),
             None => (grouping.input(), &[][..]),
         };
         let slot = slot.downcast_ref::<PlaceholderExec>()?;
-        let Source::Kept(number) = *slot.source() else { return None };
+        let PlaceholderSource::State(number) = *slot.source() else { return None };
         let mut keys = (0..slot.schema().fields().len()).map(GroupColumn::Key).collect::<Vec<_>>();
-        for (place, column) in stamped {
+        for (place, column) in omitted_keys {
             keys.insert(*place, GroupColumn::Window(*column));
         }
         let of = |expr: &Arc<dyn PhysicalExpr>| {
@@ -103,14 +105,14 @@ impl DistinctCount {
         })
     }
 
-    /// The counts that `filling` has of the set.
-    pub(crate) fn counts<'a>(&self, filling: &Inputs<'a>) -> Option<&'a RecordBatch> {
-        filling.counts.get(self.slot).and_then(Option::as_ref)
+    /// The counts that `inputs` has of the set.
+    pub(crate) fn counts<'a>(&self, inputs: &Inputs<'a>) -> Option<&'a RecordBatch> {
+        inputs.counts.get(self.slot).and_then(Option::as_ref)
     }
 
     /// These counts, with the columns of the window, as the grouping's result.
-    pub(crate) fn rows(&self, filling: &Inputs<'_>, schema: &SchemaRef) -> DfResult<RecordBatch> {
-        let (Some(counts), Some(window)) = (self.counts(filling), filling.window) else {
+    pub(crate) fn rows(&self, inputs: &Inputs<'_>, schema: &SchemaRef) -> DfResult<RecordBatch> {
+        let (Some(counts), Some(window)) = (self.counts(inputs), inputs.window) else {
             return internal_err!("no counts, or of no window, were handed over for {}", self.slot);
         };
         let rows = counts.num_rows();

@@ -1,6 +1,6 @@
-//! Which aggregates can be kept as partials, and the rewrite of DISTINCT.
+//! Which aggregates can be slot as partials, and the rewrite of DISTINCT.
 //!
-//! `count(DISTINCT x)` and its kin never keep a set per group. Each distinct argument (with its
+//! `count(DISTINCT x)` and its kin never add_slot a set per group. Each distinct argument (with its
 //! filter) becomes a grouping of its own, by the keys and the argument; everything else is one
 //! grouping more. The closing plan aggregates each distinct grouping by the keys and joins the
 //! results null-safe:
@@ -8,9 +8,9 @@
 //! ```text
 //!   keys, count(*), count(DISTINCT x)  =>      Join on keys
 //!                                             /            \
-//!                              keep 0: keys, count(*)    Aggregate keys, count(x)
+//!                              add_slot 0: keys, count(*)    Aggregate keys, count(x)
 //!                                                             |
-//!                                                    keep 1: keys, x
+//!                                                    add_slot 1: keys, x
 //! ```
 
 use std::sync::Arc;
@@ -53,28 +53,28 @@ const PARTIALS: &[&str] = &[
 const INDIFFERENT_TO_DISTINCT: &[&str] =
     &["bit_and", "bit_or", "bool_and", "bool_or", "max", "min"];
 
-/// The names of the aggregates that can be kept as partials.
+/// The names of the aggregates that can be slot as partials.
 pub(crate) fn partial_aggregates() -> &'static [&'static str] {
     PARTIALS
 }
 
-/// How one aggregate is kept.
-enum Keeping {
+/// How one aggregate is slot.
+enum AggregateState {
     /// As partials, by this expression.
     Partial(Expr),
     /// By a grouping of its distinct arguments: the argument, the filter, and the call on them.
     Distinct { argument: Expr, filter: Option<Expr>, function: AggregateFunction },
-    /// Its rows must be kept.
+    /// Its rows must be slot.
     Rows,
 }
 
-/// Keeps `aggregate` by groupings if all of its functions allow it: `keep` is called for each
-/// grouping and answers with the plan of its finished results. None: keep rows instead.
+/// Keeps `aggregate` by groupings if all of its functions allow it: `add_slot` is called for each
+/// grouping and answers with the plan of its finished results. None: add_slot rows instead.
 /// `differing`: the places of the keys that are not the same in a whole window.
-pub(crate) fn keep_groupings(
+pub(crate) fn split_groupings(
     aggregate: &Aggregate,
     differing: &[usize],
-    mut keep: impl FnMut(Aggregate) -> DfResult<LogicalPlan>,
+    mut add_slot: impl FnMut(Aggregate) -> DfResult<LogicalPlan>,
 ) -> DfResult<Option<LogicalPlan>> {
     if matches!(aggregate.group_expr.as_slice(), [Expr::GroupingSet(_)]) {
         return Ok(None);
@@ -84,9 +84,9 @@ pub(crate) fn keep_groupings(
     let mut distinct: Vec<Grouping> = Vec::new();
     for (index, expr) in aggregate.aggr_expr.iter().enumerate() {
         let name = aggregate.schema.field(keys + index).name();
-        match keeping(expr, name, aggregate)? {
-            Keeping::Partial(expr) => plain.push((index, expr)),
-            Keeping::Distinct { argument, filter, function } => {
+        match aggregate_state(expr, name, aggregate)? {
+            AggregateState::Partial(expr) => plain.push((index, expr)),
+            AggregateState::Distinct { argument, filter, function } => {
                 let same = |grouping: &&mut Grouping| {
                     grouping.argument == argument && grouping.filter == filter
                 };
@@ -98,15 +98,15 @@ pub(crate) fn keep_groupings(
                     }
                 }
             }
-            Keeping::Rows => return Ok(None),
+            AggregateState::Rows => return Ok(None),
         }
     }
     if distinct.is_empty() {
         let exprs = plain.into_iter().map(|(_, expr)| expr).collect();
-        let kept = with_aggregates(aggregate, aggregate.group_expr.clone(), exprs)?;
-        return keep(kept).map(Some);
+        let slot = with_aggregates(aggregate, aggregate.group_expr.clone(), exprs)?;
+        return add_slot(slot).map(Some);
     }
-    join_groupings(aggregate, differing, plain, distinct, &mut keep).map(Some)
+    join_groupings(aggregate, differing, plain, distinct, &mut add_slot).map(Some)
 }
 
 /// A grouping by the keys and one distinct argument.
@@ -117,33 +117,33 @@ struct Grouping {
     calls: Vec<(usize, AggregateFunction)>,
 }
 
-fn keeping(expr: &Expr, name: &str, aggregate: &Aggregate) -> DfResult<Keeping> {
+fn aggregate_state(expr: &Expr, name: &str, aggregate: &Aggregate) -> DfResult<AggregateState> {
     let call = match expr {
         Expr::Alias(Alias { expr, .. }) => expr.as_ref(),
         other => other,
     };
     let Expr::AggregateFunction(function) = call else {
-        return Ok(Keeping::Rows);
+        return Ok(AggregateState::Rows);
     };
     let params = &function.params;
     let is_partial = PARTIALS.contains(&function.func.name());
     if params.distinct && !INDIFFERENT_TO_DISTINCT.contains(&function.func.name()) {
-        return Ok(distinct_keeping(function));
+        return Ok(distinct_state(function));
     }
     if !is_partial {
-        return Ok(Keeping::Rows);
+        return Ok(AggregateState::Rows);
     }
-    let mut kept = function.clone();
-    kept.params.distinct = false;
+    let mut slot = function.clone();
+    slot.params.distinct = false;
     if matches!(function.func.name(), "first_value" | "last_value") {
         if params.order_by.is_empty() {
-            return Ok(Keeping::Rows);
+            return Ok(AggregateState::Rows);
         }
-        kept.params.order_by.extend(tie_breakers(&params.order_by, aggregate)?);
+        slot.params.order_by.extend(tie_breakers(&params.order_by, aggregate)?);
     }
     let expr =
-        if kept == *function { expr.clone() } else { Expr::AggregateFunction(kept).alias(name) };
-    Ok(Keeping::Partial(expr))
+        if slot == *function { expr.clone() } else { Expr::AggregateFunction(slot).alias(name) };
+    Ok(AggregateState::Partial(expr))
 }
 
 /// Rows that tie in `order_by` are told apart by the values that are asked for, so that neither
@@ -173,16 +173,16 @@ fn tie_breakers(order_by: &[Sort], aggregate: &Aggregate) -> DfResult<Vec<Sort>>
 
 /// One argument that is no constant, in any function: what sees only distinct values needs no
 /// DISTINCT.
-fn distinct_keeping(function: &AggregateFunction) -> Keeping {
+fn distinct_state(function: &AggregateFunction) -> AggregateState {
     let AggregateFunctionParams { args, filter, order_by, null_treatment, .. } = &function.params;
     let is_constant = |expr: &&Expr| matches!(expr, Expr::Literal(..));
     let varying: Vec<_> = args.iter().filter(|arg| !is_constant(arg)).collect();
     let [argument] = varying.as_slice() else {
-        return Keeping::Rows;
+        return AggregateState::Rows;
     };
     let argument = (*argument).clone();
     if order_by.iter().any(|sort| sort.expr != argument) {
-        return Keeping::Rows;
+        return AggregateState::Rows;
     }
     let value = || Expr::Column(Column::new_unqualified(ARGUMENT));
     let on_value = |expr: &Expr| if *expr == argument { value() } else { expr.clone() };
@@ -200,7 +200,7 @@ fn distinct_keeping(function: &AggregateFunction) -> Keeping {
             null_treatment: *null_treatment,
         },
     };
-    Keeping::Distinct { argument, filter: filter.as_deref().cloned(), function }
+    AggregateState::Distinct { argument, filter: filter.as_deref().cloned(), function }
 }
 
 const ARGUMENT: &str = "__argument";
@@ -215,7 +215,7 @@ fn join_groupings(
     differing: &[usize],
     plain: Vec<(usize, Expr)>,
     distinct: Vec<Grouping>,
-    keep: &mut impl FnMut(Aggregate) -> DfResult<LogicalPlan>,
+    add_slot: &mut impl FnMut(Aggregate) -> DfResult<LogicalPlan>,
 ) -> DfResult<LogicalPlan> {
     let keys = aggregate.group_expr.len();
     let all: Vec<usize> = (0..keys).collect();
@@ -226,7 +226,7 @@ fn join_groupings(
     if !plain.is_empty() {
         let (places, exprs): (Vec<_>, Vec<_>) = plain.into_iter().unzip();
         let grouping = with_aggregates(aggregate, aggregate.group_expr.clone(), exprs)?;
-        let plan = keep(grouping)?;
+        let plan = add_slot(grouping)?;
         for (offset, place) in places.into_iter().enumerate() {
             results[place] = Some(Column::from(plan.schema().qualified_field(keys + offset)));
         }
@@ -238,7 +238,7 @@ fn join_groupings(
             results[*place] = Some(result_of(*place));
         }
         let by = if joined.is_some() { joining } else { &all };
-        let plan = distinct_results(aggregate, grouping, by, keep, result_of)?;
+        let plan = distinct_results(aggregate, grouping, by, add_slot, result_of)?;
         joined = Some(match joined {
             None => plan,
             Some(base) => join_on_keys(base, plan, by, number)?,
@@ -266,21 +266,21 @@ fn distinct_results(
     aggregate: &Aggregate,
     grouping: Grouping,
     by: &[usize],
-    keep: &mut impl FnMut(Aggregate) -> DfResult<LogicalPlan>,
+    add_slot: &mut impl FnMut(Aggregate) -> DfResult<LogicalPlan>,
     result_of: impl Fn(usize) -> Column,
 ) -> DfResult<LogicalPlan> {
     let mut groups = aggregate.group_expr.clone();
     groups.push(grouping.argument.alias(ARGUMENT));
     // Rows that the filter leaves out are grouped too: their keys must not get lost.
     groups.extend(grouping.filter.map(|filter| Expr::IsTrue(Box::new(filter)).alias(FILTER)));
-    let kept = keep(with_aggregates(aggregate, groups, Vec::new())?)?;
+    let slot = add_slot(with_aggregates(aggregate, groups, Vec::new())?)?;
     let columns = (by.iter())
-        .map(|key| Expr::Column(Column::from(kept.schema().qualified_field(*key))))
+        .map(|key| Expr::Column(Column::from(slot.schema().qualified_field(*key))))
         .collect();
     let calls = (grouping.calls.into_iter())
         .map(|(place, call)| Expr::AggregateFunction(call).alias(result_of(place).name))
         .collect();
-    Aggregate::try_new(Arc::new(kept), columns, calls).map(LogicalPlan::Aggregate)
+    Aggregate::try_new(Arc::new(slot), columns, calls).map(LogicalPlan::Aggregate)
 }
 
 /// `other` begins with the keys at the places `by` of `base`.

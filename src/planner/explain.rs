@@ -1,59 +1,120 @@
-//! Plans as text: for people, and for the fingerprint.
+//! Renders plans as text: for people, for snapshots, and for fingerprints.
+//!
+//! Promises: [`stored_text`] and [`fingerprint`] return the same bytes for the same plan in every
+//! version. A deployed pipeline compares them with what an older binary has stored, so nothing in
+//! them may be reworded. Only [`explain`] may change.
 
 use arrow::datatypes::Schema;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use sha2::{Digest, Sha256};
 
-use crate::planner::split::{Kept, Split, Windowing};
+use crate::planner::split::{Split, StateSlot, Windowing};
 use crate::planner::sql_display::plain;
 
-/// Front, kept and closing plan.
-pub(crate) fn explain(cut: &Split, panes: bool) -> String {
-    let mut text = String::new();
-    if cut.slots.is_empty() {
-        text.push_str("front: runs on every batch\n");
-        text.push_str(&indented(&cut.closing));
-        text.push_str("kept: nothing\nclosing plan: none\n");
-        return text;
+/// The headings of a plan's parts.
+struct Headings {
+    batch_plan: &'static str,
+    state: &'static str,
+    no_state: &'static str,
+    final_plan: &'static str,
+    no_final_plan: &'static str,
+    /// The first word of the line that stands for a state slot in the final plan.
+    slot: &'static str,
+}
+
+/// What users read.
+const EXPLAINED: Headings = Headings {
+    batch_plan: "batch plan: runs on every batch",
+    state: "window state",
+    no_state: "window state: none",
+    final_plan: "final plan: runs once per closed window",
+    no_final_plan: "final plan: none",
+    slot: "State",
+};
+
+/// What snapshots contain. These words must never change.
+const STORED: Headings = Headings {
+    batch_plan: "front: runs on every batch",
+    state: "kept",
+    no_state: "kept: nothing",
+    final_plan: "closing plan: runs once per closed window",
+    no_final_plan: "closing plan: none",
+    slot: "Kept",
+};
+
+/// Returns the batch plan, the window state and the final plan as text for users.
+pub(crate) fn explain(split: &Split, panes: bool) -> String {
+    render(split, panes, &EXPLAINED)
+}
+
+/// Returns the same three parts as snapshots store them; see the module's promises.
+pub(crate) fn stored_text(split: &Split, panes: bool) -> String {
+    render(split, panes, &STORED)
+}
+
+fn render(split: &Split, panes: bool, headings: &Headings) -> String {
+    let mut lines = Vec::new();
+    if split.slots.is_empty() {
+        lines.push(headings.batch_plan.to_owned());
+        lines.extend(indented(&split.final_plan, headings));
+        lines.push(headings.no_state.to_owned());
+        lines.push(headings.no_final_plan.to_owned());
+        return lines.into_iter().map(|line| line + "\n").collect();
     }
-    let mut front_number = None;
-    for kept in &cut.slots {
-        if front_number != Some(kept.front_number) {
-            front_number = Some(kept.front_number);
-            text.push_str("front: runs on every batch\n");
-            text.push_str(&indented(&kept.front));
+    let mut batch_plan_number = None;
+    for slot in &split.slots {
+        if batch_plan_number != Some(slot.batch_plan_number) {
+            batch_plan_number = Some(slot.batch_plan_number);
+            lines.push(headings.batch_plan.to_owned());
+            lines.extend(indented(&slot.batch_plan, headings));
         }
     }
-    text.push_str(if panes { "kept: per pane\n" } else { "kept: per window\n" });
-    for (number, kept) in cut.slots.iter().enumerate() {
-        text.push_str(&format!("  {number}: {}\n", describe(kept)));
+    let bucket = if panes { "per pane" } else { "per window" };
+    lines.push(format!("{}: {bucket}", headings.state));
+    for (number, slot) in split.slots.iter().enumerate() {
+        lines.push(format!("  {number}: {}", describe(slot)));
     }
-    text.push_str("closing plan: runs once per closed window\n");
-    text.push_str(&indented(&cut.closing));
-    text
+    lines.push(headings.final_plan.to_owned());
+    lines.extend(indented(&split.final_plan, headings));
+    lines.into_iter().map(|line| line + "\n").collect()
 }
 
-fn indented(plan: &LogicalPlan) -> String {
-    let plan = plain(&plan.display_indent().to_string());
-    plan.lines().map(|line| format!("  {line}\n")).collect()
+/// The lines of a logical plan. The plan's own name for a state slot is replaced by that of
+/// `headings`.
+fn indented(plan: &LogicalPlan, headings: &Headings) -> Vec<String> {
+    let line = |line: &str| {
+        let node = line.trim_start();
+        let indent = &line[..line.len() - node.len()];
+        match node.strip_prefix(EXPLAINED.slot).filter(|rest| is_slot_number(rest)) {
+            Some(number) => format!("  {indent}{}{number}", headings.slot),
+            None => format!("  {line}"),
+        }
+    };
+    plain(&plan.display_indent().to_string()).lines().map(line).collect()
 }
 
-/// What is kept, in one line.
-pub(crate) fn kept(cut: &Split) -> String {
-    match cut.slots.as_slice() {
+/// Whether `text` is a space and a number, as after the name of a state slot.
+fn is_slot_number(text: &str) -> bool {
+    text.strip_prefix(' ').is_some_and(|number| number.parse::<usize>().is_ok())
+}
+
+/// Describes the state in one line.
+pub(crate) fn describe_state(split: &Split) -> String {
+    match split.slots.as_slice() {
         [] => "nothing".to_owned(),
         slots => slots.iter().map(describe).collect::<Vec<_>>().join("; "),
     }
 }
 
-fn describe(kept: &Kept) -> String {
-    let Some(partials) = &kept.partials else {
-        let names: Vec<&str> =
-            kept.schema.fields().iter().map(|field| field.name().as_str()).collect();
+/// Describes one slot. The text is part of the fingerprint and must not change.
+fn describe(slot: &StateSlot) -> String {
+    let Some(partials) = &slot.partials else {
+        let fields = slot.schema.fields().iter();
+        let names: Vec<&str> = fields.map(|field| field.name().as_str()).collect();
         return format!("rows: {}", names.join(", "));
     };
     let aggregate = &partials.aggregate;
-    let list = |exprs: &[datafusion::logical_expr::Expr]| {
+    let list = |exprs: &[Expr]| {
         let names: Vec<String> =
             exprs.iter().map(|expr| plain(&expr.schema_name().to_string())).collect();
         names.join(", ")
@@ -68,31 +129,36 @@ fn describe(kept: &Kept) -> String {
     }
 }
 
-/// A fingerprint: a SHA-256 over plan, windows and schemas, `+`, and one over all of them that
-/// decides what is kept; in hexadecimal. `said`: columns and key of results that are told as
-/// changes to what was said before, which is kept too.
+/// Returns two SHA-256 digests in hexadecimal, joined by `+`: one over the plan, its windows and
+/// its schemas, and one over everything that determines the state.
+///
+/// `changelog_key`: the key of results that are a changelog. The columns and the key of such
+/// results determine state too, because the results emitted before are part of it.
+///
+/// The digests cover `Debug` and `Display` texts of [`Windowing`], of window specs, of Arrow's
+/// schemas and of DataFusion's plans; a change to any of them resets deployed queries.
 pub(crate) fn fingerprint(
     plan: &LogicalPlan,
-    cut: &Split,
+    split: &Split,
     windowing: &Windowing,
     output: &Schema,
     leaf: &Schema,
-    said: Option<&[usize]>,
+    changelog_key: Option<&[usize]>,
 ) -> String {
     let text = plan.display_indent_schema().to_string();
     let (windows, output, leaf) =
         (format!("{windowing:?}"), format!("{output:?}"), format!("{leaf:?}"));
     let whole = digest([&text, &windows, &output, &leaf].map(String::as_str));
-    let mut kept = vec![windows, leaf];
-    for slot in &cut.slots {
-        kept.push(slot.front.display_indent_schema().to_string());
-        kept.push(describe(slot));
-        kept.push(format!("{:?}", slot.schema.as_arrow()));
+    let mut state = vec![windows, leaf];
+    for slot in &split.slots {
+        state.push(slot.batch_plan.display_indent_schema().to_string());
+        state.push(describe(slot));
+        state.push(format!("{:?}", slot.schema.as_arrow()));
     }
-    if let Some(key) = said {
-        kept.push(format!("{output} {key:?}"));
+    if let Some(key) = changelog_key {
+        state.push(format!("{output} {key:?}"));
     }
-    format!("{whole}+{}", digest(kept.iter().map(String::as_str)))
+    format!("{whole}+{}", digest(state.iter().map(String::as_str)))
 }
 
 fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {

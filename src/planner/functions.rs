@@ -48,10 +48,10 @@ impl EpochNow {
 pub(crate) fn functions(zone: Tz, now: &EpochNow, to_timestamp: Arc<ScalarUDF>) -> Vec<ScalarUDF> {
     let epoch = |clock| ScalarUDF::from(Now::new(clock, zone, now.clone()));
     vec![
-        epoch(Reading::Timestamp),
-        epoch(Reading::Date),
-        epoch(Reading::Time),
-        epoch(Reading::Local),
+        epoch(ClockField::Timestamp),
+        epoch(ClockField::Date),
+        epoch(ClockField::Time),
+        epoch(ClockField::Local),
         ScalarUDF::from(ToTimestamp::new(zone, to_timestamp)),
     ]
 }
@@ -85,12 +85,12 @@ pub(crate) fn volatile_in(expr: &Expr) -> DfResult<Option<String>> {
 }
 
 fn is_epoch_now(function: &ScalarUDF) -> bool {
-    Reading::ALL.iter().any(|reading| reading.name() == function.name())
+    ClockField::ALL.iter().any(|field| field.name() == function.name())
 }
 
 /// What is read from the clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Reading {
+enum ClockField {
     /// `now()`, `current_timestamp`: the instant.
     Timestamp,
     /// `current_date`: the date in the stream's zone.
@@ -101,7 +101,7 @@ enum Reading {
     Local,
 }
 
-impl Reading {
+impl ClockField {
     const ALL: [Self; 4] = [Self::Timestamp, Self::Date, Self::Time, Self::Local];
 
     fn name(self) -> &'static str {
@@ -125,7 +125,7 @@ impl Reading {
 /// Reads the time of the epoch. Volatile to DataFusion, or its optimizer would fold it for good.
 #[derive(Debug)]
 struct Now {
-    reading: Reading,
+    field: ClockField,
     zone: Tz,
     now: EpochNow,
     aliases: Vec<String>,
@@ -133,17 +133,17 @@ struct Now {
 }
 
 impl Now {
-    fn new(reading: Reading, zone: Tz, now: EpochNow) -> Self {
+    fn new(field: ClockField, zone: Tz, now: EpochNow) -> Self {
         let signature = Signature::nullary(Volatility::Volatile);
-        Self { reading, zone, now, aliases: reading.aliases(), signature }
+        Self { field, zone, now, aliases: field.aliases(), signature }
     }
 
     fn data_type(&self) -> DataType {
-        match self.reading {
-            Reading::Timestamp => timestamp_type(self.zone),
-            Reading::Date => DataType::Date32,
-            Reading::Time => DataType::Time64(TimeUnit::Nanosecond),
-            Reading::Local => DataType::Timestamp(TimeUnit::Microsecond, None),
+        match self.field {
+            ClockField::Timestamp => timestamp_type(self.zone),
+            ClockField::Date => DataType::Date32,
+            ClockField::Time => DataType::Time64(TimeUnit::Nanosecond),
+            ClockField::Local => DataType::Timestamp(TimeUnit::Microsecond, None),
         }
     }
 
@@ -153,21 +153,21 @@ impl Now {
             return exec_err!("the epoch's time {micros} is beyond the calendar");
         };
         let local = instant.with_timezone(&self.zone).naive_local();
-        Ok(match self.reading {
-            Reading::Timestamp => {
+        Ok(match self.field {
+            ClockField::Timestamp => {
                 ScalarValue::TimestampMicrosecond(Some(micros), Some(self.zone.name().into()))
             }
-            Reading::Date => {
+            ClockField::Date => {
                 let days =
                     local.date().num_days_from_ce() - NaiveDate::default().num_days_from_ce();
                 ScalarValue::Date32(Some(days))
             }
-            Reading::Time => {
+            ClockField::Time => {
                 let seconds = i64::from(local.time().num_seconds_from_midnight());
                 let nanos = seconds * 1_000_000_000 + i64::from(local.time().nanosecond());
                 ScalarValue::Time64Nanosecond(Some(nanos))
             }
-            Reading::Local => {
+            ClockField::Local => {
                 let micros = local.and_utc().timestamp_micros();
                 ScalarValue::TimestampMicrosecond(Some(micros), None)
             }
@@ -177,7 +177,7 @@ impl Now {
 
 impl PartialEq for Now {
     fn eq(&self, other: &Self) -> bool {
-        self.reading == other.reading && self.zone == other.zone
+        self.field == other.field && self.zone == other.zone
     }
 }
 
@@ -185,14 +185,14 @@ impl Eq for Now {}
 
 impl Hash for Now {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.reading.hash(state);
+        self.field.hash(state);
         self.zone.hash(state);
     }
 }
 
 impl ScalarUDFImpl for Now {
     fn name(&self) -> &str {
-        self.reading.name()
+        self.field.name()
     }
 
     fn aliases(&self) -> &[String] {
@@ -235,13 +235,17 @@ impl ToTimestamp {
     }
 
     /// The parser, if the arguments are text and constant formats.
-    fn parser(&self, text: &DataType, formats: &[Option<&ScalarValue>]) -> DfResult<Option<Parse>> {
+    fn parser(
+        &self,
+        text: &DataType,
+        formats: &[Option<&ScalarValue>],
+    ) -> DfResult<Option<TextTimestampParser>> {
         let constants: Option<Vec<&str>> = (formats.iter())
             .map(|format| format.and_then(|format| format.try_as_str().flatten()))
             .collect();
         match constants {
             Some(formats) if !formats.is_empty() && is_text(text) => {
-                Parse::new(self.zone, &formats).map(Some)
+                TextTimestampParser::new(self.zone, &formats).map(Some)
             }
             _ => Ok(None),
         }
@@ -291,7 +295,7 @@ impl ScalarUDFImpl for ToTimestamp {
             .collect();
         match self.parser(&context.get_data_type(text)?, &literals)? {
             Some(parser) => {
-                let (parser, pieces) = parser.of_pieces(text);
+                let (parser, pieces) = parser.with_pieces(text);
                 let func = Arc::new(ScalarUDF::from(parser));
                 let call = ScalarFunction::new_udf(func, pieces);
                 Ok(ExprSimplifyResult::Simplified(Expr::ScalarFunction(call)))
@@ -329,7 +333,7 @@ enum Piece {
 /// `to_timestamp(text)` with its formats compiled; the first one that fits is taken. Of a text
 /// `a || ' ' || b` the arguments are `a` and `b`, so that nobody writes the whole of it down.
 #[derive(Debug)]
-struct Parse {
+struct TextTimestampParser {
     /// Tells this parser from others: plans show it, and are compared by what they show.
     name: String,
     zone: Tz,
@@ -339,7 +343,7 @@ struct Parse {
     signature: Signature,
 }
 
-impl Parse {
+impl TextTimestampParser {
     fn new(zone: Tz, formats: &[&str]) -> DfResult<Self> {
         let compiled = (formats.iter())
             .map(|format| TimestampFormat::compile(format, zone))
@@ -350,19 +354,19 @@ impl Parse {
         };
         let formats: Vec<_> = formats.iter().map(|&format| format.to_owned()).collect();
         let pieces = vec![Piece::Argument];
-        let name = name(&pieces, &formats);
+        let name = parser_name(&pieces, &formats);
         let signature = Signature::variadic_any(Volatility::Immutable);
         Ok(Self { name, zone, formats, pieces, compiled, signature })
     }
 
     /// This parser for the pieces of `text`, and its arguments.
-    fn of_pieces(self, text: &Expr) -> (Self, Vec<Expr>) {
+    fn with_pieces(self, text: &Expr) -> (Self, Vec<Expr>) {
         let (mut pieces, mut arguments) = (Vec::new(), Vec::new());
-        take_apart(text, &mut pieces, &mut arguments);
+        flatten_concat(text, &mut pieces, &mut arguments);
         if arguments.is_empty() {
             return (self, vec![text.clone()]);
         }
-        let name = name(&pieces, &self.formats);
+        let name = parser_name(&pieces, &self.formats);
         (Self { name, pieces, ..self }, arguments)
     }
 
@@ -375,7 +379,11 @@ impl Parse {
     }
 
     /// The instants that the rows say. Rows often say the same as the one before.
-    fn read(&self, columns: &[&StringArray], rows: usize) -> DfResult<TimestampMicrosecondArray> {
+    fn parse_rows(
+        &self,
+        columns: &[&StringArray],
+        rows: usize,
+    ) -> DfResult<TimestampMicrosecondArray> {
         let nulls = (columns.iter())
             .fold(None, |nulls, column| NullBuffer::union(nulls.as_ref(), column.nulls()));
         let is_null = |row| nulls.as_ref().is_some_and(|nulls| nulls.is_null(row));
@@ -391,7 +399,7 @@ impl Parse {
             let instant = match last.filter(|last| same(*last)) {
                 Some(last) => instants[last],
                 None => {
-                    self.write(columns, row, &mut text);
+                    self.write_text(columns, row, &mut text);
                     self.parse(&text)?
                 }
             };
@@ -402,7 +410,7 @@ impl Parse {
     }
 
     /// Writes a row's whole text.
-    fn write(&self, columns: &[&StringArray], row: usize, text: &mut Vec<u8>) {
+    fn write_text(&self, columns: &[&StringArray], row: usize, text: &mut Vec<u8>) {
         text.clear();
         let mut columns = columns.iter();
         for piece in &self.pieces {
@@ -418,11 +426,11 @@ impl Parse {
 }
 
 /// The operands of `||`, in order.
-fn take_apart(text: &Expr, pieces: &mut Vec<Piece>, arguments: &mut Vec<Expr>) {
+fn flatten_concat(text: &Expr, pieces: &mut Vec<Piece>, arguments: &mut Vec<Expr>) {
     match text {
         Expr::BinaryExpr(BinaryExpr { left, op: Operator::StringConcat, right }) => {
-            take_apart(left, pieces, arguments);
-            take_apart(right, pieces, arguments);
+            flatten_concat(left, pieces, arguments);
+            flatten_concat(right, pieces, arguments);
         }
         Expr::Literal(value, _) if value.try_as_str().flatten().is_some() => {
             let text = value.try_as_str().flatten().unwrap_or_default();
@@ -436,7 +444,7 @@ fn take_apart(text: &Expr, pieces: &mut Vec<Piece>, arguments: &mut Vec<Expr>) {
 }
 
 /// `to_timestamp[{} {} as %Y%m%d %H:%M:%S]`
-fn name(pieces: &[Piece], formats: &[String]) -> String {
+fn parser_name(pieces: &[Piece], formats: &[String]) -> String {
     let text = pieces.iter().map(|piece| match piece {
         Piece::Text(text) => text,
         Piece::Argument => "{}",
@@ -444,15 +452,15 @@ fn name(pieces: &[Piece], formats: &[String]) -> String {
     format!("to_timestamp[{} as {}]", text.collect::<String>(), formats.join(" or "))
 }
 
-impl PartialEq for Parse {
+impl PartialEq for TextTimestampParser {
     fn eq(&self, other: &Self) -> bool {
         (self.zone, &self.formats, &self.pieces) == (other.zone, &other.formats, &other.pieces)
     }
 }
 
-impl Eq for Parse {}
+impl Eq for TextTimestampParser {}
 
-impl Hash for Parse {
+impl Hash for TextTimestampParser {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.zone.hash(state);
         self.formats.hash(state);
@@ -460,7 +468,7 @@ impl Hash for Parse {
     }
 }
 
-impl ScalarUDFImpl for Parse {
+impl ScalarUDFImpl for TextTimestampParser {
     fn name(&self) -> &str {
         &self.name
     }
@@ -480,7 +488,7 @@ impl ScalarUDFImpl for Parse {
             .map(|arg| Ok(cast(&arg.into_array(rows)?, &DataType::Utf8)?))
             .collect::<DfResult<Vec<_>>>()?;
         let columns: Vec<_> = columns.iter().map(|column| column.as_string::<i32>()).collect();
-        let instants = self.read(&columns, rows)?.with_timezone(self.zone.name());
+        let instants = self.parse_rows(&columns, rows)?.with_timezone(self.zone.name());
         Ok(match is_scalar {
             true => ColumnarValue::Scalar(ScalarValue::try_from_array(&instants, 0)?),
             false => ColumnarValue::Array(Arc::new(instants)),

@@ -19,7 +19,7 @@ use crate::types::{Size, TruncUnit, WindowSpec};
 
 /// What a column is, if it passes through from a leaf that is streamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
+pub(crate) enum ColumnOrigin {
     /// The input's column of this number.
     Input(usize),
     /// A column of the window.
@@ -28,7 +28,7 @@ pub(crate) enum Origin {
     Bucket(WindowSpec),
 }
 
-impl Origin {
+impl ColumnOrigin {
     /// Whether it is the same for all rows of one window.
     pub(crate) fn is_window(self) -> bool {
         !matches!(self, Self::Input(_))
@@ -63,7 +63,7 @@ pub(crate) fn is_streamed(plan: &LogicalPlan) -> bool {
 }
 
 /// Per output column of `plan` where it comes from.
-pub(crate) fn origins(plan: &LogicalPlan) -> Vec<Option<Origin>> {
+pub(crate) fn origins(plan: &LogicalPlan) -> Vec<Option<ColumnOrigin>> {
     match plan {
         LogicalPlan::TableScan(scan) => scan_origins(scan),
         LogicalPlan::Projection(projection) => expr_origins(&projection.expr, &projection.input),
@@ -102,7 +102,7 @@ pub(crate) fn origins(plan: &LogicalPlan) -> Vec<Option<Origin>> {
     }
 }
 
-fn scan_origins(scan: &TableScan) -> Vec<Option<Origin>> {
+fn scan_origins(scan: &TableScan) -> Vec<Option<ColumnOrigin>> {
     let width = scan.projected_schema.fields().len();
     let Some(leaf) = leaf(scan).filter(|leaf| leaf.relation.is_streamed()) else {
         return vec![None; width];
@@ -111,27 +111,27 @@ fn scan_origins(scan: &TableScan) -> Vec<Option<Origin>> {
     let columns: Vec<usize> = scan.projection.clone().unwrap_or_else(|| (0..width).collect());
     (columns.into_iter())
         .map(|column| match column.checked_sub(inputs) {
-            None => Some(Origin::Input(column)),
-            Some(window) => WindowColumn::ALL.get(window).copied().map(Origin::Window),
+            None => Some(ColumnOrigin::Input(column)),
+            Some(window) => WindowColumn::ALL.get(window).copied().map(ColumnOrigin::Window),
         })
         .collect()
 }
 
-fn expr_origins(exprs: &[Expr], input: &LogicalPlan) -> Vec<Option<Origin>> {
+fn expr_origins(exprs: &[Expr], input: &LogicalPlan) -> Vec<Option<ColumnOrigin>> {
     let below = origins(input);
     let time = event_time(input);
     exprs.iter().map(|expr| expr_origin(expr, input.schema(), &below, time)).collect()
 }
 
 /// Per group column of `aggregate` where it comes from; none of them with grouping sets.
-pub(crate) fn group_origins(aggregate: &Aggregate) -> Vec<Option<Origin>> {
+pub(crate) fn group_origins(aggregate: &Aggregate) -> Vec<Option<ColumnOrigin>> {
     match aggregate.group_expr.as_slice() {
         [Expr::GroupingSet(_)] => Vec::new(),
         exprs => expr_origins(exprs, &aggregate.input),
     }
 }
 
-fn join_origins(join: &Join) -> Vec<Option<Origin>> {
+fn join_origins(join: &Join) -> Vec<Option<ColumnOrigin>> {
     let (left, right) = (origins(&join.left), origins(&join.right));
     let none = |side: Vec<_>| vec![None; side.len()];
     match join.join_type {
@@ -159,16 +159,16 @@ fn event_time(plan: &LogicalPlan) -> Option<usize> {
 fn expr_origin(
     expr: &Expr,
     schema: &DFSchema,
-    below: &[Option<Origin>],
+    below: &[Option<ColumnOrigin>],
     time: Option<usize>,
-) -> Option<Origin> {
+) -> Option<ColumnOrigin> {
     match expr {
         Expr::Column(column) => below.get(schema.maybe_index_of_column(column)?).copied()?,
         Expr::Alias(Alias { expr, .. }) => expr_origin(expr, schema, below, time),
         // In another precision a bucket still tells the window.
         Expr::Cast(cast) if is_instant(cast) => {
             let origin = expr_origin(&cast.expr, schema, below, time);
-            origin.filter(|origin| matches!(origin, Origin::Bucket(_)))
+            origin.filter(|origin| matches!(origin, ColumnOrigin::Bucket(_)))
         }
         Expr::ScalarFunction(function) => {
             let spec = match (function.func.name(), function.args.as_slice()) {
@@ -180,7 +180,7 @@ fn expr_origin(
                 }
                 _ => None,
             };
-            spec.map(Origin::Bucket)
+            spec.map(ColumnOrigin::Bucket)
         }
         _ => None,
     }
@@ -190,7 +190,7 @@ fn expr_origin(
 fn is_event_time(
     expr: &Expr,
     schema: &DFSchema,
-    below: &[Option<Origin>],
+    below: &[Option<ColumnOrigin>],
     time: Option<usize>,
 ) -> bool {
     let inner = match expr {
@@ -198,7 +198,7 @@ fn is_event_time(
         other => other,
     };
     let origin = expr_origin(inner, schema, below, time);
-    time.is_some_and(|time| origin == Some(Origin::Input(time)))
+    time.is_some_and(|time| origin == Some(ColumnOrigin::Input(time)))
 }
 
 fn is_instant(cast: &Cast) -> bool {
@@ -308,7 +308,7 @@ fn projected_key(
         });
         match found {
             Some(column) => columns.push(column),
-            None if below[part].is_some_and(Origin::is_window) => {}
+            None if below[part].is_some_and(ColumnOrigin::is_window) => {}
             None => return None,
         }
     }

@@ -23,7 +23,7 @@ mod query_planner;
 mod split;
 pub(crate) mod sql_display;
 mod stream_plan;
-mod window_functions;
+mod windowing_tvf;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,12 +36,12 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use crate::catalog::{Customer, Table};
 use crate::error::Error;
 use crate::planner::planning_session::{
-    Leaf, Relation, RelationKind, Relations as Leaves, Session,
+    KnownRelations, Leaf, PlanningSession, Relation, RelationKind,
 };
 
 pub use exec::placeholder::Relations;
 pub use functions::EpochNow;
-pub use query_plan::{Content, Input, PlanKind, QueryPlan};
+pub use query_plan::{Input, PlanKind, QueryPlan, QueryState};
 pub use stream_plan::StreamPlan;
 
 /// All plans of a customer.
@@ -72,10 +72,10 @@ pub fn plan_customer(
     tables: &[(String, SchemaRef)],
 ) -> Result<CustomerPlan, Vec<Error>> {
     let now = EpochNow::default();
-    let session = Session::new(customer.zone, &now).map_err(|error| vec![error])?;
+    let session = PlanningSession::new(customer.zone, &now).map_err(|error| vec![error])?;
     let contexts = contexts(&session, customer).map_err(|error| vec![error])?;
     let mut errors = Vec::new();
-    let (mut leaves, mut failed) = (Leaves::new(), Vec::new());
+    let (mut relations, mut failed) = (KnownRelations::new(), Vec::new());
     for (name, schema) in tables {
         if schema.fields().is_empty() {
             errors.extend(customer.table(name).map(|table| no_columns(table)));
@@ -85,7 +85,7 @@ pub fn plan_customer(
         let kind = RelationKind::Table;
         let schema = Arc::clone(schema);
         add(
-            &mut leaves,
+            &mut relations,
             Relation { name: name.clone(), kind, schema, event_time: None, key: Vec::new() },
         );
     }
@@ -94,7 +94,7 @@ pub fn plan_customer(
         let schema = stream.schema();
         let event_time = schema.index_of(&stream.watermark.column).ok();
         let (name, kind, key) = (stream.name.clone(), RelationKind::Stream, Vec::new());
-        add(&mut leaves, Relation { name, kind, schema, event_time, key });
+        add(&mut relations, Relation { name, kind, schema, event_time, key });
         match StreamPlan::new(&session, stream) {
             Ok(plan) => streams.push(Arc::new(plan)),
             Err(more) => errors.extend(more),
@@ -112,9 +112,9 @@ pub fn plan_customer(
             failed.push(query.name.clone());
             continue;
         }
-        match query_planner::plan(&session, &contexts, &leaves, query) {
+        match query_planner::plan(&session, &contexts, &relations, query) {
             Ok(plan) => {
-                add(&mut leaves, query_planner::relation(&plan));
+                add(&mut relations, query_planner::relation(&plan));
                 queries.push(Arc::new(plan));
             }
             Err(more) => {
@@ -138,14 +138,14 @@ fn no_columns(table: &Table) -> Error {
     ))
 }
 
-fn add(leaves: &mut Leaves, relation: Relation) {
-    leaves.insert(relation.name.clone(), Arc::new(Leaf::new(Arc::new(relation), None)));
+fn add(relations: &mut KnownRelations, relation: Relation) {
+    relations.insert(relation.name.clone(), Arc::new(Leaf::new(Arc::new(relation), None)));
 }
 
 /// How many consumers an out-of-memory error names.
 const NAMED_CONSUMERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN;
 
-fn contexts(session: &Session, customer: &Customer) -> Result<Contexts, Error> {
+fn contexts(session: &PlanningSession, customer: &Customer) -> Result<Contexts, Error> {
     let batches = session.state.task_ctx();
     let Some(limit) = customer.settings.memory_limit_bytes else {
         return Ok(Contexts { closing: Arc::clone(&batches), batches });

@@ -10,28 +10,28 @@ use crate::planner::query_plan::QueryPlan;
 
 /// Aggregates whose state is the same whatever the order of rows, to the last bit (but of floating
 /// numbers, which round differently).
-const ANY_ORDER: [&str; 4] = ["count", "max", "min", "sum"];
+const ORDER_INSENSITIVE: [&str; 4] = ["count", "max", "min", "sum"];
 
 impl QueryPlan {
     /// Whether what is kept of a window is the same in whatever order its rows came. Where rows
     /// themselves are kept, or come out at once, it is not.
-    pub fn takes_any_order(&self) -> bool {
+    pub fn is_order_insensitive(&self) -> bool {
         let slots = &self.executable.slots;
         let partials = slots.iter().filter_map(|slot| slot.partial.as_ref());
         !slots.is_empty()
             && partials.clone().count() == slots.len()
-            && partials.clone().all(any_order)
+            && partials.clone().all(is_insensitive)
     }
 }
 
-fn any_order(plan: &Arc<dyn ExecutionPlan>) -> bool {
+fn is_insensitive(plan: &Arc<dyn ExecutionPlan>) -> bool {
     let own = plan.downcast_ref::<AggregateExec>().is_none_or(|aggregate| {
         aggregate.aggr_expr().iter().all(|function| {
             function.order_sensitivity() == AggregateOrderSensitivity::Insensitive
                 && function.order_bys().is_empty()
-                && ANY_ORDER.contains(&function.fun().name())
+                && ORDER_INSENSITIVE.contains(&function.fun().name())
                 && !function.field().data_type().is_floating()
         })
     });
-    own && plan.children().into_iter().all(any_order)
+    own && plan.children().into_iter().all(is_insensitive)
 }

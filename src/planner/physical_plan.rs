@@ -1,7 +1,7 @@
-//! A cut plan made executable: DataFusion's own operators over slots.
+//! A split plan made executable: DataFusion's own operators over slots.
 //!
 //! Partials are made by `AggregateExec` itself: `Partial` on every batch, `PartialReduce` to
-//! compact, `Final` in the closing plan, all three with the same expressions.
+//! compact, `Final` in the final_plan plan, all three with the same expressions.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -24,55 +24,55 @@ use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, Phy
 use crate::planner::distinct_count::counted;
 use crate::planner::exec::offset_order::in_order;
 use crate::planner::exec::placeholder::{
-    LeafColumn, PlaceholderExec, Source, WindowColumn, WindowColumnsExec,
+    LeafColumn, PlaceholderExec, PlaceholderSource, WindowColumn, WindowColumnsExec,
 };
-use crate::planner::planning_session::Session;
-use crate::planner::split::{Kept, Partials, Slot, SlotFilling, Split};
+use crate::planner::planning_session::PlanningSession;
+use crate::planner::split::{Partials, SlotContent, SlotNode, Split, StateSlot};
 use crate::state::key_set::KeySet;
 
 /// A query's plans, with empty slots.
 pub(crate) struct Executable {
     /// What runs on every batch, in the order of the slots that it fills.
-    pub(crate) fronts: Vec<Front>,
+    pub(crate) batch_plans: Vec<BatchPlan>,
     /// By number.
-    pub(crate) slots: Vec<SlotPlan>,
+    pub(crate) slots: Vec<StateSlotPlan>,
     /// Over the slots; without slots, over the rows themselves.
-    pub(crate) closing: Arc<dyn ExecutionPlan>,
+    pub(crate) final_plan: Arc<dyn ExecutionPlan>,
     /// Columns of the input that the plans read, ascending.
     pub(crate) input_columns: Vec<usize>,
 }
 
-/// A front and the slots that it feeds.
-pub(crate) struct Front {
-    /// None: the only slot's `partial` holds the front itself.
+/// A batch_plan and the slots that it feeds.
+pub(crate) struct BatchPlan {
+    /// None: the only slot's `partial` holds the batch_plan itself.
     pub(crate) plan: Option<Arc<dyn ExecutionPlan>>,
     /// The slots, by number.
     pub(crate) slots: Vec<usize>,
 }
 
 /// How one slot is filled and compacted.
-pub(crate) struct SlotPlan {
-    /// Rows to partials, or to the keys of a set; none where rows are kept.
+pub(crate) struct StateSlotPlan {
+    /// Rows to partials, or to the keys of a set; none where rows are slot.
     pub(crate) partial: Option<Arc<dyn ExecutionPlan>>,
-    /// How what is kept becomes less.
+    /// How what is slot becomes less.
     pub(crate) reduce: Reduce,
-    /// Of what is kept.
+    /// Of what is slot.
     pub(crate) schema: SchemaRef,
-    /// Columns of what is kept that hold the window.
+    /// Columns of what is slot that hold the window.
     pub(crate) window_keys: Vec<(usize, WindowColumn)>,
-    /// Whether the closing plan takes counts by group instead of a set's keys.
-    pub(crate) is_counted: bool,
+    /// Whether the final_plan plan takes counts by group instead of a set's keys.
+    pub(crate) uses_counts: bool,
 }
 
-impl SlotPlan {
+impl StateSlotPlan {
     /// Whether it keeps keys and no aggregates: of such, each key counts once.
-    pub(crate) fn is_set(&self) -> bool {
+    pub(crate) fn is_key_set(&self) -> bool {
         matches!(self.reduce, Reduce::Set(_))
     }
 
     /// Whether it is a set whose keys do not tell the window.
-    fn is_plain_set(&self) -> bool {
-        self.is_set() && self.window_keys.is_empty()
+    fn is_windowless_key_set(&self) -> bool {
+        self.is_key_set() && self.window_keys.is_empty()
     }
 }
 
@@ -86,66 +86,67 @@ pub(crate) enum Reduce {
     Partials(Arc<dyn ExecutionPlan>),
 }
 
-/// Makes `cut` executable.
-pub(crate) async fn plan(session: &Session, cut: &Split) -> DfResult<Executable> {
-    let mut by_front: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (number, kept) in cut.slots.iter().enumerate() {
-        by_front.entry(kept.front_number).or_default().push(number);
+/// Makes `split` executable.
+pub(crate) async fn plan(session: &PlanningSession, split: &Split) -> DfResult<Executable> {
+    let mut by_batch_plan: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (number, slot) in split.slots.iter().enumerate() {
+        by_batch_plan.entry(slot.batch_plan_number).or_default().push(number);
     }
-    let mut fronts = Vec::new();
-    let mut slots: Vec<Option<(SlotPlan, Arc<dyn ExecutionPlan>)>> = Vec::new();
-    slots.resize_with(cut.slots.len(), || None);
-    for numbers in by_front.into_values() {
+    let mut batch_plans = Vec::new();
+    let mut slots: Vec<Option<(StateSlotPlan, Arc<dyn ExecutionPlan>)>> = Vec::new();
+    slots.resize_with(split.slots.len(), || None);
+    for numbers in by_batch_plan.into_values() {
         let shared = numbers.len() > 1;
-        let mut front = None;
+        let mut batch_plan = None;
         for number in &numbers {
-            let kept = &cut.slots[*number];
-            if front.is_none() && (shared || kept.partials.is_none()) {
-                front = Some(physical(session, &kept.front, &[]).await?);
+            let slot = &split.slots[*number];
+            if batch_plan.is_none() && (shared || slot.partials.is_none()) {
+                batch_plan = Some(physical(session, &slot.batch_plan, &[]).await?);
             }
-            slots[*number] = Some(plan_slot(session, kept, *number, shared).await?);
+            slots[*number] = Some(plan_slot(session, slot, *number, shared).await?);
         }
-        fronts.push(Front { plan: front, slots: numbers });
+        batch_plans.push(BatchPlan { plan: batch_plan, slots: numbers });
     }
     let (mut slots, finished): (Vec<_>, Vec<_>) = slots.into_iter().flatten().unzip();
-    let closing = physical(session, &cut.closing, &finished).await?;
+    let final_plan = physical(session, &split.final_plan, &finished).await?;
     // DataFusion plans a grouping in two phases, but here nobody comes between them.
     let one_phase = CombinePartialFinalAggregate::new();
-    let closing = one_phase.optimize(closing, session.state.config_options())?;
-    let (closing, counted) = counted(closing, |slot| slots[slot].is_plain_set())?;
-    counted.into_iter().for_each(|slot| slots[slot].is_counted = true);
-    let mut executable = Executable { fronts, slots, closing, input_columns: Vec::new() };
+    let final_plan = one_phase.optimize(final_plan, session.state.config_options())?;
+    let (final_plan, counted) = counted(final_plan, |slot| slots[slot].is_windowless_key_set())?;
+    counted.into_iter().for_each(|slot| slots[slot].uses_counts = true);
+    let mut executable = Executable { batch_plans, slots, final_plan, input_columns: Vec::new() };
     executable.narrow_inputs()?;
     Ok(executable)
 }
 
-/// How a slot is filled and compacted, and its finished content as a leaf of the closing plan.
+/// How a slot is filled and compacted, and its finished content as a leaf of the final_plan plan.
 async fn plan_slot(
-    session: &Session,
-    kept: &Kept,
+    session: &PlanningSession,
+    slot: &StateSlot,
     number: usize,
-    front_is_shared: bool,
-) -> DfResult<(SlotPlan, Arc<dyn ExecutionPlan>)> {
-    let Some(partials) = &kept.partials else {
-        let schema = Arc::new(kept.schema.as_arrow().clone());
-        let leaf = Arc::new(PlaceholderExec::new(Source::Kept(number), Arc::clone(&schema)));
+    batch_plan_is_shared: bool,
+) -> DfResult<(StateSlotPlan, Arc<dyn ExecutionPlan>)> {
+    let Some(partials) = &slot.partials else {
+        let schema = Arc::new(slot.schema.as_arrow().clone());
+        let leaf =
+            Arc::new(PlaceholderExec::new(PlaceholderSource::State(number), Arc::clone(&schema)));
         let window_keys = Vec::new();
-        let plan = SlotPlan {
+        let plan = StateSlotPlan {
             partial: None,
             reduce: Reduce::Rows,
             schema,
             window_keys,
-            is_counted: false,
+            uses_counts: false,
         };
         return Ok((plan, leaf));
     };
-    let partial = partial_aggregate(session, partials, front_is_shared).await?;
+    let partial = partial_aggregate(session, partials, batch_plan_is_shared).await?;
     let Some(aggregate) = partial.downcast_ref::<AggregateExec>() else {
         return internal_err!("the partial aggregate is none");
     };
     let state = partial.schema();
     let leaf: Arc<dyn ExecutionPlan> =
-        Arc::new(PlaceholderExec::new(Source::Kept(number), Arc::clone(&state)));
+        Arc::new(PlaceholderExec::new(PlaceholderSource::State(number), Arc::clone(&state)));
     let group_by: Arc<PhysicalGroupBy> = Arc::new(aggregate.group_expr().as_final());
     let over_partials = |mode| {
         AggregateExec::try_new(
@@ -159,24 +160,26 @@ async fn plan_slot(
         )
     };
     let mut finished: Arc<dyn ExecutionPlan> = Arc::new(over_partials(AggregateMode::Final)?);
-    let is_set = aggregate.aggr_expr().is_empty();
-    let (partial, reduce) = if is_set {
-        finished = Arc::new(PlaceholderExec::new(Source::Kept(number), finished.schema()));
+    let is_key_set = aggregate.aggr_expr().is_empty();
+    let (partial, reduce) = if is_key_set {
+        finished =
+            Arc::new(PlaceholderExec::new(PlaceholderSource::State(number), finished.schema()));
         (keys_of(aggregate)?, Reduce::Set(Mutex::default()))
     } else {
         let reduce = over_partials(AggregateMode::PartialReduce)?;
         (Arc::clone(&partial), Reduce::Partials(Arc::new(reduce)))
     };
-    if !partials.stamped.is_empty() {
-        let schema = Arc::new(Schema::new(kept.schema.fields().clone()));
-        finished = Arc::new(WindowColumnsExec::new(finished, partials.stamped.clone(), schema));
+    if !partials.omitted_keys.is_empty() {
+        let schema = Arc::new(Schema::new(slot.schema.fields().clone()));
+        finished =
+            Arc::new(WindowColumnsExec::new(finished, partials.omitted_keys.clone(), schema));
     }
-    let plan = SlotPlan {
+    let plan = StateSlotPlan {
         reduce,
         schema: state,
         window_keys: partials.window_keys.clone(),
         partial: Some(partial),
-        is_counted: false,
+        uses_counts: false,
     };
     Ok((plan, finished))
 }
@@ -190,17 +193,18 @@ fn keys_of(aggregate: &AggregateExec) -> DfResult<Arc<dyn ExecutionPlan>> {
 
 /// The `Partial` half of what DataFusion makes of the aggregate.
 async fn partial_aggregate(
-    session: &Session,
+    session: &PlanningSession,
     partials: &Partials,
-    front_is_shared: bool,
+    batch_plan_is_shared: bool,
 ) -> DfResult<Arc<dyn ExecutionPlan>> {
     let mut aggregate = partials.aggregate.clone();
-    if front_is_shared {
+    if batch_plan_is_shared {
         let schema = Arc::clone(aggregate.input.schema());
-        aggregate.input = Arc::new(Slot { filling: SlotFilling::Front, schema }.plan());
+        aggregate.input =
+            Arc::new(SlotNode { content: SlotContent::BatchPlanOutput, schema }.plan());
     }
     let mut plan = LogicalPlan::Aggregate(aggregate);
-    if !front_is_shared {
+    if !batch_plan_is_shared {
         // Keys of the window were left out, so their columns may be, too.
         plan = session.prune(plan)?;
     }
@@ -220,7 +224,7 @@ async fn partial_aggregate(
 }
 
 async fn physical(
-    session: &Session,
+    session: &PlanningSession,
     plan: &LogicalPlan,
     slots: &[Arc<dyn ExecutionPlan>],
 ) -> DfResult<Arc<dyn ExecutionPlan>> {
@@ -231,7 +235,7 @@ async fn physical(
 
 /// Plans leaves as slots.
 struct SlotPlanner {
-    /// What the kept slots of the plan stand for.
+    /// What the slot slots of the plan stand for.
     slots: Vec<Arc<dyn ExecutionPlan>>,
 }
 
@@ -246,18 +250,18 @@ impl ExtensionPlanner for SlotPlanner {
         _: &dyn DfSession,
         _: &PhysicalPlanningContext,
     ) -> DfResult<Option<Arc<dyn ExecutionPlan>>> {
-        let Some(slot) = node.as_any().downcast_ref::<Slot>() else {
+        let Some(slot) = node.as_any().downcast_ref::<SlotNode>() else {
             return Ok(None);
         };
-        Ok(Some(match slot.filling {
-            SlotFilling::Kept(number) => Arc::clone(
+        Ok(Some(match slot.content {
+            SlotContent::State(number) => Arc::clone(
                 self.slots
                     .get(number)
                     .ok_or_else(|| internal_datafusion_err!("no slot {number}"))?,
             ),
-            SlotFilling::Front => {
+            SlotContent::BatchPlanOutput => {
                 let schema = Arc::new(slot.schema.as_arrow().clone());
-                Arc::new(PlaceholderExec::new(Source::Front, schema))
+                Arc::new(PlaceholderExec::new(PlaceholderSource::BatchPlanOutput, schema))
             }
         }))
     }
@@ -276,26 +280,26 @@ impl Executable {
             *plan = renumber(plan, &read)?;
             Ok(())
         };
-        for front in &mut self.fronts {
-            front.plan.as_mut().map(place).transpose()?;
+        for batch_plan in &mut self.batch_plans {
+            batch_plan.plan.as_mut().map(place).transpose()?;
         }
         for slot in &mut self.slots {
             slot.partial.as_mut().map(place).transpose()?;
         }
-        place(&mut self.closing)?;
+        place(&mut self.final_plan)?;
         self.input_columns = read;
         Ok(())
     }
 
     fn plans(&self) -> impl Iterator<Item = &Arc<dyn ExecutionPlan>> {
-        (self.fronts.iter().filter_map(|front| front.plan.as_ref()))
+        (self.batch_plans.iter().filter_map(|batch_plan| batch_plan.plan.as_ref()))
             .chain(self.slots.iter().filter_map(|slot| slot.partial.as_ref()))
-            .chain([&self.closing])
+            .chain([&self.final_plan])
     }
 }
 
 fn visit_inputs(plan: &Arc<dyn ExecutionPlan>, visit: &mut impl FnMut(usize)) {
-    if let Some(Source::Rows(columns)) =
+    if let Some(PlaceholderSource::Rows(columns)) =
         plan.downcast_ref::<PlaceholderExec>().map(PlaceholderExec::source)
     {
         for column in columns {
@@ -314,7 +318,7 @@ fn renumber(plan: &Arc<dyn ExecutionPlan>, read: &[usize]) -> DfResult<Arc<dyn E
         let Some(slot) = node.downcast_ref::<PlaceholderExec>() else {
             return Ok(Transformed::no(node));
         };
-        let Source::Rows(columns) = slot.source() else {
+        let PlaceholderSource::Rows(columns) = slot.source() else {
             return Ok(Transformed::no(node));
         };
         let place = |column: &LeafColumn| match column {
@@ -323,7 +327,7 @@ fn renumber(plan: &Arc<dyn ExecutionPlan>, read: &[usize]) -> DfResult<Arc<dyn E
             }
             window => *window,
         };
-        let source = Source::Rows(columns.iter().map(place).collect());
+        let source = PlaceholderSource::Rows(columns.iter().map(place).collect());
         let slot = PlaceholderExec::new(source, slot.schema());
         Ok(Transformed::yes(Arc::new(slot) as Arc<dyn ExecutionPlan>))
     })?;

@@ -47,8 +47,10 @@ use futures::FutureExt;
 
 use crate::catalog::suggestion;
 use crate::error::Error;
-use crate::planner::errors::through_datafusion;
-use crate::planner::exec::placeholder::{LeafColumn, PlaceholderExec, Source, WindowColumn};
+use crate::planner::errors::plan_error_with_hint;
+use crate::planner::exec::placeholder::{
+    LeafColumn, PlaceholderExec, PlaceholderSource, WindowColumn,
+};
 use crate::planner::functions::{self, EpochNow};
 use crate::types::WindowSpec;
 
@@ -147,20 +149,20 @@ impl TableProvider for Leaf {
                 None => LeafColumn::Input(index),
                 Some(window) => LeafColumn::Window(WindowColumn::ALL[window]),
             };
-            Source::Rows(columns.into_iter().map(column).collect())
+            PlaceholderSource::Rows(columns.into_iter().map(column).collect())
         } else {
-            Source::Relation(self.relation.name.clone(), columns)
+            PlaceholderSource::Relation(self.relation.name.clone(), columns)
         };
         Ok(Arc::new(PlaceholderExec::new(source, schema)))
     }
 }
 
 /// The session of a customer: settings, functions and rules. It has no tables of its own.
-pub(crate) struct Session {
+pub(crate) struct PlanningSession {
     pub(crate) state: SessionState,
 }
 
-impl Session {
+impl PlanningSession {
     /// A session in which times without a zone are meant in `zone`.
     pub(crate) fn new(zone: chrono_tz::Tz, now: &EpochNow) -> Result<Self, Error> {
         let mut config = SessionConfig::new()
@@ -189,7 +191,11 @@ impl Session {
     }
 
     /// The analysed plan of `select` over `relations`.
-    pub(crate) fn analyse(&self, select: Select, relations: &Relations) -> DfResult<LogicalPlan> {
+    pub(crate) fn analyse(
+        &self,
+        select: Select,
+        relations: &KnownRelations,
+    ) -> DfResult<LogicalPlan> {
         // DataFusion's planner is generic over who knows the tables. The session's own instance is
         // compiled already; one of ours, and all of sqlparser's visitors with it, took minutes.
         let statement = DfStatement::Statement(Box::new(Statement::Query(Box::new(select))));
@@ -279,12 +285,12 @@ fn physical_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     ]
 }
 
-/// Relations by the name that a query uses.
-pub(crate) type Relations = BTreeMap<String, Arc<Leaf>>;
+/// KnownRelations by the name that a query uses.
+pub(crate) type KnownRelations = BTreeMap<String, Arc<Leaf>>;
 
 /// What one statement sees: the tables of its session's only schema.
 #[derive(Debug)]
-struct Scope(Relations);
+struct Scope(KnownRelations);
 
 #[async_trait]
 impl SchemaProvider for Scope {
@@ -302,8 +308,8 @@ impl SchemaProvider for Scope {
 }
 
 /// The relation that a query names is none of `relations`.
-fn unknown_relation(name: &TableReference, relations: &Relations) -> DataFusionError {
+fn unknown_relation(name: &TableReference, relations: &KnownRelations) -> DataFusionError {
     let known = relations.keys().map(String::as_str).filter(|name| !name.starts_with("__"));
     let message = format!("there is no stream, query or table '{name}'");
-    through_datafusion(&message, &suggestion::suggest(name.table(), known).unwrap_or_default())
+    plan_error_with_hint(&message, &suggestion::suggest(name.table(), known).unwrap_or_default())
 }

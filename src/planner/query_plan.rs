@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   rows of one bucket ──► absorb ──► one batch per slot ──► reduce ──► close ──► results
-//!                          (front,                          (fewer,    (final aggregate,
-//!                           partial aggregate)               larger)    closing plan)
+//!                          (batch_plan,                          (fewer,    (final aggregate,
+//!                           partial aggregate)               larger)    final_plan plan)
 //! ```
 //!
 //! All methods run on the present task and keep no state of their own: what is kept is the
@@ -22,7 +22,7 @@ use crate::catalog::Query;
 use crate::error::{Error, Kind, Result};
 use crate::planner::errors::{at_quoted, describe};
 use crate::planner::exec::placeholder::{self, Inputs, Relations};
-use crate::planner::physical_plan::{Executable, Reduce, SlotPlan};
+use crate::planner::physical_plan::{Executable, Reduce, StateSlotPlan};
 use crate::state::SlidingKeySet;
 use crate::state::key_set::{self, KeySet};
 use crate::time::Window;
@@ -72,7 +72,7 @@ pub struct QueryPlan {
     /// The output column that is event time to those who read the results.
     pub event_time: Option<usize>,
     /// Whether an output column says which window a row belongs to.
-    pub tells_window: bool,
+    pub has_window_column: bool,
     /// Reference tables and views that it reads besides its input.
     pub tables: Vec<String>,
     /// Equal for equal plans; its part after the `+` is equal for plans that keep the same.
@@ -83,12 +83,15 @@ pub struct QueryPlan {
     pub(crate) executable: Executable,
     /// Reference tables that are taken to have one row per joined value.
     pub(crate) assumed_unique: Vec<String>,
+    /// The plan for users.
     pub(crate) explanation: String,
-    pub(crate) kept_description: String,
+    /// The plan as snapshots store it.
+    pub(crate) stored_text: String,
+    pub(crate) state_description: String,
     /// For what runs on every batch.
     pub(crate) context: Arc<TaskContext>,
-    /// For closing plans, which may be bounded in memory and spill.
-    pub(crate) closing_context: Arc<TaskContext>,
+    /// For final_plan plans, which may be bounded in memory and spill.
+    pub(crate) final_context: Arc<TaskContext>,
 }
 
 impl QueryPlan {
@@ -103,8 +106,8 @@ impl QueryPlan {
         matches!(self.kind, PlanKind::View | PlanKind::Derived)
     }
 
-    /// The input's columns that the plan reads, ascending: what [`QueryPlan::absorb`] and
-    /// [`QueryPlan::stateless`] take.
+    /// The input's columns that the plan reads, ascending: what [`QueryPlan::run_batch_plan`] and
+    /// [`QueryPlan::run_stateless`] take.
     pub fn leaf_projection(&self) -> &[usize] {
         &self.executable.input_columns
     }
@@ -115,10 +118,14 @@ impl QueryPlan {
     }
 
     /// Results of a stateless query.
-    pub async fn stateless(&self, rows: RecordBatch, relations: &Relations) -> Result<RecordBatch> {
-        let filling = Inputs { rows: &[rows], kept: &[], counts: &[], window: None, relations };
-        let closing = &self.executable.closing;
-        let result = placeholder::run(closing, &filling, &self.context).await;
+    pub async fn run_stateless(
+        &self,
+        rows: RecordBatch,
+        relations: &Relations,
+    ) -> Result<RecordBatch> {
+        let inputs = Inputs { rows: &[rows], kept: &[], counts: &[], window: None, relations };
+        let final_plan = &self.executable.final_plan;
+        let result = placeholder::run(final_plan, &inputs, &self.context).await;
         result
             .and_then(|batch| placeholder::reshape(&batch, &self.output))
             .map_err(|e| self.failed(&e))
@@ -126,7 +133,7 @@ impl QueryPlan {
 
     /// What is kept of the rows of one bucket (a window, a pane, or a view's only one): one batch
     /// per slot, those of sets with all keys as they come.
-    pub async fn absorb(
+    pub async fn run_batch_plan(
         &self,
         rows: RecordBatch,
         bucket: Option<Window>,
@@ -134,19 +141,19 @@ impl QueryPlan {
     ) -> Result<Vec<RecordBatch>> {
         let mut kept: Vec<Option<RecordBatch>> = vec![None; self.slots()];
         let rows = [rows];
-        for front in &self.executable.fronts {
-            let filling = Inputs { rows: &rows, kept: &[], counts: &[], window: bucket, relations };
-            let output = match &front.plan {
-                Some(plan) => Some([self.run(plan, &filling).await?]),
+        for batch_plan in &self.executable.batch_plans {
+            let inputs = Inputs { rows: &rows, kept: &[], counts: &[], window: bucket, relations };
+            let output = match &batch_plan.plan {
+                Some(plan) => Some([self.run(plan, &inputs).await?]),
                 None => None,
             };
-            let filling = Inputs { rows: output.as_ref().unwrap_or(&rows), ..filling };
-            for slot in &front.slots {
-                let SlotPlan { partial, schema, .. } = &self.executable.slots[*slot];
+            let inputs = Inputs { rows: output.as_ref().unwrap_or(&rows), ..inputs };
+            for slot in &batch_plan.slots {
+                let StateSlotPlan { partial, schema, .. } = &self.executable.slots[*slot];
                 let batch = match (partial, &output) {
-                    (Some(partial), _) => self.run(partial, &filling).await?,
+                    (Some(partial), _) => self.run(partial, &inputs).await?,
                     (None, Some([output])) => output.clone(),
-                    (None, None) => return Err(Error::internal("a front without a plan")),
+                    (None, None) => return Err(Error::internal("a batch_plan without a plan")),
                 };
                 kept[*slot] = Some(placeholder::reshape(&batch, schema)?);
             }
@@ -159,18 +166,18 @@ impl QueryPlan {
     ///
     /// # Errors
     /// [`Kind::Sql`], with its place.
-    pub async fn trial(&self) -> Result<()> {
+    pub async fn dry_run(&self) -> Result<()> {
         let inputs: Vec<usize> = (0..self.leaf_projection().len()).collect();
         let rows = RecordBatch::new_empty(Arc::new(self.leaf_schema.project(&inputs)?));
         let empty = |table: &String| (table.clone(), Arc::new(Vec::new()));
         let relations: Relations = self.tables.iter().map(empty).collect();
         let ran = match self.kind {
-            PlanKind::Stateless => self.stateless(rows, &relations).await.map(drop),
+            PlanKind::Stateless => self.run_stateless(rows, &relations).await.map(drop),
             PlanKind::Windowed => {
                 let window = Window { start: 0, end: 1 };
-                self.absorb(rows, Some(window), &relations).await.map(drop)
+                self.run_batch_plan(rows, Some(window), &relations).await.map(drop)
             }
-            PlanKind::View => self.absorb(rows, None, &relations).await.map(drop),
+            PlanKind::View => self.run_batch_plan(rows, None, &relations).await.map(drop),
             PlanKind::Derived => Ok(()),
         };
         ran.map_err(|mut error| {
@@ -180,34 +187,37 @@ impl QueryPlan {
     }
 
     /// Whether a slot keeps keys and no aggregates: of such, each key counts once.
-    pub fn is_set(&self, slot: usize) -> bool {
-        self.slot(slot).is_ok_and(SlotPlan::is_set)
+    pub fn is_key_set(&self, slot: usize) -> bool {
+        self.slot(slot).is_ok_and(StateSlotPlan::is_key_set)
     }
 
-    /// Whether [`QueryPlan::close`] may have counts by group instead of a set's keys.
-    pub fn is_counted(&self, slot: usize) -> bool {
-        self.slot(slot).is_ok_and(|slot| slot.is_counted)
+    /// Whether [`QueryPlan::run_final_plan`] may have counts by group instead of a set's keys.
+    pub fn uses_counts(&self, slot: usize) -> bool {
+        self.slot(slot).is_ok_and(|slot| slot.uses_counts)
     }
 
     /// Tells new keys of a set from old ones; none seen yet.
-    pub(crate) fn groups(&self, slot: usize) -> Result<KeySet> {
+    pub(crate) fn new_key_set(&self, slot: usize) -> Result<KeySet> {
         Ok(KeySet::new(Arc::clone(&self.slot(slot)?.schema))?)
     }
 
-    /// As [`QueryPlan::groups`], over panes.
-    pub(crate) fn running_set(&self, slot: usize) -> Result<SlidingKeySet> {
+    /// As [`QueryPlan::new_key_set`], over panes.
+    pub(crate) fn new_sliding_key_set(&self, slot: usize) -> Result<SlidingKeySet> {
         Ok(SlidingKeySet::new(Arc::clone(&self.slot(slot)?.schema))?)
     }
 
     /// All rows in one batch, as they come.
-    pub(crate) fn join(&self, slot: usize, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
+    pub(crate) fn concat(&self, slot: usize, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
         Ok(placeholder::concat(&self.slot(slot)?.schema, batches)?)
     }
 
     /// What is kept with each key of a set once.
-    pub async fn distinct(&self, mut kept: Vec<Vec<RecordBatch>>) -> Result<Vec<Vec<RecordBatch>>> {
+    pub async fn dedup_key_sets(
+        &self,
+        mut kept: Vec<Vec<RecordBatch>>,
+    ) -> Result<Vec<Vec<RecordBatch>>> {
         for (slot, batches) in kept.iter_mut().enumerate() {
-            if !batches.is_empty() && self.is_set(slot) {
+            if !batches.is_empty() && self.is_key_set(slot) {
                 *batches = vec![self.reduce(slot, std::mem::take(batches)).await?];
             }
         }
@@ -216,12 +226,12 @@ impl QueryPlan {
 
     /// The same content in one batch, with one row per key (or simply all rows).
     pub async fn reduce(&self, slot: usize, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
-        let SlotPlan { reduce, schema, .. } = self.slot(slot)?;
+        let StateSlotPlan { reduce, schema, .. } = self.slot(slot)?;
         let reduce = match reduce {
-            Reduce::Rows => return self.join(slot, batches),
+            Reduce::Rows => return self.concat(slot, batches),
             Reduce::Set(spare) => {
                 let spared = spare.lock().ok().and_then(|mut spare| spare.take());
-                let mut groups = spared.map_or_else(|| self.groups(slot), Ok)?;
+                let mut groups = spared.map_or_else(|| self.new_key_set(slot), Ok)?;
                 let batch = key_set::distinct(&mut groups, &batches)?;
                 if let (true, Ok(mut spare)) = (batch.num_rows() <= key_set::SMALL, spare.lock()) {
                     *spare = Some(groups);
@@ -233,20 +243,20 @@ impl QueryPlan {
         let mut kept = vec![Vec::new(); self.slots()];
         kept[slot] = batches;
         let relations = Relations::default();
-        let filling =
+        let inputs =
             Inputs { rows: &[], kept: &kept, counts: &[], window: None, relations: &relations };
-        let batch = self.run(reduce, &filling).await?;
+        let batch = self.run(reduce, &inputs).await?;
         Ok(placeholder::reshape(&batch, schema)?)
     }
 
     /// A slot's batch of one bucket as one of the window `window`.
-    pub fn rewindow(
+    pub fn set_window(
         &self,
         slot: usize,
         batch: &RecordBatch,
         window: Window,
     ) -> Result<RecordBatch> {
-        let SlotPlan { window_keys, schema, .. } = self.slot(slot)?;
+        let StateSlotPlan { window_keys, schema, .. } = self.slot(slot)?;
         if window_keys.is_empty() {
             return Ok(batch.clone());
         }
@@ -259,42 +269,48 @@ impl QueryPlan {
     }
 
     /// The results over what was kept of one window (or of a view), by slot. Of a set, each key
-    /// must be there once, see [`QueryPlan::distinct`].
-    pub async fn close(
+    /// must be there once, see [`QueryPlan::dedup_key_sets`].
+    pub async fn run_final_plan(
         &self,
-        content: impl Into<Content>,
+        content: impl Into<QueryState>,
         window: Option<Window>,
         relations: &Relations,
     ) -> Result<RecordBatch> {
-        let Content { kept, counts } = &content.into();
-        let filling = Inputs { rows: &[], kept, counts, window, relations };
+        let QueryState { batches: kept, counts } = &content.into();
+        let inputs = Inputs { rows: &[], kept, counts, window, relations };
         let result =
-            placeholder::run(&self.executable.closing, &filling, &self.closing_context).await;
+            placeholder::run(&self.executable.final_plan, &inputs, &self.final_context).await;
         let result = result.and_then(|batch| placeholder::reshape(&batch, &self.output));
         let result = result.map_err(|error| self.failed(&error))?;
         self.check_unique(&result)?;
         Ok(result)
     }
 
-    /// The three parts of the plan as text.
+    /// Returns the batch plan, the window state and the final plan as text for users.
     pub fn explain(&self) -> String {
         self.explanation.clone()
     }
 
-    /// What is kept, in one line.
-    pub fn kept_description(&self) -> String {
-        self.kept_description.clone()
+    /// Returns the plan as snapshots store it. Its words are the same in every version, because a
+    /// pipeline compares it with the text that an older binary has stored.
+    pub fn stored_text(&self) -> String {
+        self.stored_text.clone()
+    }
+
+    /// Describes the state in one line.
+    pub fn state_description(&self) -> String {
+        self.state_description.clone()
     }
 
     async fn run(
         &self,
         plan: &Arc<dyn datafusion::physical_plan::ExecutionPlan>,
-        filling: &Inputs<'_>,
+        inputs: &Inputs<'_>,
     ) -> Result<RecordBatch> {
-        placeholder::run(plan, filling, &self.context).await.map_err(|error| self.failed(&error))
+        placeholder::run(plan, inputs, &self.context).await.map_err(|error| self.failed(&error))
     }
 
-    fn slot(&self, slot: usize) -> Result<&SlotPlan> {
+    fn slot(&self, slot: usize) -> Result<&StateSlotPlan> {
         let missing = || Error::internal(format!("query '{}' has no slot {slot}", self.name));
         self.executable.slots.get(slot).ok_or_else(missing)
     }
@@ -336,17 +352,17 @@ impl QueryPlan {
 
 /// What was kept of a window or a view, by slot.
 #[derive(Debug, Default)]
-pub struct Content {
+pub struct QueryState {
     /// Rows and partial rows.
-    pub kept: Vec<Vec<RecordBatch>>,
-    /// Of slots that [`QueryPlan::is_counted`] says so of, instead: the columns of each group, and
+    pub batches: Vec<Vec<RecordBatch>>,
+    /// Of slots that [`QueryPlan::uses_counts`] says so of, instead: the columns of each group, and
     /// how many keys it has. May be shorter.
     pub counts: Vec<Option<RecordBatch>>,
 }
 
-impl From<Vec<Vec<RecordBatch>>> for Content {
+impl From<Vec<Vec<RecordBatch>>> for QueryState {
     fn from(kept: Vec<Vec<RecordBatch>>) -> Self {
-        Self { kept, counts: Vec::new() }
+        Self { batches: kept, counts: Vec::new() }
     }
 }
 

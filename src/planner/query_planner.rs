@@ -14,29 +14,31 @@ use datafusion::sql::sqlparser::tokenizer;
 use crate::catalog::ast_visitor::{QueryVisitor, visit_query};
 use crate::catalog::{Emit, Query, QueryKind, suggestion};
 use crate::error::{Error, Place};
-use crate::planner::errors::{Source, in_query, in_source, keyword_in, place_of_span, two_columns};
+use crate::planner::errors::{
+    SqlSource, in_query, in_source, keyword_in, place_of_span, two_columns,
+};
 use crate::planner::exec::placeholder::WindowColumn;
-use crate::planner::lineage::{self, Origin};
+use crate::planner::lineage::{self, ColumnOrigin};
 use crate::planner::planning_session::{
-    Leaf, Relation, RelationKind, Relations, Session, window_fields,
+    KnownRelations, Leaf, PlanningSession, Relation, RelationKind, window_fields,
 };
 use crate::planner::query_plan::{Input, PlanKind, QueryPlan, can_be_output};
 use crate::planner::split::{self, Windowing};
 use crate::planner::sql_display::sql_type;
-use crate::planner::window_functions::{self, WindowedRelation};
+use crate::planner::windowing_tvf::{self, WindowedRelation};
 use crate::planner::{Contexts, explain, functions, physical_plan};
 use crate::types::WindowSpec;
 
 /// Plans `query` over `relations` (by name); all errors that can be told at once.
 pub(crate) fn plan(
-    session: &Session,
+    session: &PlanningSession,
     contexts: &Contexts,
-    relations: &Relations,
+    relations: &KnownRelations,
     query: &Arc<Query>,
 ) -> Result<QueryPlan, Vec<Error>> {
     let planner = Planner { session, query };
     let mut select = query.select.as_ref().clone();
-    let windowed = window_functions::resolve(&mut select, query)?;
+    let windowed = windowing_tvf::resolve(&mut select, query)?;
     let relations = planner.with_windows(relations, windowed)?;
     planner.check_written_names().map_err(|error| vec![error])?;
     let failed = |error: DataFusionError| planner.errors(&error, &relations);
@@ -46,12 +48,12 @@ pub(crate) fn plan(
 }
 
 struct Planner<'a> {
-    session: &'a Session,
+    session: &'a PlanningSession,
     query: &'a Arc<Query>,
 }
 
 /// What a query reads, and how.
-struct Reading {
+struct QueryInput {
     input: Input,
     kind: PlanKind,
     windowing: Windowing,
@@ -60,28 +62,28 @@ struct Reading {
 }
 
 impl Planner<'_> {
-    fn errors(&self, error: &DataFusionError, relations: &Relations) -> Vec<Error> {
+    fn errors(&self, error: &DataFusionError, relations: &KnownRelations) -> Vec<Error> {
         let leaves = relations.values();
         let columns: Vec<_> = (leaves.flat_map(|leaf| leaf.relation.schema.fields()))
             .map(|field| (field.name().clone(), field.data_type().clone()))
             .collect();
-        let source = Source { columns: &columns, ..Source::of(self.query) };
+        let source = SqlSource { columns: &columns, ..SqlSource::of(self.query) };
         let placed = |error| in_source(error, &source).at(self.query.place.clone());
         error.iter().map(placed).collect()
     }
 
     fn error(&self, message: impl Into<String>) -> Error {
         let message = message.into();
-        let keyword = keyword_in(&message).and_then(|word| Source::of(self.query).find(word));
+        let keyword = keyword_in(&message).and_then(|word| SqlSource::of(self.query).find(word));
         Error::sql(message).at(keyword.unwrap_or_else(|| self.select_place()))
     }
 
     /// `relations` and the leaves of the window functions in FROM.
     fn with_windows(
         &self,
-        relations: &Relations,
+        relations: &KnownRelations,
         windowed: Vec<WindowedRelation>,
-    ) -> Result<Relations, Vec<Error>> {
+    ) -> Result<KnownRelations, Vec<Error>> {
         let mut all = relations.clone();
         let mut errors = Vec::new();
         for window in windowed {
@@ -93,7 +95,11 @@ impl Planner<'_> {
         if errors.is_empty() { Ok(all) } else { Err(errors) }
     }
 
-    fn windowed_leaf(&self, known: &Relations, window: &WindowedRelation) -> Result<Leaf, Error> {
+    fn windowed_leaf(
+        &self,
+        known: &KnownRelations,
+        window: &WindowedRelation,
+    ) -> Result<Leaf, Error> {
         let at = |ident: &Ident, message: String| {
             let place = place_of_span(self.query, ident.span);
             Error::sql(message).at(place.unwrap_or_else(|| self.query.place.clone()))
@@ -141,59 +147,60 @@ impl Planner<'_> {
                 .hint(hint));
         }
         self.check_names(&plan)?;
-        let reading = self.reading(&plan)?;
+        let input = self.analyse_input(&plan)?;
         let plan = self.normalised_output(plan)?;
         let optimised = self.session.optimise(plan).map_err(df)?;
-        let cut = split::split(&optimised, reading.windowing).map_err(df)?;
-        if reading.kind == PlanKind::Stateless && !cut.slots.is_empty() {
+        let split = split::split(&optimised, input.windowing).map_err(df)?;
+        if input.kind == PlanKind::Stateless && !split.slots.is_empty() {
             return Err(self.error("this query keeps rows, but has no window"));
         }
-        let executable = physical_plan::plan(self.session, &cut);
+        let executable = physical_plan::plan(self.session, &split);
         // Planning never waits for anything; but on a task that has used up its budget, tokio's
         // parts of it would ask to be polled later, and here nobody would.
         let executable = tokio::task::unconstrained(executable);
         let executable = futures::executor::block_on(executable).map_err(df)?;
         let output: SchemaRef = Arc::new(Schema::new(optimised.schema().fields().clone()));
         let mut assumed_unique = Vec::new();
-        let key = match reading.kind {
+        let key = match input.kind {
             PlanKind::Stateless => Vec::new(),
-            _ => self.key(&optimised, reading.kind, &mut assumed_unique),
+            _ => self.key(&optimised, input.kind, &mut assumed_unique),
         };
-        let panes = matches!(reading.windowing, Windowing::Leaf(WindowSpec::Hop { .. }))
-            && split::can_use_panes(&cut).map_err(df)?;
-        let leaf_schema = leaf_schema(&reading, &executable.input_columns);
-        let tells_changes = reading.kind != PlanKind::Stateless && self.tells_changes(reading.kind);
+        let panes = matches!(input.windowing, Windowing::Leaf(WindowSpec::Hop { .. }))
+            && split::can_use_panes(&split).map_err(df)?;
+        let leaf_schema = leaf_schema(&input, &executable.input_columns);
+        let emits_changes = input.kind != PlanKind::Stateless && self.emits_changes(input.kind);
         let fingerprint = explain::fingerprint(
             &optimised,
-            &cut,
-            &reading.windowing,
+            &split,
+            &input.windowing,
             &output,
             &leaf_schema,
-            tells_changes.then_some(key.as_slice()),
+            emits_changes.then_some(key.as_slice()),
         );
         Ok(QueryPlan {
             name: self.query.name.clone(),
             query: Arc::clone(self.query),
-            window: match reading.windowing {
+            window: match input.windowing {
                 Windowing::Leaf(spec) | Windowing::Group(spec) => Some(spec),
                 Windowing::None => None,
             },
-            event_time: event_time(&optimised, &reading),
-            tells_window: tells_window(&optimised),
-            input: reading.input,
-            kind: reading.kind,
+            event_time: event_time(&optimised, &input),
+            has_window_column: has_window_column(&optimised),
+            input: input.input,
+            kind: input.kind,
             output,
             key,
-            tables: reading.tables,
+            tables: input.tables,
             fingerprint,
             panes,
             leaf_schema,
-            explanation: explain::explain(&cut, panes),
-            kept_description: explain::kept(&cut),
+            explanation: explain::explain(&split, panes),
+            stored_text: explain::stored_text(&split, panes),
+            state_description: explain::describe_state(&split),
             executable,
             assumed_unique,
             context: Arc::clone(&contexts.batches),
-            closing_context: Arc::clone(&contexts.closing),
+            final_context: Arc::clone(&contexts.closing),
         })
     }
 
@@ -226,7 +233,7 @@ impl Planner<'_> {
     }
 
     /// What the query reads and keeps; refuses what does not go together.
-    fn reading(&self, plan: &LogicalPlan) -> Result<Reading, Error> {
+    fn analyse_input(&self, plan: &LogicalPlan) -> Result<QueryInput, Error> {
         let mut streamed: Vec<(Arc<Relation>, Option<WindowSpec>)> = Vec::new();
         let mut tables = Vec::new();
         let visited = lineage::for_each_leaf(plan, |leaf| {
@@ -239,7 +246,7 @@ impl Planner<'_> {
         visited.map_err(|error| in_query(&error, self.query))?;
         tables.sort();
         let Some((leaf, window)) = streamed.first().cloned() else {
-            return self.reading_views(tables);
+            return self.analyse_view_input(tables);
         };
         if streamed.iter().any(|(other, _)| other.name != leaf.name) {
             return Err(self
@@ -274,16 +281,16 @@ impl Planner<'_> {
             RelationKind::Stream => Input::Stream(leaf.name.clone()),
             _ => Input::Query(leaf.name.clone()),
         };
-        Ok(Reading { input, kind, windowing, leaf: Some(leaf), tables })
+        Ok(QueryInput { input, kind, windowing, leaf: Some(leaf), tables })
     }
 
-    fn reading_views(&self, tables: Vec<String>) -> Result<Reading, Error> {
+    fn analyse_view_input(&self, tables: Vec<String>) -> Result<QueryInput, Error> {
         if self.query.kind == QueryKind::Stream {
             return Err(self
                 .error("this query reads no stream, so it cannot be one")
                 .hint("write CREATE MATERIALIZED VIEW, or a bare SELECT"));
         }
-        Ok(Reading {
+        Ok(QueryInput {
             input: Input::Views,
             kind: PlanKind::Derived,
             windowing: Windowing::None,
@@ -320,7 +327,7 @@ impl Planner<'_> {
             visit.extend(node.inputs());
             let LogicalPlan::Aggregate(aggregate) = node else { continue };
             for origin in lineage::group_origins(aggregate).into_iter().flatten() {
-                let Origin::Bucket(spec) = origin else { continue };
+                let ColumnOrigin::Bucket(spec) = origin else { continue };
                 if found.is_some_and(|other| other != spec) {
                     return Err(self.error("the query groups by two different windows").hint(
                         "use one date_bin or date_trunc, and derive others from its result",
@@ -335,11 +342,11 @@ impl Planner<'_> {
 
     /// Every aggregate of a windowed query must have the window among its keys.
     fn check_windows(&self, plan: &LogicalPlan) -> Result<(), Error> {
-        let tells_window = |origins: Vec<Option<Origin>>| {
+        let has_window_column = |origins: Vec<Option<ColumnOrigin>>| {
             origins.into_iter().flatten().any(|origin| match origin {
-                Origin::Window(column) => column != WindowColumn::Time,
-                Origin::Bucket(_) => true,
-                Origin::Input(_) => false,
+                ColumnOrigin::Window(column) => column != WindowColumn::Time,
+                ColumnOrigin::Bucket(_) => true,
+                ColumnOrigin::Input(_) => false,
             })
         };
         let ok = match plan {
@@ -347,10 +354,10 @@ impl Planner<'_> {
                 // Grouping sets have the window in each of their sets, or not at all.
                 let exprs = aggregate.group_expr.as_slice();
                 matches!(exprs, [Expr::GroupingSet(_)])
-                    || tells_window(lineage::group_origins(aggregate))
+                    || has_window_column(lineage::group_origins(aggregate))
             }
             LogicalPlan::Distinct(Distinct::All(input)) if lineage::is_streamed(plan) => {
-                tells_window(lineage::origins(input))
+                has_window_column(lineage::origins(input))
             }
             _ => true,
         };
@@ -408,14 +415,14 @@ impl Planner<'_> {
     /// take rows back must have one; where none is known it is the whole row.
     fn key(&self, plan: &LogicalPlan, kind: PlanKind, assumed: &mut Vec<String>) -> Vec<usize> {
         let key = known_key(plan, assumed);
-        if key.is_empty() && self.tells_changes(kind) {
+        if key.is_empty() && self.emits_changes(kind) {
             return (0..plan.schema().fields().len()).collect();
         }
         key
     }
 
     /// Whether results of a query with state are changes to those before.
-    fn tells_changes(&self, kind: PlanKind) -> bool {
+    fn emits_changes(&self, kind: PlanKind) -> bool {
         let is_early = matches!(self.query.emit, Emit::Every(_));
         kind != PlanKind::Windowed || is_early || self.query.allowed_lateness_us > 0
     }
@@ -438,9 +445,12 @@ fn known_key(plan: &LogicalPlan, assumed: &mut Vec<String>) -> Vec<usize> {
     key.sort_unstable();
     key.dedup();
     let origins = lineage::origins(plan);
-    let is_window = |column: &usize| origins[*column].is_some_and(Origin::is_window);
+    let is_window = |column: &usize| origins[*column].is_some_and(ColumnOrigin::is_window);
     let start = (0..origins.len()).find(|column| {
-        matches!(origins[*column], Some(Origin::Window(WindowColumn::Start) | Origin::Bucket(_)))
+        matches!(
+            origins[*column],
+            Some(ColumnOrigin::Window(WindowColumn::Start) | ColumnOrigin::Bucket(_))
+        )
     });
     let other = (0..origins.len()).find(is_window);
     let window = start.or(other);
@@ -448,7 +458,7 @@ fn known_key(plan: &LogicalPlan, assumed: &mut Vec<String>) -> Vec<usize> {
 }
 
 fn in_query_at_name(query: &Query, function: &str) -> Option<Error> {
-    let place = Source::of(query).find(function)?;
+    let place = SqlSource::of(query).find(function)?;
     Some(Error::sql(format!("{function}() has another value each time it runs")).at(place))
 }
 
@@ -477,13 +487,13 @@ fn has_streamed_distinct(plan: &LogicalPlan) -> bool {
 }
 
 /// The input's columns that are read, then those of the window.
-fn leaf_schema(reading: &Reading, columns: &[usize]) -> SchemaRef {
-    let Some(leaf) = &reading.leaf else {
+fn leaf_schema(input: &QueryInput, columns: &[usize]) -> SchemaRef {
+    let Some(leaf) = &input.leaf else {
         return Arc::new(Schema::empty());
     };
     let mut fields: Vec<_> =
         columns.iter().map(|column| Arc::clone(&leaf.schema.fields()[*column])).collect();
-    if let (Windowing::Leaf(_), Some(time)) = (reading.windowing, leaf.event_time) {
+    if let (Windowing::Leaf(_), Some(time)) = (input.windowing, leaf.event_time) {
         fields.extend(window_fields(leaf.schema.field(time).data_type()));
     }
     Arc::new(Schema::new(fields))
@@ -491,20 +501,20 @@ fn leaf_schema(reading: &Reading, columns: &[usize]) -> SchemaRef {
 
 /// The output column that readers may take as event time: the input's, passed through by a query
 /// without state, or `window_time`.
-fn event_time(plan: &LogicalPlan, reading: &Reading) -> Option<usize> {
-    let wanted = match reading.kind {
+fn event_time(plan: &LogicalPlan, input: &QueryInput) -> Option<usize> {
+    let wanted = match input.kind {
         PlanKind::Stateless => {
-            Origin::Input(reading.leaf.as_ref().and_then(|leaf| leaf.event_time)?)
+            ColumnOrigin::Input(input.leaf.as_ref().and_then(|leaf| leaf.event_time)?)
         }
-        PlanKind::Windowed => Origin::Window(WindowColumn::Time),
+        PlanKind::Windowed => ColumnOrigin::Window(WindowColumn::Time),
         PlanKind::View | PlanKind::Derived => return None,
     };
     lineage::origins(plan).iter().position(|origin| *origin == Some(wanted))
 }
 
 /// Whether an output column says which window a row belongs to.
-fn tells_window(plan: &LogicalPlan) -> bool {
-    lineage::origins(plan).into_iter().flatten().any(Origin::is_window)
+fn has_window_column(plan: &LogicalPlan) -> bool {
+    lineage::origins(plan).into_iter().flatten().any(ColumnOrigin::is_window)
 }
 
 /// Finds the first GROUP BY and the first SELECT.

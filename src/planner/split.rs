@@ -1,11 +1,11 @@
-//! The cut: what of a plan runs on every batch (the front), what is kept in between, and what
-//! runs once per closed window (the closing plan).
+//! The split: what of a plan runs on every batch (the batch_plan), what is slot in between, and what
+//! runs once per closed window (the final_plan plan).
 //!
 //! Going up from the stream's leaf, everything that needs no more than the present batch belongs
-//! to the front: projections, filters, and joins with reference tables that preserve the stream.
-//! Where that ends, the plan is cut: an aggregate keeps partials if its functions are on the
-//! tested list (see [`crate::planner::distinct_rewrite`]), all else keeps rows. In the closing plan a [`Slot`]
-//! stands for what was kept, with exactly the columns that the replaced node had.
+//! to the batch_plan: projections, filters, and joins with reference tables that preserve the stream.
+//! Where that ends, the plan is split: an aggregate keeps partials if its functions are on the
+//! tested list (see [`crate::planner::distinct_rewrite`]), all else keeps rows. In the final_plan plan a [`SlotNode`]
+//! stands for what was slot, with exactly the columns that the replaced node had.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -19,10 +19,10 @@ use datafusion::logical_expr::{
     Aggregate, Expr, Extension, LogicalPlan, UserDefinedLogicalNodeCore,
 };
 
-use crate::planner::distinct_rewrite::{keep_groupings, partial_aggregates};
-use crate::planner::errors::through_datafusion;
+use crate::planner::distinct_rewrite::{partial_aggregates, split_groupings};
+use crate::planner::errors::plan_error_with_hint;
 use crate::planner::exec::placeholder::WindowColumn;
-use crate::planner::lineage::{self, Origin, column_of, group_origins, origins};
+use crate::planner::lineage::{self, ColumnOrigin, column_of, group_origins, origins};
 use crate::types::WindowSpec;
 
 /// How a query's rows are put into windows.
@@ -36,45 +36,45 @@ pub(crate) enum Windowing {
     None,
 }
 
-/// A plan cut in two.
+/// A plan split in two.
 pub(crate) struct Split {
-    /// What is kept, by slot.
-    pub(crate) slots: Vec<Kept>,
+    /// What is slot, by slot.
+    pub(crate) slots: Vec<StateSlot>,
     /// The rest of the plan over the slots; without slots, the whole plan.
-    pub(crate) closing: LogicalPlan,
+    pub(crate) final_plan: LogicalPlan,
 }
 
-/// What is kept in one slot.
-pub(crate) struct Kept {
-    /// Slots with the same number are fed by the same front.
-    pub(crate) front_number: usize,
+/// What is slot in one slot.
+pub(crate) struct StateSlot {
+    /// Slots with the same number are fed by the same batch_plan.
+    pub(crate) batch_plan_number: usize,
     /// What runs on every batch before.
-    pub(crate) front: Arc<LogicalPlan>,
-    /// Partials of this aggregate over the front; without one, the front's rows.
+    pub(crate) batch_plan: Arc<LogicalPlan>,
+    /// Partials of this aggregate over the batch_plan; without one, the batch_plan's rows.
     pub(crate) partials: Option<Partials>,
-    /// The columns that the closing plan sees.
+    /// The columns that the final_plan plan sees.
     pub(crate) schema: DFSchemaRef,
 }
 
-/// Partials of an aggregate over the front.
+/// Partials of an aggregate over the batch_plan.
 pub(crate) struct Partials {
     /// The aggregate without those keys that are the same in a whole window.
     pub(crate) aggregate: Aggregate,
-    /// Keys left out, by their place in the closing plan's columns.
-    pub(crate) stamped: Vec<(usize, WindowColumn)>,
-    /// Keys of the window that are kept, by their place in the state.
+    /// Keys left out, by their place in the final_plan plan's columns.
+    pub(crate) omitted_keys: Vec<(usize, WindowColumn)>,
+    /// Keys of the window that are slot, by their place in the state.
     pub(crate) window_keys: Vec<(usize, WindowColumn)>,
 }
 
 /// Cuts the optimised `plan`.
 pub(crate) fn split(plan: &LogicalPlan, windowing: Windowing) -> DfResult<Split> {
-    let mut cutter = Splitter { windowing, slots: Vec::new(), fronts: 0 };
-    let (closing, class) = cutter.walk(plan)?;
-    let closing = match (class, windowing) {
-        (Class::Streaming, Windowing::Leaf(_)) => cutter.keep_rows(&closing)?,
-        _ => closing,
+    let mut splitter = Splitter { windowing, slots: Vec::new(), batch_plans: 0 };
+    let (final_plan, class) = splitter.walk(plan)?;
+    let final_plan = match (class, windowing) {
+        (Class::Streaming, Windowing::Leaf(_)) => splitter.add_rows_slot(&final_plan)?,
+        _ => final_plan,
     };
-    Ok(Split { slots: cutter.slots, closing })
+    Ok(Split { slots: splitter.slots, final_plan })
 }
 
 /// What a part of the plan needs.
@@ -85,17 +85,17 @@ enum Class {
     /// The present batch.
     Streaming,
     /// A whole window.
-    Closing,
+    WholeWindow,
 }
 
 struct Splitter {
     windowing: Windowing,
-    slots: Vec<Kept>,
-    fronts: usize,
+    slots: Vec<StateSlot>,
+    batch_plans: usize,
 }
 
 impl Splitter {
-    /// The plan with slots for all that is kept below, and what it needs.
+    /// The plan with slots for all that is slot below, and what it needs.
     fn walk(&mut self, plan: &LogicalPlan) -> DfResult<(LogicalPlan, Class)> {
         if let LogicalPlan::TableScan(_) = plan {
             let class = if lineage::is_streamed(plan) { Class::Streaming } else { Class::Static };
@@ -110,53 +110,53 @@ impl Splitter {
         if classes.iter().all(|class| *class == Class::Static) {
             return Ok((plan.clone(), Class::Static));
         }
-        if is_front(plan, &classes) {
+        if runs_per_batch(plan, &classes) {
             return Ok((plan.clone(), Class::Streaming));
         }
         if let (LogicalPlan::Aggregate(aggregate), [Class::Streaming]) = (plan, classes.as_slice())
         {
-            return Ok((self.cut_aggregate(aggregate)?, Class::Closing));
+            return Ok((self.split_aggregate(aggregate)?, Class::WholeWindow));
         }
         for (input, class) in inputs.iter_mut().zip(&classes) {
             if *class == Class::Streaming {
                 self.check_rows(plan)?;
-                *input = self.keep_rows(input)?;
+                *input = self.add_rows_slot(input)?;
             }
         }
         let plan = plan.with_new_exprs(plan.expressions(), inputs)?;
-        Ok((plan, Class::Closing))
+        Ok((plan, Class::WholeWindow))
     }
 
-    fn cut_aggregate(&mut self, aggregate: &Aggregate) -> DfResult<LogicalPlan> {
+    fn split_aggregate(&mut self, aggregate: &Aggregate) -> DfResult<LogicalPlan> {
         if let Windowing::Group(spec) = self.windowing
-            && !group_origins(aggregate).contains(&Some(Origin::Bucket(spec)))
+            && !group_origins(aggregate).contains(&Some(ColumnOrigin::Bucket(spec)))
         {
-            return Err(through_datafusion(
+            return Err(plan_error_with_hint(
                 "an aggregate over a stream lacks the window that the others have",
                 "group every one of them by the same date_bin or date_trunc",
             ));
         }
-        let front_number = self.fronts;
+        let batch_plan_number = self.batch_plans;
         let differing: Vec<usize> = (window_columns(aggregate).iter().enumerate())
             .filter_map(|(place, column)| column.is_none().then_some(place))
             .collect();
-        let kept = keep_groupings(aggregate, &differing, |grouping| {
-            self.keep_partials(grouping, front_number)
+        let slot = split_groupings(aggregate, &differing, |grouping| {
+            self.add_partials_slot(grouping, batch_plan_number)
         })?;
-        if let Some(plan) = kept {
-            self.fronts += 1;
+        if let Some(plan) = slot {
+            self.batch_plans += 1;
             return Ok(plan);
         }
         if self.windowing == Windowing::None {
             let names = partial_aggregates().join(", ");
-            return Err(through_datafusion(
+            return Err(plan_error_with_hint(
                 &format!("a view cannot keep all rows, which {} needs", describe(aggregate)),
                 &format!(
                     "a view may use, with and without DISTINCT: {names} (first_value and last_value with ORDER BY)"
                 ),
             ));
         }
-        let input = self.keep_rows(&aggregate.input)?;
+        let input = self.add_rows_slot(&aggregate.input)?;
         let plan = LogicalPlan::Aggregate(aggregate.clone());
         plan.with_new_exprs(plan.expressions(), vec![input])
     }
@@ -188,29 +188,33 @@ impl Splitter {
             }
             _ => ("this needs all rows of the stream", "write FROM TUMBLE(..)"),
         };
-        Err(through_datafusion(what, hint))
+        Err(plan_error_with_hint(what, hint))
     }
 
-    fn keep_rows(&mut self, front: &LogicalPlan) -> DfResult<LogicalPlan> {
-        let schema = Arc::clone(front.schema());
-        let kept = Kept {
-            front_number: self.fronts,
-            front: Arc::new(front.clone()),
+    fn add_rows_slot(&mut self, batch_plan: &LogicalPlan) -> DfResult<LogicalPlan> {
+        let schema = Arc::clone(batch_plan.schema());
+        let slot = StateSlot {
+            batch_plan_number: self.batch_plans,
+            batch_plan: Arc::new(batch_plan.clone()),
             partials: None,
             schema,
         };
-        self.fronts += 1;
-        Ok(self.slot(kept))
+        self.batch_plans += 1;
+        Ok(self.add_slot(slot))
     }
 
-    fn keep_partials(&mut self, grouping: Aggregate, front_number: usize) -> DfResult<LogicalPlan> {
+    fn add_partials_slot(
+        &mut self,
+        grouping: Aggregate,
+        batch_plan_number: usize,
+    ) -> DfResult<LogicalPlan> {
         let columns = window_columns(&grouping);
         // Without any key an aggregate has a result even for no rows, so one must stay.
         let must_stay = columns.iter().all(Option::is_some).then_some(0);
-        let (mut groups, mut stamped, mut window_keys) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut groups, mut omitted_keys, mut window_keys) = (Vec::new(), Vec::new(), Vec::new());
         for (place, expr) in grouping.group_expr.iter().enumerate() {
             match columns.get(place).copied().flatten() {
-                Some(column) if must_stay != Some(place) => stamped.push((place, column)),
+                Some(column) if must_stay != Some(place) => omitted_keys.push((place, column)),
                 column => {
                     window_keys.extend(column.map(|column| (groups.len(), column)));
                     groups.push(expr.clone());
@@ -219,18 +223,20 @@ impl Splitter {
         }
         let aggregate =
             Aggregate::try_new(Arc::clone(&grouping.input), groups, grouping.aggr_expr.clone())?;
-        Ok(self.slot(Kept {
-            front_number,
-            front: Arc::clone(&grouping.input),
-            partials: Some(Partials { aggregate, stamped, window_keys }),
+        Ok(self.add_slot(StateSlot {
+            batch_plan_number,
+            batch_plan: Arc::clone(&grouping.input),
+            partials: Some(Partials { aggregate, omitted_keys, window_keys }),
             schema: Arc::clone(&grouping.schema),
         }))
     }
 
-    fn slot(&mut self, kept: Kept) -> LogicalPlan {
-        let slot =
-            Slot { filling: SlotFilling::Kept(self.slots.len()), schema: Arc::clone(&kept.schema) };
-        self.slots.push(kept);
+    fn add_slot(&mut self, slot: StateSlot) -> LogicalPlan {
+        let slot = SlotNode {
+            content: SlotContent::State(self.slots.len()),
+            schema: Arc::clone(&slot.schema),
+        };
+        self.slots.push(slot);
         slot.plan()
     }
 }
@@ -240,14 +246,14 @@ fn window_columns(aggregate: &Aggregate) -> Vec<Option<WindowColumn>> {
     (group_origins(aggregate).into_iter())
         .zip(&aggregate.group_expr)
         .map(|(origin, expr)| match (origin, column_of(expr, aggregate.input.schema())) {
-            (Some(Origin::Window(column)), Some(_)) => Some(column),
+            (Some(ColumnOrigin::Window(column)), Some(_)) => Some(column),
             _ => None,
         })
         .collect()
 }
 
 /// Whether `plan` needs no more than the present batch of its streamed inputs.
-fn is_front(plan: &LogicalPlan, classes: &[Class]) -> bool {
+fn runs_per_batch(plan: &LogicalPlan, classes: &[Class]) -> bool {
     use Class::{Static, Streaming};
     match (plan, classes) {
         (
@@ -283,27 +289,27 @@ fn describe(aggregate: &Aggregate) -> String {
     names.join(", ")
 }
 
-/// Whether a hop can be built from panes: only partials are kept, and no expression looks at the
+/// Whether a hop can be built from panes: only partials are slot, and no expression looks at the
 /// window, which is another one when panes are merged.
-pub(crate) fn can_use_panes(cut: &Split) -> DfResult<bool> {
-    for kept in &cut.slots {
-        let Some(partials) = &kept.partials else {
+pub(crate) fn can_use_panes(split: &Split) -> DfResult<bool> {
+    for slot in &split.slots {
+        let Some(partials) = &slot.partials else {
             return Ok(false);
         };
         let aggregate = LogicalPlan::Aggregate(partials.aggregate.clone());
-        if looks_at_window(&aggregate)? || front_looks_at_window(&kept.front)? {
+        if uses_window(&aggregate)? || batch_plan_uses_window(&slot.batch_plan)? {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn front_looks_at_window(plan: &LogicalPlan) -> DfResult<bool> {
-    if looks_at_window(plan)? {
+fn batch_plan_uses_window(plan: &LogicalPlan) -> DfResult<bool> {
+    if uses_window(plan)? {
         return Ok(true);
     }
     for input in plan.inputs() {
-        if front_looks_at_window(input)? {
+        if batch_plan_uses_window(input)? {
             return Ok(true);
         }
     }
@@ -311,7 +317,7 @@ fn front_looks_at_window(plan: &LogicalPlan) -> DfResult<bool> {
 }
 
 /// Whether an expression of this node does more with a column of the window than pass it on.
-fn looks_at_window(plan: &LogicalPlan) -> DfResult<bool> {
+fn uses_window(plan: &LogicalPlan) -> DfResult<bool> {
     let inputs: Vec<_> =
         plan.inputs().into_iter().map(|input| (input.schema(), origins(input))).collect();
     let may_pass_on = matches!(plan, LogicalPlan::Projection(_) | LogicalPlan::Aggregate(_));
@@ -324,7 +330,7 @@ fn looks_at_window(plan: &LogicalPlan) -> DfResult<bool> {
             let Expr::Column(column) = expr else { return Ok(false) };
             Ok(inputs.iter().any(|(schema, origins)| {
                 let place = schema.maybe_index_of_column(column);
-                place.is_some_and(|place| matches!(origins[place], Some(Origin::Window(_))))
+                place.is_some_and(|place| matches!(origins[place], Some(ColumnOrigin::Window(_))))
             }))
         })?;
         if looks {
@@ -334,50 +340,50 @@ fn looks_at_window(plan: &LogicalPlan) -> DfResult<bool> {
     Ok(false)
 }
 
-/// What a [`Slot`] stands for.
+/// What a [`SlotNode`] stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum SlotFilling {
-    /// What is kept in the slot of this number, finished.
-    Kept(usize),
-    /// The output of the front.
-    Front,
+pub(crate) enum SlotContent {
+    /// What is slot in the slot of this number, finished.
+    State(usize),
+    /// The output of the batch_plan.
+    BatchPlanOutput,
 }
 
 /// A leaf of a logical plan that stands for rows from elsewhere.
 #[derive(Debug, Clone)]
-pub(crate) struct Slot {
-    pub(crate) filling: SlotFilling,
+pub(crate) struct SlotNode {
+    pub(crate) content: SlotContent,
     pub(crate) schema: DFSchemaRef,
 }
 
-impl Slot {
+impl SlotNode {
     /// The slot as a plan.
     pub(crate) fn plan(self) -> LogicalPlan {
         LogicalPlan::Extension(Extension { node: Arc::new(self) })
     }
 }
 
-impl PartialEq for Slot {
+impl PartialEq for SlotNode {
     fn eq(&self, other: &Self) -> bool {
-        self.filling == other.filling && self.schema == other.schema
+        self.content == other.content && self.schema == other.schema
     }
 }
 
-impl Eq for Slot {}
+impl Eq for SlotNode {}
 
-impl Hash for Slot {
+impl Hash for SlotNode {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.filling.hash(state);
+        self.content.hash(state);
     }
 }
 
-impl PartialOrd for Slot {
+impl PartialOrd for SlotNode {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        self.filling.partial_cmp(&other.filling)
+        self.content.partial_cmp(&other.content)
     }
 }
 
-impl UserDefinedLogicalNodeCore for Slot {
+impl UserDefinedLogicalNodeCore for SlotNode {
     fn name(&self) -> &str {
         "Slot"
     }
@@ -395,9 +401,10 @@ impl UserDefinedLogicalNodeCore for Slot {
     }
 
     fn fmt_for_explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.filling {
-            SlotFilling::Kept(slot) => write!(f, "Kept {slot}"),
-            SlotFilling::Front => write!(f, "Front"),
+        // `explain` translates the first of these words for snapshots.
+        match self.content {
+            SlotContent::State(slot) => write!(f, "State {slot}"),
+            SlotContent::BatchPlanOutput => write!(f, "BatchPlanOutput"),
         }
     }
 

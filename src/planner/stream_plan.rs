@@ -16,7 +16,7 @@ use crate::catalog::{ColumnSource, Stream, StreamColumn};
 use crate::error::{Error, Kind, Place, Result};
 use crate::planner::errors::{describe, explained, find_in};
 use crate::planner::functions::volatile_in;
-use crate::planner::planning_session::Session;
+use crate::planner::planning_session::PlanningSession;
 
 /// A stream whose computed columns are ready to run.
 pub struct StreamPlan {
@@ -44,7 +44,7 @@ impl std::fmt::Debug for StreamPlan {
 
 impl StreamPlan {
     /// Checks and plans the computed columns; all errors are told.
-    pub(crate) fn new(session: &Session, stream: &Arc<Stream>) -> Result<Self, Vec<Error>> {
+    pub(crate) fn new(session: &PlanningSession, stream: &Arc<Stream>) -> Result<Self, Vec<Error>> {
         let schema = stream.schema();
         let (mut base, mut computed) = (Vec::new(), Vec::new());
         for (column, field) in stream.columns.iter().zip(schema.fields()) {
@@ -113,7 +113,7 @@ fn check_nulls(field: &Field, value: &ArrayRef) -> Result<()> {
 }
 
 fn plan_column(
-    session: &Session,
+    session: &PlanningSession,
     stream: &Stream,
     known: &[FieldRef],
     column: &StreamColumn,
@@ -152,7 +152,7 @@ fn on_line(place: &Place, span: Span) -> Place {
 
 /// The expression, cast to what is declared, and the volatile function that it calls, if any.
 fn plan_expr(
-    session: &Session,
+    session: &PlanningSession,
     schema: &DFSchema,
     expr: &ast::Expr,
     declared: &DataType,

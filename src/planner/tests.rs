@@ -221,7 +221,7 @@ async fn keep(
         let length = random.random_range(1..=rows.num_rows() - from);
         let batch = rows.slice(from, length.min(7));
         from += batch.num_rows();
-        let partials = plan.absorb(batch, bucket, &relations()).await.unwrap();
+        let partials = plan.run_batch_plan(batch, bucket, &relations()).await.unwrap();
         for (slot, partial) in partials.into_iter().enumerate() {
             kept[slot].push(partial);
             if kept[slot].len() > 2 && random.random_bool(0.4) {
@@ -230,7 +230,7 @@ async fn keep(
             }
         }
     }
-    plan.distinct(kept).await.unwrap()
+    plan.dedup_key_sets(kept).await.unwrap()
 }
 
 fn lines(batches: &[RecordBatch]) -> Vec<String> {
@@ -273,7 +273,7 @@ async fn check_windowed(sql: &str) -> Arc<QueryPlan> {
     let mut rows_out = 0;
     for (window, rows) in by_hour(&events(400, 3)) {
         let kept = keep(&plan, &rows, Some(window), &mut random).await;
-        let result = plan.close(kept, Some(window), &relations()).await.unwrap();
+        let result = plan.run_final_plan(kept, Some(window), &relations()).await.unwrap();
         assert_eq!(result.schema(), plan.output);
         rows_out += result.num_rows();
         let oracle = plain(&sql.replace("{input}", "positions"), &with_window(&rows, window)).await;
@@ -337,7 +337,7 @@ async fn every_aggregate_of_the_list_merges_as_it_counts_alone() {
         for keys in ["window_start, window_end, person", "window_start"] {
             let sql = format!("SELECT {keys}, {call} AS value FROM {{input}} GROUP BY {keys}");
             let plan = check_windowed(&sql).await;
-            assert!(plan.kept_description().starts_with("partials"), "{call}");
+            assert!(plan.state_description().starts_with("partials"), "{call}");
         }
     }
     for call in [
@@ -348,7 +348,7 @@ async fn every_aggregate_of_the_list_merges_as_it_counts_alone() {
         let sql =
             format!("SELECT window_start, {call} AS value FROM {{input}} GROUP BY window_start");
         let plan = check_windowed(&sql).await;
-        assert!(plan.kept_description().starts_with("rows"), "{call}");
+        assert!(plan.state_description().starts_with("rows"), "{call}");
     }
 }
 
@@ -410,10 +410,10 @@ async fn partials_merge_under_a_finite_memory_pool_too() {
     let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc().unwrap();
     let context = TaskContext::default().with_runtime(runtime);
     plan.context = Arc::new(context);
-    plan.closing_context = Arc::clone(&plan.context);
+    plan.final_context = Arc::clone(&plan.context);
     let rows = events(500, 11);
     let kept = keep(&plan, &rows, None, &mut StdRng::seed_from_u64(5)).await;
-    let result = plan.close(kept, None, &relations()).await.unwrap();
+    let result = plan.run_final_plan(kept, None, &relations()).await.unwrap();
     let (mut ours, mut theirs) = (lines(&[result]), plain(sql, &rows).await);
     ours.sort();
     theirs.sort();
@@ -421,7 +421,7 @@ async fn partials_merge_under_a_finite_memory_pool_too() {
 }
 
 #[tokio::test]
-async fn views_keep_partials_for_ever() {
+async fn views_add_partials_slot_for_ever() {
     for sql in [
         "SELECT person, last_value(room ORDER BY event_time, room) AS room, max(event_time) AS since \
          FROM positions GROUP BY person",
@@ -434,7 +434,7 @@ async fn views_keep_partials_for_ever() {
         assert_eq!(plan.kind, PlanKind::View);
         let rows = events(300, 9);
         let kept = keep(&plan, &rows, None, &mut StdRng::seed_from_u64(1)).await;
-        let result = plan.close(kept, None, &relations()).await.unwrap();
+        let result = plan.run_final_plan(kept, None, &relations()).await.unwrap();
         let (mut ours, mut theirs) = (lines(&[result]), plain(sql, &rows).await);
         ours.sort();
         theirs.sort();
@@ -442,7 +442,7 @@ async fn views_keep_partials_for_ever() {
     }
     let plan = plan_one("SELECT person, count(*) AS n FROM positions GROUP BY person");
     assert_eq!(plan.key, [0]);
-    let rows = plan.close(vec![Vec::new()], None, &relations()).await.unwrap();
+    let rows = plan.run_final_plan(vec![Vec::new()], None, &relations()).await.unwrap();
     assert_eq!(rows.num_rows(), 0);
 }
 
@@ -466,18 +466,18 @@ async fn views_on_views_are_derived_and_keep_their_keys() {
     let rows = events(300, 2);
     let mut relations = relations();
     let kept = keep(current, &rows, None, &mut StdRng::seed_from_u64(1)).await;
-    let content = current.close(kept, None, &relations).await.unwrap();
+    let content = current.run_final_plan(kept, None, &relations).await.unwrap();
     relations.insert("current_room".to_owned(), Arc::new(vec![content]));
-    let content = occupancy.close(Vec::new(), None, &relations).await.unwrap();
+    let content = occupancy.run_final_plan(Vec::new(), None, &relations).await.unwrap();
     let persons: i64 = (lines(std::slice::from_ref(&content)).iter())
         .map(|line| line.split('|').nth(2).unwrap().trim().parse::<i64>().unwrap())
         .sum();
     assert_eq!(persons, 6, "five persons and null");
     relations.insert("occupancy".to_owned(), Arc::new(vec![content]));
-    crowded.close(Vec::new(), None, &relations).await.unwrap();
+    crowded.run_final_plan(Vec::new(), None, &relations).await.unwrap();
     let twice = arrow::compute::concat_batches(&rooms().schema(), [&rooms(), &rooms()]).unwrap();
     relations.insert("rooms".to_owned(), Arc::new(vec![twice]));
-    let refused = crowded.close(Vec::new(), None, &relations).await;
+    let refused = crowded.run_final_plan(Vec::new(), None, &relations).await;
     if let Err(error) = refused {
         assert!(error.to_string().contains("same key"), "{error}");
     }
@@ -508,7 +508,10 @@ async fn date_bin_and_date_trunc_in_group_by_are_windows() {
         let mut ours = Vec::new();
         for (window, rows) in by_hour(&rows) {
             let kept = keep(&plan, &rows, Some(window), &mut StdRng::seed_from_u64(1)).await;
-            ours.extend(lines(&[plan.close(kept, Some(window), &relations()).await.unwrap()]));
+            ours.extend(lines(&[plan
+                .run_final_plan(kept, Some(window), &relations())
+                .await
+                .unwrap()]));
         }
         let mut theirs = plain(sql, &rows).await;
         ours.sort();
@@ -532,8 +535,8 @@ async fn stateless_queries_answer_batch_by_batch() {
         let rows = events(200, 5);
         let projected = rows.project(plan.leaf_projection()).unwrap();
         let (one, two) = (projected.slice(0, 77), projected.slice(77, 123));
-        let one = plan.stateless(one, &relations()).await.unwrap();
-        let two = plan.stateless(two, &relations()).await.unwrap();
+        let one = plan.run_stateless(one, &relations()).await.unwrap();
+        let two = plan.run_stateless(two, &relations()).await.unwrap();
         let mut ours = lines(&[concat_batches(&plan.output, [&one, &two]).unwrap()]);
         let mut theirs = plain(sql, &rows).await;
         ours.sort();
@@ -542,9 +545,9 @@ async fn stateless_queries_answer_batch_by_batch() {
     }
     let plan = plan_one("SELECT p.person FROM positions p JOIN rooms r ON p.room = r.room");
     let rows = events(50, 5).project(plan.leaf_projection()).unwrap();
-    assert!(plan.stateless(rows.clone(), &relations()).await.unwrap().num_rows() > 0);
+    assert!(plan.run_stateless(rows.clone(), &relations()).await.unwrap().num_rows() > 0);
     let emptied = Relations::from([("rooms".to_owned(), Arc::new(vec![rooms().slice(0, 0)]))]);
-    assert_eq!(plan.stateless(rows, &emptied).await.unwrap().num_rows(), 0, "a changed table");
+    assert_eq!(plan.run_stateless(rows, &emptied).await.unwrap().num_rows(), 0, "a changed table");
     let plan = plan_one("SELECT person, event_time AS at FROM positions");
     assert_eq!((plan.event_time, plan.leaf_projection()), (Some(1), [0, 5].as_slice()));
 }
@@ -554,7 +557,7 @@ async fn a_stream_keeps_the_order_of_its_rows_in_a_join_with_a_table() {
     let plan =
         plan_one("SELECT p.steps, p.event_time FROM positions p JOIN rooms r ON p.room = r.room");
     let rows = events(200, 5);
-    let out = plan.stateless(rows.project(plan.leaf_projection()).unwrap(), &relations()).await;
+    let out = plan.run_stateless(rows.project(plan.leaf_projection()).unwrap(), &relations()).await;
     let wanted: Vec<i64> = (times(&rows).into_iter().zip(rooms_of(&rows)))
         .filter(|(_, room)| room.as_deref().is_some_and(|room| room != "attic"))
         .map(|(time, _)| time)
@@ -604,11 +607,11 @@ async fn hops_use_panes_unless_an_expression_looks_at_the_window() {
         let rows = take_record_batch(&rows, &UInt32Array::from(inside)).unwrap();
         let partials = keep(&plan, &rows, Some(pane), &mut StdRng::seed_from_u64(1)).await;
         for batch in &partials[0] {
-            kept.push(plan.rewindow(0, batch, window).unwrap());
+            kept.push(plan.set_window(0, batch, window).unwrap());
         }
     }
-    let kept = plan.distinct(vec![kept]).await.unwrap();
-    let result = plan.close(kept, Some(window), &relations()).await.unwrap();
+    let kept = plan.dedup_key_sets(vec![kept]).await.unwrap();
+    let result = plan.run_final_plan(kept, Some(window), &relations()).await.unwrap();
     assert_eq!(
         lines(&[result]),
         [format!("| 1970-01-01T02:00:00+02:00 | 1970-01-01T03:00:00+02:00 | {expected} |")]
@@ -644,14 +647,14 @@ async fn counts_by_group_close_a_window_as_its_keys_do() {
              INTERVAL '1' HOUR) GROUP BY window_start, {keys}"
         ));
         assert!(plan.panes);
-        let is_counted = (0..plan.slots()).map(|slot| plan.is_counted(slot)).collect::<Vec<_>>();
-        assert_eq!(is_counted, counted, "{select}");
+        let uses_counts = (0..plan.slots()).map(|slot| plan.uses_counts(slot)).collect::<Vec<_>>();
+        assert_eq!(uses_counts, counted, "{select}");
         let kept = keep(&plan, &events(400, 6), Some(window), &mut StdRng::seed_from_u64(2)).await;
-        let mut content = Content::from(kept.clone());
-        for slot in (0..plan.slots()).filter(|slot| plan.is_counted(*slot)) {
-            let mut in_panes = plan.running_set(slot).unwrap();
-            let mut in_window = plan.groups(slot).unwrap();
-            for batch in std::mem::take(&mut content.kept[slot]) {
+        let mut content = QueryState::from(kept.clone());
+        for slot in (0..plan.slots()).filter(|slot| plan.uses_counts(*slot)) {
+            let mut in_panes = plan.new_sliding_key_set(slot).unwrap();
+            let mut in_window = plan.new_key_set(slot).unwrap();
+            for batch in std::mem::take(&mut content.batches[slot]) {
                 in_panes.add_to_back(&batch).unwrap();
                 in_window.take(&batch).unwrap();
             }
@@ -661,8 +664,8 @@ async fn counts_by_group_close_a_window_as_its_keys_do() {
             content.counts.resize(plan.slots(), None);
             content.counts[slot] = counts;
         }
-        let of_keys = plan.close(kept, Some(window), &relations()).await.unwrap();
-        let of_counts = plan.close(content, Some(window), &relations()).await.unwrap();
+        let of_keys = plan.run_final_plan(kept, Some(window), &relations()).await.unwrap();
+        let of_counts = plan.run_final_plan(content, Some(window), &relations()).await.unwrap();
         assert!(of_keys.num_rows() > 0);
         assert_eq!(of_counts, of_keys, "{select}");
     }
@@ -695,9 +698,9 @@ async fn now_is_the_time_of_the_epoch() {
     let plan = &all.queries[0];
     let rows = events(50, 5).project(plan.leaf_projection()).unwrap();
     all.now.set(0);
-    assert_eq!(plan.stateless(rows.clone(), &relations()).await.unwrap().num_rows(), 0);
+    assert_eq!(plan.run_stateless(rows.clone(), &relations()).await.unwrap().num_rows(), 0);
     all.now.set(23 * HOUR);
-    let result = plan.stateless(rows, &relations()).await.unwrap();
+    let result = plan.run_stateless(rows, &relations()).await.unwrap();
     assert_eq!(result.num_rows(), 50);
     assert!(lines(&[result])[0].ends_with(
         "| 1970-01-02T01:00:00+02:00 | 1970-01-02 | 01:00:00 | 1970-01-02T01:00:00 | 1970-01-02T01:00:00+02:00 |"
@@ -1006,8 +1009,10 @@ fn a_query_over_a_failed_declaration_is_left_out() {
 #[test]
 fn whether_results_tell_their_window() {
     let windows = "FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR) GROUP BY window_start, window_end, room";
-    assert!(!plan_one(&format!("SELECT room, count(*) AS n {windows}")).tells_window);
-    assert!(plan_one(&format!("SELECT window_end, room, count(*) AS n {windows}")).tells_window);
+    assert!(!plan_one(&format!("SELECT room, count(*) AS n {windows}")).has_window_column);
+    assert!(
+        plan_one(&format!("SELECT window_end, room, count(*) AS n {windows}")).has_window_column
+    );
 }
 
 #[tokio::test]
@@ -1015,7 +1020,7 @@ async fn a_trial_finds_what_planning_does_not() {
     let bad = plan_one(
         "SELECT date_trunc('dya', event_time) AS d, count(*) AS n FROM positions GROUP BY 1",
     );
-    let text = bad.trial().await.unwrap_err().to_string();
+    let text = bad.dry_run().await.unwrap_err().to_string();
     assert!(text.contains("'dya'") && text.contains("q.sql:1:19"), "{text}");
     for good in [
         "SELECT 100 / count(*) AS n FROM positions",
@@ -1023,7 +1028,7 @@ async fn a_trial_finds_what_planning_does_not() {
         "SELECT window_start, median(steps) AS n FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR) GROUP BY window_start",
         "SELECT date_bin(INTERVAL '15 minutes', event_time) AS quarter, count(DISTINCT room) AS n FROM positions GROUP BY 1",
     ] {
-        plan_one(good).trial().await.unwrap();
+        plan_one(good).dry_run().await.unwrap();
     }
 }
 
@@ -1042,7 +1047,7 @@ fn all_errors_of_all_queries_are_told_once() {
 
 #[test]
 fn some_queries_take_rows_in_any_order() {
-    for (columns, any_order) in [
+    for (columns, is_insensitive) in [
         ("count(*) AS n, count(DISTINCT room) AS r, max(steps) AS m, sum(steps) AS s", true),
         ("count(*) FILTER (WHERE ok) AS n", true),
         ("sum(speed) AS s", false),
@@ -1055,9 +1060,9 @@ fn some_queries_take_rows_in_any_order() {
             "SELECT window_start, {columns} FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR) \
              GROUP BY window_start"
         );
-        assert_eq!(plan_one(&sql).takes_any_order(), any_order, "{columns}");
+        assert_eq!(plan_one(&sql).is_order_insensitive(), is_insensitive, "{columns}");
     }
-    assert!(!plan_one("SELECT room, steps FROM positions WHERE ok").takes_any_order());
+    assert!(!plan_one("SELECT room, steps FROM positions WHERE ok").is_order_insensitive());
 }
 
 #[test]
@@ -1085,7 +1090,7 @@ fn computed_columns_read_the_columns_before_them() {
         ("doubled", DataType::Int32, true, Some("length(clock) * 2")),
         ("again", DataType::Int64, true, Some("doubled + 1")),
     ]);
-    let session = Session::new(ZONE, &EpochNow::default()).unwrap();
+    let session = PlanningSession::new(ZONE, &EpochNow::default()).unwrap();
     let plan = StreamPlan::new(&session, &declared).unwrap();
     let text = |values: [&str; 2]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
     let base = |clocks| {
@@ -1127,7 +1132,7 @@ fn a_time_in_pieces_is_read_as_the_whole_of_it_would_be() {
         ("whole", DataType::Utf8, true, Some("'d' || day || ' ' || hour || ':30'")),
         ("again", instant(), true, Some("to_timestamp(whole, '%F', 'd%Y%m%d %H:%M')")),
     ]);
-    let session = Session::new(ZONE, &EpochNow::default()).unwrap();
+    let session = PlanningSession::new(ZONE, &EpochNow::default()).unwrap();
     let plan = StreamPlan::new(&session, &declared).unwrap();
     let days = [Some("20190715"), Some("20190715"), None, Some("20190715"), Some("20190101")];
     let hours = [Some(7), Some(7), Some(7), Some(8), None];
@@ -1170,7 +1175,7 @@ async fn cost_of_a_call() {
             let window = Some(Window { start: 0, end: HOUR });
             let (runs, start) = (2_000, std::time::Instant::now());
             for _ in 0..runs {
-                plan.absorb(rows.clone(), window, &relations()).await.unwrap();
+                plan.run_batch_plan(rows.clone(), window, &relations()).await.unwrap();
             }
             let micros = start.elapsed().as_micros() as f64 / f64::from(runs);
             println!("{name}: absorb of {} rows takes {micros:.1} us", rows.num_rows());
@@ -1179,7 +1184,7 @@ async fn cost_of_a_call() {
         let window = Some(Window { start: 0, end: HOUR });
         let mut kept = Vec::new();
         for _ in 0..8 {
-            kept.push(plan.absorb(rows.clone(), window, &relations()).await.unwrap());
+            kept.push(plan.run_batch_plan(rows.clone(), window, &relations()).await.unwrap());
         }
         let slot = |number: usize| kept.iter().map(|k| k[number].clone()).collect::<Vec<_>>();
         let (runs, start) = (1_000, std::time::Instant::now());
@@ -1192,8 +1197,8 @@ async fn cost_of_a_call() {
         );
         let start = std::time::Instant::now();
         for _ in 0..runs {
-            let kept = plan.distinct((0..plan.slots()).map(slot).collect()).await.unwrap();
-            plan.close(kept, window, &relations()).await.unwrap();
+            let kept = plan.dedup_key_sets((0..plan.slots()).map(slot).collect()).await.unwrap();
+            plan.run_final_plan(kept, window, &relations()).await.unwrap();
         }
         println!(
             "{name}: close takes {:.1} us",
@@ -1233,13 +1238,13 @@ fn the_customers_of_the_repository_plan() {
                 plan.input,
                 plan.key,
                 plan.event_time,
-                plan.kept_description(),
+                plan.state_description(),
                 plan.explain()
             );
             let has_key = !plan.key.is_empty();
             assert_eq!(has_key, plan.kind != PlanKind::Stateless, "{}", plan.name);
             // Rows are kept only where a function outside the list needs them.
-            assert!(!plan.kept_description().contains("rows:"), "{}", plan.name);
+            assert!(!plan.state_description().contains("rows:"), "{}", plan.name);
         }
     }
 }

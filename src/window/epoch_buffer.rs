@@ -132,7 +132,7 @@ impl EpochBuffer {
                 kept.push(match batches.len() {
                     0 | 1 => batches.pop(),
                     // Whoever keeps a set tells new keys from old ones.
-                    _ if plan.is_set(slot) => Some(plan.join(slot, batches)?),
+                    _ if plan.is_key_set(slot) => Some(plan.concat(slot, batches)?),
                     _ => Some(plan.reduce(slot, batches).await?),
                 });
             }

@@ -48,7 +48,7 @@ impl MergeTree {
         self.make_room(kept.len());
         for (slot, batch) in kept.into_iter().enumerate() {
             let Some(mut batch) = batch else { continue };
-            let is_set = plan.is_set(slot);
+            let is_set = plan.is_key_set(slot);
             if is_set {
                 batch = self.fresh(plan, slot, &batch)?;
                 if batch.num_rows() == 0 {
@@ -61,7 +61,7 @@ impl MergeTree {
                 && let Some((level, batches)) = take_full_level(stack)
             {
                 let batch = match is_set {
-                    true => plan.join(slot, batches)?,
+                    true => plan.concat(slot, batches)?,
                     false => plan.reduce(slot, batches).await?,
                 };
                 stack.push(Tier { level: level + 1, batch });
@@ -94,7 +94,7 @@ impl MergeTree {
     /// Sets whose batches may have keys in common get one batch of all.
     pub async fn part_sets(&mut self, plan: &QueryPlan) -> Result<()> {
         for (slot, stack) in self.slots.iter_mut().enumerate() {
-            if plan.is_set(slot) && stack.len() > 1 {
+            if plan.is_key_set(slot) && stack.len() > 1 {
                 let level = stack.first().map_or(0, |tier| tier.level) + 1;
                 let batches = stack.drain(..).map(|tier| tier.batch).collect();
                 stack.push(Tier { level, batch: plan.reduce(slot, batches).await? });
@@ -112,7 +112,7 @@ impl MergeTree {
     ) -> Result<Option<RecordBatch>> {
         let Some(stack) = self.slots.get_mut(slot) else { return Ok(None) };
         let level = stack.first().map_or(0, |tier| tier.level);
-        if stack.len() > 1 || (level == 0 && !stack.is_empty() && plan.is_set(slot)) {
+        if stack.len() > 1 || (level == 0 && !stack.is_empty() && plan.is_key_set(slot)) {
             let batches = stack.drain(..).map(|tier| tier.batch).collect();
             stack.push(Tier { level: level + 1, batch: plan.reduce(slot, batches).await? });
         }
@@ -132,7 +132,7 @@ impl MergeTree {
         };
         let level = stack.first().map_or(0, |tier| tier.level) + 1;
         let batches = stack.drain(..).map(|tier| tier.batch).collect();
-        let NewKeys { distinct, fresh } = seen.add_to_back(&plan.join(slot, batches)?)?;
+        let NewKeys { distinct, fresh } = seen.add_to_back(&plan.concat(slot, batches)?)?;
         stack.push(Tier { level, batch: distinct });
         Ok(Some(fresh))
     }
@@ -142,7 +142,7 @@ impl MergeTree {
         let seen = match &mut self.seen[slot] {
             Some(seen) => seen,
             none => {
-                let mut groups = plan.groups(slot)?;
+                let mut groups = plan.new_key_set(slot)?;
                 self.slots[slot].iter().try_for_each(|tier| groups.take(&tier.batch))?;
                 none.insert(groups)
             }

@@ -22,7 +22,7 @@ use chrono_tz::Tz;
 
 use crate::catalog::Emit;
 use crate::error::Result;
-use crate::planner::{Content, PlanKind, QueryPlan, Relations};
+use crate::planner::{PlanKind, QueryPlan, QueryState, Relations};
 use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::changelog::difference;
 use crate::window::epoch_buffer::{Bucket, EpochBuffer};
@@ -170,7 +170,7 @@ impl Operator {
                 }
                 let kept = (0..plan.slots()).map(|slot| self.view.tiers.batches(slot).cloned());
                 let kept: Vec<_> = kept.map(Iterator::collect).collect();
-                let result = settle(plan.close(kept, None, relations).await)?;
+                let result = settle(plan.run_final_plan(kept, None, relations).await)?;
                 let said = say(&plan, &mut self.view, result, false, true)?;
                 Ok(said.map(|result| Emission { window: None, result }).into_iter().collect())
             }
@@ -241,20 +241,20 @@ impl Operator {
             Some(panes) if self.keyed => panes.gather(plan, window).await?.into(),
             Some(panes) => panes.close(plan, window).await?,
             None => {
-                let mut content = Content::default();
+                let mut content = QueryState::default();
                 for slot in 0..plan.slots() {
-                    let counts = match !self.keyed && plan.is_counted(slot) {
+                    let counts = match !self.keyed && plan.uses_counts(slot) {
                         true => state.tiers.take_counts(slot)?,
                         false => None,
                     };
                     let kept = state.tiers.batches(slot).filter(|_| counts.is_none()).cloned();
-                    content.kept.push(kept.collect());
+                    content.batches.push(kept.collect());
                     content.counts.push(counts);
                 }
                 content
             }
         };
-        let result = settle(plan.close(content, Some(window), relations).await)?;
+        let result = settle(plan.run_final_plan(content, Some(window), relations).await)?;
         let is_final = window.end <= self.watermark;
         let said = say(plan, state, result, is_final, self.keyed)?;
         Ok(said.map(|result| Emission { window: Some(window), result }))

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use arrow::array::RecordBatch;
 
 use crate::error::Result;
-use crate::planner::{Content, QueryPlan};
+use crate::planner::{QueryPlan, QueryState};
 use crate::state::SlidingKeySet;
 use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::epoch_buffer::Bucket;
@@ -90,7 +90,8 @@ impl Stacks {
 
     fn make_sets(&mut self, plan: &QueryPlan) -> Result<()> {
         for slot in self.sets.len()..plan.slots() {
-            self.sets.push(plan.is_set(slot).then(|| plan.running_set(slot)).transpose()?);
+            self.sets
+                .push(plan.is_key_set(slot).then(|| plan.new_sliding_key_set(slot)).transpose()?);
         }
         Ok(())
     }
@@ -148,7 +149,7 @@ impl Panes {
         for (slot, batches) in found.iter_mut().enumerate() {
             batches.extend(self.late(window, slot));
         }
-        rewindow(plan, plan.distinct(found).await?, window)
+        rewindow(plan, plan.dedup_key_sets(found).await?, window)
     }
 
     /// The late additions that `window` takes, of one slot.
@@ -160,7 +161,7 @@ impl Panes {
     }
 
     /// What `window`, which closes, holds. To be called in the order of ends.
-    pub async fn close(&mut self, plan: &QueryPlan, window: Window) -> Result<Content> {
+    pub async fn close(&mut self, plan: &QueryPlan, window: Window) -> Result<QueryState> {
         if window.start < self.stacks.served || window.end < self.stacks.until {
             return Ok(self.gather(plan, window).await?.into());
         }
@@ -184,8 +185,8 @@ impl Panes {
             counts.push(counted);
         }
         let sources = found.iter().map(Vec::len).max();
-        let found = if sources > Some(1) { plan.distinct(found).await? } else { found };
-        Ok(Content { kept: rewindow(plan, found, window)?, counts })
+        let found = if sources > Some(1) { plan.dedup_key_sets(found).await? } else { found };
+        Ok(QueryState { batches: rewindow(plan, found, window)?, counts })
     }
 
     /// How many keys each group has in the running merges and in `late`, if that is all that is
@@ -198,8 +199,8 @@ impl Panes {
     ) -> Result<Option<RecordBatch>> {
         let front = self.stacks.front.len();
         let set = self.stacks.sets.get_mut(slot).and_then(Option::as_mut);
-        let Some(set) = set.filter(|_| plan.is_counted(slot)) else { return Ok(None) };
-        let late = (!late.is_empty()).then(|| plan.join(slot, late.to_vec())).transpose()?;
+        let Some(set) = set.filter(|_| plan.uses_counts(slot)) else { return Ok(None) };
+        let late = (!late.is_empty()).then(|| plan.concat(slot, late.to_vec())).transpose()?;
         Ok(set.counts(front, late.as_ref())?)
     }
 
@@ -219,7 +220,7 @@ impl Panes {
                 let fresh = pane.tiers.flatten_set(plan, slot, set)?;
                 if let Some(fresh) = fresh.filter(|fresh| fresh.num_rows() > 0) {
                     *back =
-                        Some(plan.join(slot, back.take().into_iter().chain([fresh]).collect())?);
+                        Some(plan.concat(slot, back.take().into_iter().chain([fresh]).collect())?);
                 }
             }
             stacks.back_from.get_or_insert(*start);
@@ -264,15 +265,17 @@ impl Panes {
                     suffix[slot] = merge(plan, slot, kept, suffix[slot].take()).await?;
                     continue;
                 };
-                let kept = kept.map_or_else(|| plan.join(slot, Vec::new()), Ok)?;
+                let kept = kept.map_or_else(|| plan.concat(slot, Vec::new()), Ok)?;
                 let fresh = set.add_to_front(&kept)?;
                 rows[slot] += fresh.num_rows();
                 added[slot].push(fresh);
             }
             front.push((*start, suffix.clone(), rows.clone()));
         }
-        for (slot, added) in added.into_iter().enumerate().filter(|(slot, _)| plan.is_set(*slot)) {
-            let all = plan.join(slot, added)?;
+        for (slot, added) in
+            added.into_iter().enumerate().filter(|(slot, _)| plan.is_key_set(*slot))
+        {
+            let all = plan.concat(slot, added)?;
             for (_, kept, rows) in &mut front {
                 kept[slot] = (rows[slot] > 0).then(|| all.slice(0, rows[slot]));
             }
@@ -340,7 +343,7 @@ async fn merge(
 
 /// Sets with each key once.
 async fn distinct(plan: &QueryPlan, mut kept: Kept) -> Result<Kept> {
-    for (slot, batch) in kept.iter_mut().enumerate().filter(|(slot, _)| plan.is_set(*slot)) {
+    for (slot, batch) in kept.iter_mut().enumerate().filter(|(slot, _)| plan.is_key_set(*slot)) {
         if let Some(repeating) = batch.take() {
             *batch = Some(plan.reduce(slot, vec![repeating]).await?);
         }
@@ -356,7 +359,7 @@ fn rewindow(
     let slots = found.into_iter().enumerate();
     slots
         .map(|(slot, batches)| {
-            batches.iter().map(|batch| plan.rewindow(slot, batch, window)).collect()
+            batches.iter().map(|batch| plan.set_window(slot, batch, window)).collect()
         })
         .collect()
 }

@@ -139,7 +139,8 @@ impl RowAssigner {
             };
             let plan = self.plan.as_ref();
             let part = select(&batch, &runs)?;
-            let done = isolate(&part, |piece| plan.absorb(piece, window, relations)).await?;
+            let done =
+                isolate(&part, |piece| plan.run_batch_plan(piece, window, relations)).await?;
             for kept in done.done {
                 if self.buffer.add(plan, bucket, rows.partition, kept).await? {
                     first_end = first_end.into_iter().chain([bucket.window.end]).min();
@@ -155,7 +156,7 @@ impl RowAssigner {
 
     async fn push_stateless(&self, batch: &RecordBatch, relations: &Relations) -> Result<Pushed> {
         let plan = self.plan.as_ref();
-        let done = isolate(batch, |piece| plan.stateless(piece, relations)).await?;
+        let done = isolate(batch, |piece| plan.run_stateless(piece, relations)).await?;
         let output = arrow::compute::concat_batches(&plan.output, &done.done)?;
         let failed = done.failed.into_iter().map(|(row, reason)| FailedRow { row, reason });
         Ok(Pushed { output: Some(output), failed: failed.collect(), ..Pushed::default() })

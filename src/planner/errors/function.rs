@@ -6,7 +6,7 @@ use crate::catalog::parse_diagnostics::{
     HISTORY_WINDOW_HINT, query_files_only, suggest_window_function,
 };
 use crate::catalog::suggestion::find_nearest;
-use crate::planner::errors::{Explained, sentence};
+use crate::planner::errors::{Diagnosis, to_sentence};
 use crate::planner::sql_display::plain;
 
 /// What other databases call otherwise.
@@ -25,21 +25,21 @@ const ELSEWHERE: [(&str, &str); 8] = [
 const SIGNATURES_SHOWN: usize = 6;
 
 /// `Invalid function 'cuont'`
-pub(super) fn unknown(name: &str) -> Explained {
-    let explained = Explained::new(format!("there is no function '{name}'"));
+pub(super) fn unknown(name: &str) -> Diagnosis {
+    let explained = Diagnosis::new(format!("there is no function '{name}'"));
     let lower = name.to_lowercase();
     if lower == "descriptor" {
-        return Explained::new(query_files_only(name)).word(name).hint(HISTORY_WINDOW_HINT);
+        return Diagnosis::new(query_files_only(name)).word(name).hint(HISTORY_WINDOW_HINT);
     }
     if ["tumble", "hop"].contains(&lower.as_str()) {
         let upper = lower.to_uppercase();
-        let explained = Explained::new(format!("{upper} stands in FROM only")).word(name);
+        let explained = Diagnosis::new(format!("{upper} stands in FROM only")).word(name);
         return explained.hint(format!(
             "write FROM {upper}(TABLE t, DESCRIPTOR(time), ..) and GROUP BY window_start, window_end"
         ));
     }
     if window_functions().contains(&lower) {
-        let explained = Explained::new(format!("{lower}() needs an OVER clause")).word(name);
+        let explained = Diagnosis::new(format!("{lower}() needs an OVER clause")).word(name);
         return explained.hint(format!("write {lower}(..) OVER (PARTITION BY .. ORDER BY ..)"));
     }
     if let Some((_, hint)) = ELSEWHERE.iter().find(|(other, _)| *other == lower) {
@@ -53,11 +53,11 @@ pub(super) fn unknown(name: &str) -> Explained {
 }
 
 /// `table function 'tumbel' not found`
-pub(super) fn unknown_in_from(name: &str) -> Explained {
+pub(super) fn unknown_in_from(name: &str) -> Diagnosis {
     if ["tumble", "hop"].contains(&name.to_lowercase().as_str()) {
-        return Explained::new(query_files_only(name)).word(name).hint(HISTORY_WINDOW_HINT);
+        return Diagnosis::new(query_files_only(name)).word(name).hint(HISTORY_WINDOW_HINT);
     }
-    Explained::new(format!("there is no table function '{name}'"))
+    Diagnosis::new(format!("there is no table function '{name}'"))
         .hint(suggest_window_function(name))
 }
 
@@ -82,33 +82,33 @@ fn all_functions() -> Vec<String> {
 
 /// "... No function matches the given name and argument types 'sum(Utf8)'. ... Candidate
 /// functions: ...", whatever stands before it.
-pub(super) fn mismatch(text: &str) -> Option<Explained> {
+pub(super) fn mismatch(text: &str) -> Option<Diagnosis> {
     let (_, rest) = text.split_once("argument types '")?;
     let (call, rest) = rest.split_once("'.")?;
     let (name, got) = call.strip_suffix(')')?.split_once('(')?;
     let candidates = rest.split_once("Candidate functions:").map_or("", |(_, list)| list);
-    let takes: Vec<String> = (candidates.lines())
+    let signatures: Vec<String> = (candidates.lines())
         .filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')'))
         .filter(|arguments| !arguments.contains("UserDefined"))
         .map(argument_names)
         .collect();
-    Some(called_wrongly(name, &plain(got), &takes))
+    Some(wrong_arguments(name, &plain(got), &signatures))
 }
 
 /// "Function 'sum' failed to match any signature, errors: Error during planning: Function 'sum'
 /// requires Decimal, but received String (DataType: Utf8).,...", and what else names a function and
 /// what it got.
-pub(super) fn without_candidates(text: &str) -> Option<Explained> {
+pub(super) fn without_candidates(text: &str) -> Option<Diagnosis> {
     let (_, rest) = text.split_once("unction '")?;
     let (name, rest) = rest.split_once('\'')?;
     if let Some((_, got)) = rest.split_once("(DataType: ") {
         let got = got.split(").").next().unwrap_or_default().trim_end_matches(')');
-        let mut takes: Vec<String> = (rest.split(" requires ").skip(1))
+        let mut signatures: Vec<String> = (rest.split(" requires ").skip(1))
             .filter_map(|part| part.split_once(", but received"))
             .map(|(wanted, _)| argument_names(wanted))
             .collect();
-        takes.dedup();
-        return Some(called_wrongly(name, &plain(got), &takes));
+        signatures.dedup();
+        return Some(wrong_arguments(name, &plain(got), &signatures));
     }
     let (_, received) = rest.split_once("received ")?;
     let received = received.split(['.', ',']).next().unwrap_or_default();
@@ -119,42 +119,42 @@ pub(super) fn without_candidates(text: &str) -> Option<Explained> {
                 .collect();
             Some(wrong_count(name, count, &numbers.join(" or ")))
         }
-        Err(_) => Some(called_wrongly(name, &sentence(received), &[])),
+        Err(_) => Some(wrong_arguments(name, &to_sentence(received), &[])),
     }
 }
 
-fn called_wrongly(name: &str, got: &str, takes: &[String]) -> Explained {
+fn wrong_arguments(name: &str, got: &str, signatures: &[String]) -> Diagnosis {
     let count = arity(got);
-    let counts: Vec<usize> = takes.iter().map(|arguments| arity(arguments)).collect();
-    let is_open = takes.iter().any(|arguments| arguments.contains(".."));
+    let counts: Vec<usize> = signatures.iter().map(|arguments| arity(arguments)).collect();
+    let is_open = signatures.iter().any(|arguments| arguments.contains(".."));
     if (!counts.is_empty() && !is_open && !counts.contains(&count)) || got.is_empty() {
         let explained = wrong_count(name, count, "");
-        return with_signatures(explained, name, takes);
+        return with_signatures(explained, name, signatures);
     }
-    let explained = Explained::new(format!("{name}() does not take {got}")).word(name);
-    let explained = Explained { arguments: Some(got.to_owned()), ..explained };
-    let explained = with_signatures(explained, name, takes);
-    let takes = takes.join(" ");
+    let explained = Diagnosis::new(format!("{name}() does not take {got}")).word(name);
+    let explained = Diagnosis { arguments: Some(got.to_owned()), ..explained };
+    let explained = with_signatures(explained, name, signatures);
+    let takes = signatures.join(" ");
     let cast = |sql_type: &str| format!("CAST the argument, as in {name}(CAST(x AS {sql_type}))");
-    if takes.contains("DOUBLE") || takes.contains("number") {
+    if all.contains("DOUBLE") || all.contains("number") {
         explained.hint(cast("DOUBLE"))
-    } else if takes.contains("VARCHAR") {
+    } else if all.contains("VARCHAR") {
         explained.hint(cast("VARCHAR"))
     } else {
         explained
     }
 }
 
-fn wrong_count(name: &str, count: usize, wanted: &str) -> Explained {
+fn wrong_count(name: &str, count: usize, wanted: &str) -> Diagnosis {
     let arguments = if count == 1 { "argument" } else { "arguments" };
-    let explained = Explained::new(format!("{name}() does not take {count} {arguments}"));
+    let explained = Diagnosis::new(format!("{name}() does not take {count} {arguments}"));
     let explained = explained.word(name);
     if wanted.is_empty() { explained } else { explained.detail(format!("it takes {wanted}")) }
 }
 
-fn with_signatures(explained: Explained, name: &str, takes: &[String]) -> Explained {
+fn with_signatures(explained: Diagnosis, name: &str, signatures: &[String]) -> Diagnosis {
     let mut calls: Vec<String> = Vec::new();
-    for arguments in takes {
+    for arguments in signatures {
         let call = format!("{name}({arguments})");
         if !calls.contains(&call) {
             calls.push(call);

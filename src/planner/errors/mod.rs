@@ -14,12 +14,12 @@ use crate::catalog::{Query, suggestion};
 use crate::error::{Error, Kind, Place};
 use crate::planner::sql_display::plain;
 
-pub(crate) use place::{Source, find_in, keyword_in, place_of_span};
+pub(crate) use place::{SqlSource, find_in, keyword_in, place_of_span};
 pub(crate) use wording::two_columns;
 
 /// An error of DataFusion, read.
 #[derive(Debug)]
-pub(crate) struct Explained {
+pub(crate) struct Diagnosis {
     pub(crate) kind: Kind,
     pub(crate) message: String,
     pub(crate) detail: Option<String>,
@@ -34,7 +34,7 @@ pub(crate) struct Explained {
     clauses: &'static [&'static str],
 }
 
-impl Explained {
+impl Diagnosis {
     fn new(message: impl Into<String>) -> Self {
         let message = message.into();
         let words = quoted(&message);
@@ -65,13 +65,13 @@ impl Explained {
         self
     }
 
-    fn find(&self, source: &Source<'_>, word: &str) -> Option<Place> {
+    fn find(&self, source: &SqlSource<'_>, word: &str) -> Option<Place> {
         if let Some(arguments) = &self.arguments
             && let Some(place) = source.find_call(word, arguments)
         {
             return Some(place);
         }
-        let behind = |clause: &&str| source.find_behind(clause, word);
+        let behind = |clause: &&str| source.find_after(clause, word);
         self.clauses.iter().find_map(behind).or_else(|| source.find(word))
     }
 
@@ -87,18 +87,18 @@ impl Explained {
 
 /// `error`, met while planning `query`, as ours.
 pub(crate) fn in_query(error: &DataFusionError, query: &Query) -> Error {
-    in_source(error, &Source::of(query)).at(query.place.clone())
+    in_source(error, &SqlSource::of(query)).at(query.place.clone())
 }
 
 /// An error of ours about `query`, at the first word that its message quotes.
 pub(crate) fn at_quoted(error: Error, query: &Query) -> Error {
-    let source = Source::of(query);
+    let source = SqlSource::of(query);
     let place = quoted(&error.message).iter().find_map(|word| source.find(word));
     error.at(place.unwrap_or_else(|| query.place.clone()))
 }
 
 /// `error`, met while planning or running `source`, as ours.
-pub(crate) fn in_source(error: &DataFusionError, source: &Source<'_>) -> Error {
+pub(crate) fn in_source(error: &DataFusionError, source: &SqlSource<'_>) -> Error {
     let explained = explained(error);
     let place = match explained.span {
         Some(span) => Some(source.place(span)),
@@ -137,32 +137,32 @@ pub(crate) fn describe(error: &DataFusionError) -> (String, Option<String>) {
 }
 
 /// Reads any error.
-pub(crate) fn explained(error: &DataFusionError) -> Explained {
+pub(crate) fn explained(error: &DataFusionError) -> Diagnosis {
     let span = error.diagnostic().and_then(|diagnostic| diagnostic.span);
     let explained = match error.find_root() {
-        DataFusionError::SchemaError(schema_error, _) => of_schema(schema_error),
-        DataFusionError::Plan(message) if message.starts_with(OURS) => ours(message),
+        DataFusionError::SchemaError(schema_error, _) => diagnose_schema_error(schema_error),
+        DataFusionError::Plan(message) if message.starts_with(OWN_MARK) => own_error(message),
         DataFusionError::ResourcesExhausted(message) => {
-            let ours = Explained::new("the query needs more memory than it may have")
+            let ours = Diagnosis::new("the query needs more memory than it may have")
                 .detail(message.clone())
                 .hint("ask for less at once: a shorter time range, fewer columns or groups");
-            Explained { kind: Kind::Config, ..ours }
+            Diagnosis { kind: Kind::Config, ..ours }
         }
-        root => wording::explained(&root.strip_backtrace()),
+        root => wording::diagnose(&root.strip_backtrace()),
     };
-    Explained { span: span.filter(|span| span.start.line > 0).or(explained.span), ..explained }
+    Diagnosis { span: span.filter(|span| span.start.line > 0).or(explained.span), ..explained }
 }
 
-fn of_schema(error: &SchemaError) -> Explained {
+fn diagnose_schema_error(error: &SchemaError) -> Diagnosis {
     match error {
         SchemaError::FieldNotFound { field, valid_fields } => {
-            let explained = Explained::new(format!("there is no column '{}'", field.flat_name()));
+            let explained = Diagnosis::new(format!("there is no column '{}'", field.flat_name()));
             let span = field.spans().first();
             let hint = valid_columns(field, valid_fields);
-            Explained { hint, span, ..explained }.word(&field.name)
+            Diagnosis { hint, span, ..explained }.word(&field.name)
         }
         SchemaError::AmbiguousReference { field } => {
-            Explained::new(format!("the column '{}' is ambiguous", field.name))
+            Diagnosis::new(format!("the column '{}' is ambiguous", field.name))
                 .hint(format!("write relation.{}", field.name))
         }
         SchemaError::DuplicateUnqualifiedField { name } => wording::two_columns(name),
@@ -194,21 +194,21 @@ fn valid_columns(field: &Column, valid: &[Column]) -> Option<String> {
 }
 
 /// Marks a message of ours that travels through DataFusion.
-const OURS: &str = "millstream: ";
+const OWN_MARK: &str = "millstream: ";
 const HINT: &str = " | hint: ";
 
 /// An error of ours that travels through DataFusion and comes out of [`explained`].
-pub(crate) fn through_datafusion(message: &str, hint: &str) -> DataFusionError {
-    DataFusionError::Plan(format!("{OURS}{message}{HINT}{hint}"))
+pub(crate) fn plan_error_with_hint(message: &str, hint: &str) -> DataFusionError {
+    DataFusionError::Plan(format!("{OWN_MARK}{message}{HINT}{hint}"))
 }
 
-fn ours(message: &str) -> Explained {
-    let message = message.trim_start_matches(OURS);
+fn own_error(message: &str) -> Diagnosis {
+    let message = message.trim_start_matches(OWN_MARK);
     let (message, hint) = match message.split_once(HINT) {
         Some((message, hint)) => (message, (!hint.is_empty()).then(|| hint.to_owned())),
         None => (message, None),
     };
-    let explained = Explained { hint, ..Explained::new(message) };
+    let explained = Diagnosis { hint, ..Diagnosis::new(message) };
     match place::keyword_in(message) {
         Some(keyword) => explained.word(keyword),
         None => explained,
@@ -221,7 +221,7 @@ fn quoted(message: &str) -> Vec<String> {
 }
 
 /// A message with a small letter at its beginning, in SQL's words.
-fn sentence(text: &str) -> String {
+fn to_sentence(text: &str) -> String {
     let text = plain(text.trim().trim_end_matches('.'));
     let mut chars = text.chars();
     let second_is_upper = text.chars().nth(1).is_some_and(char::is_uppercase);

@@ -18,7 +18,7 @@ use crate::planner::sql_display::sql_type;
 
 /// A statement, for the places of errors in it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Source<'a> {
+pub(crate) struct SqlSource<'a> {
     pub(crate) file: &'a Path,
     /// The whole file.
     pub(crate) text: &'a str,
@@ -30,7 +30,7 @@ pub(crate) struct Source<'a> {
     pub(crate) columns: &'a [(String, DataType)],
 }
 
-impl<'a> Source<'a> {
+impl<'a> SqlSource<'a> {
     pub(crate) fn of(query: &'a Query) -> Self {
         Self {
             file: &query.file,
@@ -58,7 +58,7 @@ impl<'a> Source<'a> {
     }
 
     /// Where `word` first stands behind the word `start`, which is a clause's.
-    pub(super) fn find_behind(&self, start: &str, word: &str) -> Option<Place> {
+    pub(super) fn find_after(&self, start: &str, word: &str) -> Option<Place> {
         let last = word.rsplit('.').next().unwrap_or(word);
         let tokens = self.tokens();
         let begin = tokens.iter().position(|token| is_word(token, start))?;
@@ -124,7 +124,7 @@ fn is_word(token: &TokenWithSpan, word: &str) -> bool {
 
 /// The place of a span of the parser; none if the span is empty.
 pub(crate) fn place_of_span(query: &Query, span: tokenizer::Span) -> Option<Place> {
-    (span.start.line > 0).then(|| Source::of(query).place_of_parser(span))
+    (span.start.line > 0).then(|| SqlSource::of(query).place_of_parser(span))
 }
 
 /// Where `word` first stands in an expression.

@@ -3,7 +3,7 @@
 use crate::catalog::suggestion;
 use crate::error::Kind;
 use crate::planner::errors::function;
-use crate::planner::errors::{Explained, sentence};
+use crate::planner::errors::{Diagnosis, to_sentence};
 use crate::planner::sql_display::plain;
 
 /// What DataFusion and Arrow put in front of their messages.
@@ -41,7 +41,7 @@ const TYPES: [&str; 14] = [
 ];
 
 /// Reads a message, without its backtrace.
-pub(super) fn explained(text: &str) -> Explained {
+pub(super) fn diagnose(text: &str) -> Diagnosis {
     let text = text.trim();
     if let Some(explained) = function::mismatch(text) {
         return explained;
@@ -62,22 +62,22 @@ fn arrow_error(text: &str) -> Option<&str> {
     inner.split_once("\")").map(|(message, _)| message)
 }
 
-fn unknown(text: &str, message: &str) -> Explained {
+fn unknown(text: &str, message: &str) -> Diagnosis {
     // One sentence is enough; several lines are advice to developers.
     let line = message.lines().next().unwrap_or(message);
-    let line = sentence(without_debug(line));
+    let line = to_sentence(without_debug(line));
     if text.starts_with("Internal error: ") {
-        return Explained::new("this query cannot be planned").detail(line);
+        return Diagnosis::new("this query cannot be planned").detail(line);
     }
     if ["Object Store error", "IO error", "Parquet error"].iter().any(|w| text.starts_with(w)) {
-        let explained = Explained::new("history could not be read").detail(line);
-        return Explained { kind: Kind::Storage, ..explained };
+        let explained = Diagnosis::new("history could not be read").detail(line);
+        return Diagnosis { kind: Kind::Storage, ..explained };
     }
     if text.starts_with("This feature is not implemented: ") && !line.contains("support") {
         let word = line.split(' ').next().unwrap_or_default().to_owned();
-        return Explained::new(format!("{line} is not supported")).word(&word);
+        return Diagnosis::new(format!("{line} is not supported")).word(&word);
     }
-    Explained::new(line)
+    Diagnosis::new(line)
 }
 
 /// `text` up to where a value of Rust is shown.
@@ -104,14 +104,14 @@ fn last_part(name: &str) -> &str {
 }
 
 /// Two columns of a result have one name.
-pub(crate) fn two_columns(name: &str) -> Explained {
+pub(crate) fn two_columns(name: &str) -> Diagnosis {
     let name = last_part(name);
-    Explained::new(format!("two columns of the result have the name '{name}'"))
+    Diagnosis::new(format!("two columns of the result have the name '{name}'"))
         .hint("give one of them another name: AS other_name")
 }
 
 /// Messages about columns, functions and clauses.
-fn names(message: &str) -> Option<Explained> {
+fn names(message: &str) -> Option<Diagnosis> {
     if let Some(name) = between(message, "Invalid function '", "'") {
         return Some(function::unknown(name));
     }
@@ -123,7 +123,7 @@ fn names(message: &str) -> Option<Explained> {
         let column = last_part(&column);
         let message = format!("the column '{column}' is neither in GROUP BY nor in an aggregate");
         let hint = format!("add {column} to GROUP BY, or take e.g. max({column})");
-        return Some(Explained::new(message).hint(hint));
+        return Some(Diagnosis::new(message).hint(hint));
     }
     if message.starts_with("Projections require unique expression names") {
         let name = between(message, "the expression \"", "\"")?;
@@ -131,45 +131,45 @@ fn names(message: &str) -> Option<Explained> {
     }
     if message.starts_with("Aggregate functions are not allowed in the WHERE") {
         let message = "WHERE sees single rows, and no aggregates";
-        return Some(Explained::new(message).word("WHERE").hint("write HAVING after GROUP BY"));
+        return Some(Diagnosis::new(message).word("WHERE").hint("write HAVING after GROUP BY"));
     }
     if message.starts_with("Physical plan does not support logical expression Aggregate") {
-        let explained = Explained::new("an aggregate stands where there can be none").word("GROUP");
+        let explained = Diagnosis::new("an aggregate stands where there can be none").word("GROUP");
         return Some(explained.hint("aggregates stand in SELECT, HAVING and ORDER BY"));
     }
     if message.starts_with("Aggregate function calls cannot be nested") {
         let inner = plain(between(message, "'", "'")?);
         let name = inner.split('(').next().unwrap_or(&inner).to_owned();
-        let explained = Explained::new(format!("the aggregate {inner} stands inside another one"));
+        let explained = Diagnosis::new(format!("the aggregate {inner} stands inside another one"));
         return Some(explained.word(&name).hint("take the inner one in a sub-query"));
     }
     if let Some(position) = between(message, "column with position ", " ") {
-        let explained = Explained::new(format!("there is no column number {position} in SELECT"));
+        let explained = Diagnosis::new(format!("there is no column number {position} in SELECT"));
         return Some(explained.word(position).hint("write the column's name"));
     }
     if let Some((function, _)) = message.split_once(" not supported for ")
         && !function.contains(' ')
     {
         let function = function.to_lowercase();
-        let explained = Explained::new(format!("{function}() does not take that"));
+        let explained = Diagnosis::new(format!("{function}() does not take that"));
         return Some(explained.word(&function).hint(format!("write {function}(column)")));
     }
     if message.starts_with("Unsupported ast node") {
-        return Some(Explained::new("this form of SQL is not supported"));
+        return Some(Diagnosis::new("this form of SQL is not supported"));
     }
     if message.starts_with("Substring without for/from") {
-        let explained = Explained::new("substr() does not take 1 argument").word("substr");
+        let explained = Diagnosis::new("substr() does not take 1 argument").word("substr");
         return Some(explained.hint("write substr(text, start), or substr(text, start, length)"));
     }
     if message.contains("queries have different number of columns") {
-        let explained = Explained::new(sentence(message));
+        let explained = Diagnosis::new(to_sentence(message));
         return Some(explained.hint("select the same number of columns on both sides"));
     }
     None
 }
 
 /// Messages about types.
-fn types(message: &str) -> Option<Explained> {
+fn types(message: &str) -> Option<Diagnosis> {
     const CAST: &str = "CAST one side, as in CAST(x AS BIGINT)";
     const A_TIME: &str = "compare it with a time, as in event_time > '2019-10-30 07:41:38'";
     if let Some((condition, found)) = message
@@ -177,14 +177,14 @@ fn types(message: &str) -> Option<Explained> {
         .and_then(|rest| rest.split_once("' returning "))
     {
         let condition = plain(condition);
-        let explained = Explained::new(format!(
+        let explained = Diagnosis::new(format!(
             "a condition is true or false, and {} is {}",
             last_part(&condition),
             plain(found)
         ));
         let words = condition.split([' ', '(']).next().unwrap_or(&condition).to_owned();
         let explained = explained.word(&words).hint("compare it with something, as in x = 1");
-        return Some(Explained { clauses: &["WHERE", "HAVING", "ON"], ..explained });
+        return Some(Diagnosis { clauses: &["WHERE", "HAVING", "ON"], ..explained });
     }
     if let Some(operation) =
         between(message, "Cannot coerce arithmetic expression ", " to valid types")
@@ -195,7 +195,7 @@ fn types(message: &str) -> Option<Explained> {
         } else {
             CAST
         };
-        return Some(Explained::new(format!("there is no {operation}")).hint(hint));
+        return Some(Diagnosis::new(format!("there is no {operation}")).hint(hint));
     }
     let coerced = (message.strip_prefix("There isn't a common type to coerce "))
         .or_else(|| message.strip_prefix("Failed to coerce types "));
@@ -204,7 +204,7 @@ fn types(message: &str) -> Option<Explained> {
         let operator = operator.split(' ').next()?;
         let sides = plain(sides);
         let hint = if sides.contains("TIMESTAMP") { A_TIME } else { CAST };
-        let explained = Explained::new(format!("{operator} does not compare {sides}"));
+        let explained = Diagnosis::new(format!("{operator} does not compare {sides}"));
         return Some(explained.word(operator).hint(hint));
     }
     if let Some(operation) = message
@@ -218,47 +218,47 @@ fn types(message: &str) -> Option<Explained> {
             _ if operation.contains("TIMESTAMP") => A_TIME,
             _ => CAST,
         };
-        let explained = Explained::new(format!("there is no {operation}")).word(&operator);
-        return Some(Explained { clauses: &["WHERE", "HAVING", "ON"], ..explained.hint(hint) });
+        let explained = Diagnosis::new(format!("there is no {operation}")).word(&operator);
+        return Some(Diagnosis { clauses: &["WHERE", "HAVING", "ON"], ..explained.hint(hint) });
     }
     if let Some(name) = message.strip_prefix("Unsupported SQL type ") {
-        let explained = Explained::new(format!("there is no type '{name}'"));
+        let explained = Diagnosis::new(format!("there is no type '{name}'"));
         return Some(explained.hint(suggestion::suggest_or_list(name, "types", TYPES)));
     }
     if let Some(casts) = message.strip_prefix("Unsupported CAST from ") {
         let (from, to) = casts.split_once(" to ")?;
         return Some(
-            Explained::new(format!("{} cannot become {}", plain(from), plain(to))).word("CAST"),
+            Diagnosis::new(format!("{} cannot become {}", plain(from), plain(to))).word("CAST"),
         );
     }
     None
 }
 
 /// Messages about values.
-fn values(message: &str) -> Option<Explained> {
+fn values(message: &str) -> Option<Diagnosis> {
     if let Some((value, data_type)) = message
         .strip_prefix("Cannot cast string '")
         .and_then(|rest| rest.split_once("' to value of "))
     {
         let data_type = plain(data_type.split(" type").next()?);
-        let explained = Explained::new(format!("the text '{value}' is no {data_type}"));
+        let explained = Diagnosis::new(format!("the text '{value}' is no {data_type}"));
         let hint = "compare texts with texts and numbers with numbers; try_cast(x AS ..) gives NULL for what does not fit";
-        return Some(Explained { words: vec![value.to_owned()], ..explained }.hint(hint));
+        return Some(Diagnosis { words: vec![value.to_owned()], ..explained }.hint(hint));
     }
     if message.starts_with("timestamp ") && message.ends_with(" out of range") {
-        let explained = Explained::new("a time is too far away for this function").detail(message);
+        let explained = Diagnosis::new("a time is too far away for this function").detail(message);
         return Some(explained.hint(
             "broken clocks say such times: leave them out, as in WHERE event_time >= '1900-01-01'",
         ));
     }
     if let Some(value) = between(message, "Invalid input syntax for type interval: \"", "\"") {
         return Some(
-            Explained::new(format!("'{value}' is no INTERVAL"))
+            Diagnosis::new(format!("'{value}' is no INTERVAL"))
                 .hint("write INTERVAL '1' DAY, or INTERVAL '1 hour 30 minutes'"),
         );
     }
     if message.contains("timezone offset") {
-        return Some(Explained::new(sentence(message)).hint(
+        return Some(Diagnosis::new(to_sentence(message)).hint(
             "this local time comes twice or never: say which, as in '2019-10-27T03:30:00+03:00'",
         ));
     }
@@ -266,14 +266,14 @@ fn values(message: &str) -> Option<Explained> {
         .strip_prefix("Error parsing timestamp from '")
         .and_then(|rest| rest.split_once("': "))
     {
-        let explained = Explained::new(format!("the text '{value}' is no time")).detail(why);
+        let explained = Diagnosis::new(format!("the text '{value}' is no time")).detail(why);
         let hint =
             "write it as '2019-10-30 07:41:38', or name its format: to_timestamp(text, '%d.%m.%Y')";
-        return Some(Explained { words: vec![value.to_owned()], ..explained }.hint(hint));
+        return Some(Diagnosis { words: vec![value.to_owned()], ..explained }.hint(hint));
     }
     if message.contains("regex parse error") {
         let why = message.lines().last()?.trim_start_matches("error: ");
-        return Some(Explained::new("the regular expression cannot be read").detail(why));
+        return Some(Diagnosis::new("the regular expression cannot be read").detail(why));
     }
     None
 }

@@ -40,13 +40,13 @@ const WINDOW_TIME_US: i64 = 1_000;
 
 /// What a slot is filled with.
 #[derive(Debug, Clone)]
-pub(crate) enum Source {
+pub(crate) enum PlaceholderSource {
     /// The rows handed to the plan, and constants of the window.
     Rows(Vec<LeafColumn>),
     /// The output of the query's front.
-    Front,
+    BatchPlanOutput,
     /// What is kept in the slot of this number.
-    Kept(usize),
+    State(usize),
     /// Counts of the keys that are kept.
     DistinctCount(Arc<DistinctCount>),
     /// A reference table or view: its name and the columns that are read.
@@ -107,7 +107,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) rows: &'a [RecordBatch],
     /// Per slot what is kept.
     pub(crate) kept: &'a [Vec<RecordBatch>],
-    /// Per slot, what [`Source::DistinctCount`] is filled with instead; may be shorter.
+    /// Per slot, what [`PlaceholderSource::DistinctCount`] is filled with instead; may be shorter.
     pub(crate) counts: &'a [Option<RecordBatch>],
     /// The window of the run.
     pub(crate) window: Option<Window>,
@@ -118,35 +118,35 @@ pub(crate) struct Inputs<'a> {
 /// A leaf whose rows are put in by [`fill`].
 #[derive(Debug, Clone)]
 pub(crate) struct PlaceholderExec {
-    source: Source,
+    source: PlaceholderSource,
     batches: Vec<RecordBatch>,
     properties: Arc<PlanProperties>,
 }
 
 impl PlaceholderExec {
     /// An empty slot.
-    pub(crate) fn new(source: Source, schema: SchemaRef) -> Self {
+    pub(crate) fn new(source: PlaceholderSource, schema: SchemaRef) -> Self {
         Self { source, batches: Vec::new(), properties: leaf_properties(schema) }
     }
 
     /// What it is filled with.
-    pub(crate) fn source(&self) -> &Source {
+    pub(crate) fn source(&self) -> &PlaceholderSource {
         &self.source
     }
 
-    fn filled(&self, filling: &Inputs<'_>) -> DfResult<Self> {
+    fn filled(&self, inputs: &Inputs<'_>) -> DfResult<Self> {
         let schema = self.properties.eq_properties.schema();
         let batches = match &self.source {
-            Source::Rows(columns) => (filling.rows.iter())
-                .map(|batch| leaf_batch(batch, columns, schema, filling.window))
+            PlaceholderSource::Rows(columns) => (inputs.rows.iter())
+                .map(|batch| leaf_batch(batch, columns, schema, inputs.window))
                 .collect::<DfResult<Vec<_>>>()?,
-            Source::Front => with_schema(filling.rows, schema)?,
-            Source::Kept(slot) => match filling.kept.get(*slot) {
+            PlaceholderSource::BatchPlanOutput => with_schema(inputs.rows, schema)?,
+            PlaceholderSource::State(slot) => match inputs.kept.get(*slot) {
                 Some(batches) => with_schema(batches, schema)?,
                 None => return internal_err!("nothing was handed over for slot {slot}"),
             },
-            Source::DistinctCount(counted) => vec![counted.rows(filling, schema)?],
-            Source::Relation(name, columns) => match filling.relations.get(name) {
+            PlaceholderSource::DistinctCount(counted) => vec![counted.rows(inputs, schema)?],
+            PlaceholderSource::Relation(name, columns) => match inputs.relations.get(name) {
                 Some(batches) => (batches.iter())
                     .map(|batch| reshape(&batch.project(columns)?, schema))
                     .collect::<DfResult<Vec<_>>>()?,
@@ -159,10 +159,11 @@ impl PlaceholderExec {
     /// A guess that makes a reference table the build side of a join, never the stream.
     fn expected_rows(&self) -> usize {
         match self.source {
-            Source::Relation(..) => 1_000,
-            Source::Rows(_) | Source::Front | Source::Kept(_) | Source::DistinctCount(_) => {
-                1_000_000
-            }
+            PlaceholderSource::Relation(..) => 1_000,
+            PlaceholderSource::Rows(_)
+            | PlaceholderSource::BatchPlanOutput
+            | PlaceholderSource::State(_)
+            | PlaceholderSource::DistinctCount(_) => 1_000_000,
         }
     }
 }
@@ -219,11 +220,15 @@ pub(crate) fn rebatch(
 impl DisplayAs for PlaceholderExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
-            Source::Rows(_) => write!(f, "Slot: rows"),
-            Source::Front => write!(f, "Slot: the front's output"),
-            Source::Kept(slot) => write!(f, "Slot: kept {slot}"),
-            Source::DistinctCount(counted) => write!(f, "Slot: counts of kept {}", counted.slot),
-            Source::Relation(name, _) => write!(f, "Slot: {name}"),
+            PlaceholderSource::Rows(_) => write!(f, "Placeholder: rows"),
+            PlaceholderSource::BatchPlanOutput => {
+                write!(f, "Placeholder: output of the batch plan")
+            }
+            PlaceholderSource::State(slot) => write!(f, "Placeholder: state {slot}"),
+            PlaceholderSource::DistinctCount(counted) => {
+                write!(f, "Placeholder: counts of state {}", counted.slot)
+            }
+            PlaceholderSource::Relation(name, _) => write!(f, "Placeholder: {name}"),
         }
     }
 }
@@ -368,7 +373,7 @@ impl ExecutionPlan for WindowColumnsExec {
         };
         let (schema, columns) = (self.schema(), self.columns.clone());
         let input = self.input.execute(partition, context)?;
-        let stamped = input.map(move |batch| {
+        let omitted_keys = input.map(move |batch| {
             let batch = batch?;
             let mut arrays = batch.columns().to_vec();
             for (place, column) in &columns {
@@ -377,21 +382,21 @@ impl ExecutionPlan for WindowColumnsExec {
             }
             rebatch(&schema, arrays, batch.num_rows())
         });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), stamped)))
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), omitted_keys)))
     }
 }
 
 /// The plan with its slots filled, every node fresh.
 pub(crate) fn fill(
     plan: &Arc<dyn ExecutionPlan>,
-    filling: &Inputs<'_>,
+    inputs: &Inputs<'_>,
 ) -> DfResult<Arc<dyn ExecutionPlan>> {
     if let Some(slot) = plan.downcast_ref::<PlaceholderExec>() {
         return match slot.source() {
-            Source::DistinctCount(counted) if counted.counts(filling).is_none() => {
-                fill(&counted.grouping, filling)
+            PlaceholderSource::DistinctCount(counted) if counted.counts(inputs).is_none() => {
+                fill(&counted.grouping, inputs)
             }
-            _ => Ok(Arc::new(slot.filled(filling)?)),
+            _ => Ok(Arc::new(slot.filled(inputs)?)),
         };
     }
     let children = plan.children();
@@ -399,10 +404,10 @@ pub(crate) fn fill(
         return Ok(Arc::clone(plan));
     }
     let mut fresh =
-        (children.into_iter()).map(|child| fill(child, filling)).collect::<DfResult<Vec<_>>>()?;
+        (children.into_iter()).map(|child| fill(child, inputs)).collect::<DfResult<Vec<_>>>()?;
     if let (Some(stamp), 1) = (plan.downcast_ref::<WindowColumnsExec>(), fresh.len()) {
         let input = fresh.swap_remove(0);
-        return Ok(Arc::new(WindowColumnsExec { input, window: filling.window, ..stamp.clone() }));
+        return Ok(Arc::new(WindowColumnsExec { input, window: inputs.window, ..stamp.clone() }));
     }
     // The slots share their properties with the empty ones, so nothing above needs new ones.
     let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep);
@@ -416,13 +421,13 @@ fn is_clean_when_rebuilt(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.is::<AggregateExec>() || plan.is::<FilterExec>() || plan.is::<ProjectionExec>()
 }
 
-/// Runs `plan` with `filling` on the present task; one batch, which may be empty.
+/// Runs `plan` with `inputs` on the present task; one batch, which may be empty.
 pub(crate) async fn run(
     plan: &Arc<dyn ExecutionPlan>,
-    filling: &Inputs<'_>,
+    inputs: &Inputs<'_>,
     context: &Arc<TaskContext>,
 ) -> DfResult<RecordBatch> {
-    let plan = fill(plan, filling)?;
+    let plan = fill(plan, inputs)?;
     let mut batches = Vec::new();
     for partition in 0..plan.output_partitioning().partition_count() {
         let mut stream = plan.execute(partition, Arc::clone(context))?;

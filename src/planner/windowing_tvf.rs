@@ -144,7 +144,7 @@ impl Resolver<'_> {
             Length { months: 0, days: 0, micros } if micros > 0 => Ok(Size::Fixed(micros)),
             Length { months: 0, days, micros: 0 } if days > 0 => {
                 let days = u32::try_from(days).map_err(|_| error("this is too long"))?;
-                Ok(if days % 7 == 0 && says_week(expr) {
+                Ok(if days % 7 == 0 && is_in_weeks(expr) {
                     Size::Weeks(days / 7)
                 } else {
                     Size::Days(days)
@@ -294,7 +294,7 @@ impl Length {
     }
 }
 
-fn says_week(expr: &Expr) -> bool {
+fn is_in_weeks(expr: &Expr) -> bool {
     expr.to_string().to_ascii_lowercase().contains("week")
 }
 
