@@ -123,7 +123,7 @@ async fn feed(
     let name = stream.stream.name.as_str();
     let event_time = stream.schema.index_of(&stream.stream.watermark.column)?;
     let is_unordered = !replay.as_streamed
-        && (steps.iter().filter(|s| s.reads(name))).all(|step| step.plan.takes_any_order());
+        && (steps.iter().filter(|s| s.reads(name))).all(|step| step.plan.is_order_insensitive());
     let scan = EventScan {
         customer: &customer.name,
         stream: name,
@@ -419,7 +419,7 @@ mod tests {
         let mut results = Vec::new();
         for (name, _, any_order) in queries {
             let plan = planned.queries.iter().find(|plan| plan.name == name).unwrap();
-            assert_eq!(plan.takes_any_order(), any_order, "{name}");
+            assert_eq!(plan.is_order_insensitive(), any_order, "{name}");
             let wanted = Replay {
                 data_dir: folder.path().to_owned(),
                 query: name.to_owned(),

@@ -232,12 +232,12 @@ impl Splitter {
     }
 
     fn add_slot(&mut self, slot: StateSlot) -> LogicalPlan {
-        let slot = SlotNode {
+        let node = SlotNode {
             content: SlotContent::State(self.slots.len()),
             schema: Arc::clone(&slot.schema),
         };
         self.slots.push(slot);
-        slot.plan()
+        node.plan()
     }
 }
 

@@ -52,7 +52,7 @@ fn the_repository_passes_its_own_check_and_explains_the_plan_parts() {
         assert!(output.contains(word), "{word} is not described\n{output}");
     }
     let output = run(root, &["explain", "customer_a/daily_visits"]).ok().stdout.to_lowercase();
-    for word in ["front", "kept", "closing plan", "aggregate"] {
+    for word in ["batch plan", "window state", "final plan", "aggregate"] {
         assert!(output.contains(word), "{word} is not explained\n{output}");
     }
 }

@@ -81,7 +81,7 @@ impl Engine {
             Some(stream) => self.streams.get(stream).map(|s| stream_state::columns(s.plan())),
             None => {
                 let query = self.queries.iter().find(|query| query.plan.name == name);
-                query.map(|query| query.plan.explain())
+                query.map(|query| query.plan.stored_text())
             }
         };
         text.unwrap_or_default()

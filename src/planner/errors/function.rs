@@ -134,7 +134,7 @@ fn wrong_arguments(name: &str, got: &str, signatures: &[String]) -> Diagnosis {
     let explained = Diagnosis::new(format!("{name}() does not take {got}")).word(name);
     let explained = Diagnosis { arguments: Some(got.to_owned()), ..explained };
     let explained = with_signatures(explained, name, signatures);
-    let takes = signatures.join(" ");
+    let all = signatures.join(" ");
     let cast = |sql_type: &str| format!("CAST the argument, as in {name}(CAST(x AS {sql_type}))");
     if all.contains("DOUBLE") || all.contains("number") {
         explained.hint(cast("DOUBLE"))
