@@ -268,7 +268,7 @@ mod tests {
             kafka_config: None,
         };
         let error = kafka(&[]).config().unwrap_err().to_string();
-        assert!(error.contains("no Kafka brokers are named"), "{error}");
+        assert!(error.contains("no Kafka brokers are configured"), "{error}");
         assert_eq!(kafka(&["bootstrap.servers=a:1"]).config().unwrap().brokers, "a:1");
     }
 }

@@ -14,7 +14,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::ProducerContext;
 use rdkafka::{ClientContext, Message};
 
-use crate::source::Context;
+use crate::source::KafkaClientContext;
 
 /// How long to wait for deliveries after a transport error. librdkafka itself takes up to a
 /// minute after a broker is back; a new producer and a read of the log take milliseconds.
@@ -24,7 +24,7 @@ const QUEUE_SPACE_WAIT: Duration = Duration::from_millis(50);
 
 /// The producer's callbacks: counts the deliveries of the current transaction.
 pub(super) struct DeliveryTracker {
-    client: Context,
+    client: KafkaClientContext,
     /// Established connections that were lost.
     lost_connections: AtomicU64,
     deliveries: Mutex<Deliveries>,
@@ -46,7 +46,7 @@ impl DeliveryTracker {
     /// `role` names the client in log lines.
     pub(super) fn new(role: String) -> Self {
         Self {
-            client: Context::new(role),
+            client: KafkaClientContext::new(role),
             lost_connections: AtomicU64::new(0),
             deliveries: Mutex::default(),
             changed: Condvar::new(),
@@ -55,7 +55,7 @@ impl DeliveryTracker {
 
     /// The number of transport errors and lost connections so far.
     pub(super) fn transport_errors(&self) -> u64 {
-        self.client.disturbances() + self.lost_connections()
+        self.client.transport_errors() + self.lost_connections()
     }
 
     /// The number of established connections that were lost so far.
@@ -65,7 +65,7 @@ impl DeliveryTracker {
 
     /// Reports that the brokers answered.
     pub(super) fn answered(&self) {
-        self.client.answered();
+        self.client.record_response();
     }
 
     /// Begins a transaction whose progress record has the index `progress_index`.

@@ -28,7 +28,9 @@ use std::sync::atomic::AtomicBool;
 
 use crate::commit::log_reader::transactional_id;
 use crate::commit::transaction_failure::TransactionFailure;
-use crate::source::{KafkaConfig, LastTransaction, Outcome, Transactions, Unanswered};
+use crate::source::{
+    KafkaConfig, LastTransaction, TransactionAdmin, TransactionAdminError, TransactionState,
+};
 use crate::types::TopicPartition;
 use crate::{Error, Kind};
 
@@ -36,7 +38,7 @@ use crate::{Error, Kind};
 pub(super) struct HangingTransactions {
     customer: String,
     /// `None`: the connection settings are not supported by the native client.
-    transactions: Option<Transactions>,
+    transactions: Option<TransactionAdmin>,
     last: Option<LastTransaction>,
     /// Open transactions are being ended. The last transaction of the id is now the one that ends
     /// them, so it must not replace `last`.
@@ -45,7 +47,7 @@ pub(super) struct HangingTransactions {
 
 impl HangingTransactions {
     pub(super) fn new(kafka: &KafkaConfig, customer: &str) -> Self {
-        let transactions = Transactions::new(kafka, &transactional_id(customer));
+        let transactions = TransactionAdmin::new(kafka, &transactional_id(customer));
         Self { customer: customer.to_owned(), transactions, last: None, is_ending: false }
     }
 
@@ -57,7 +59,7 @@ impl HangingTransactions {
     ) -> Result<(), TransactionFailure> {
         let Some(transactions) = &self.transactions else { return Ok(()) };
         if !self.is_ending {
-            let now = transactions.last(stop).map_err(failure)?;
+            let now = transactions.describe_last(stop).map_err(failure)?;
             self.last = merge_descriptions(self.last.take(), now);
         }
         Ok(())
@@ -74,25 +76,26 @@ impl HangingTransactions {
         let (Some(transactions), Some(last)) = (&self.transactions, &self.last) else {
             return Ok(false);
         };
-        let open = transactions.open_in(topics, last.producer, stop).map_err(failure)?;
+        let open =
+            transactions.find_open_partitions(topics, last.producer_id, stop).map_err(failure)?;
         if open.is_empty() {
             (self.last, self.is_ending) = (None, false);
             return Ok(false);
         }
-        let (to_abort, to_commit) = match &last.outcome {
-            Outcome::Committed => (Vec::new(), open),
-            Outcome::Aborted => (open, Vec::new()),
-            Outcome::Ongoing(partitions) => {
+        let (to_abort, to_commit) = match &last.state {
+            TransactionState::Committed => (Vec::new(), open),
+            TransactionState::Aborted => (open, Vec::new()),
+            TransactionState::Ongoing(partitions) => {
                 open.into_iter().partition(|tp| partitions.contains(tp))
             }
-            Outcome::Unknown => {
+            TransactionState::Unknown => {
                 return Err(TransactionFailure::Final(self.unknown_outcome(&open)));
             }
         };
         self.is_ending = true;
         for (partitions, committed) in [(to_commit, true), (to_abort, false)] {
             if !partitions.is_empty() {
-                transactions.end(&partitions, committed, stop).map_err(failure)?;
+                transactions.end_open(&partitions, committed, stop).map_err(failure)?;
                 tracing::warn!(
                     partitions = display_list(&partitions),
                     committed,
@@ -125,10 +128,11 @@ fn merge_descriptions(
 ) -> Option<LastTransaction> {
     let is_before_better = match (&before, &now) {
         // A producer that was opened since hides the transaction before it.
-        (Some(_), Some(now)) if now.outcome == Outcome::Unknown => true,
+        (Some(_), Some(now)) if now.state == TransactionState::Unknown => true,
         // Fenced since: only the earlier description has the partitions.
         (Some(before), Some(now)) => {
-            matches!(before.outcome, Outcome::Ongoing(_)) && now.outcome == Outcome::Aborted
+            matches!(before.state, TransactionState::Ongoing(_))
+                && now.state == TransactionState::Aborted
         }
         _ => false,
     };
@@ -141,10 +145,10 @@ fn display_list(partitions: &[TopicPartition]) -> String {
     names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
-fn failure(unanswered: Unanswered) -> TransactionFailure {
+fn failure(unanswered: TransactionAdminError) -> TransactionFailure {
     match unanswered {
-        Unanswered::Yet(reason) => TransactionFailure::Unknown(reason),
-        Unanswered::Ever(error) => TransactionFailure::Final(error),
+        TransactionAdminError::Retriable(reason) => TransactionFailure::Unknown(reason),
+        TransactionAdminError::Fatal(error) => TransactionFailure::Final(error),
     }
 }
 
@@ -154,13 +158,22 @@ mod tests {
 
     #[test]
     fn a_description_from_before_the_fencing_is_retained() {
-        let last = |outcome| Some(LastTransaction { producer: 1, outcome });
-        let ongoing = || Outcome::Ongoing(BTreeSet::from([TopicPartition::new("out", 0)]));
-        let merge = |before, now| merge_descriptions(last(before), last(now)).unwrap().outcome;
-        assert_eq!(merge(ongoing(), Outcome::Aborted), ongoing());
-        assert_eq!(merge(Outcome::Committed, Outcome::Unknown), Outcome::Committed);
-        assert_eq!(merge(ongoing(), Outcome::Committed), Outcome::Committed);
-        assert_eq!(merge(Outcome::Committed, Outcome::Aborted), Outcome::Aborted);
-        assert_eq!(merge_descriptions(None, last(Outcome::Unknown)), last(Outcome::Unknown));
+        let last = |state| Some(LastTransaction { producer_id: 1, state });
+        let ongoing = || TransactionState::Ongoing(BTreeSet::from([TopicPartition::new("out", 0)]));
+        let merge = |before, now| merge_descriptions(last(before), last(now)).unwrap().state;
+        assert_eq!(merge(ongoing(), TransactionState::Aborted), ongoing());
+        assert_eq!(
+            merge(TransactionState::Committed, TransactionState::Unknown),
+            TransactionState::Committed
+        );
+        assert_eq!(merge(ongoing(), TransactionState::Committed), TransactionState::Committed);
+        assert_eq!(
+            merge(TransactionState::Committed, TransactionState::Aborted),
+            TransactionState::Aborted
+        );
+        assert_eq!(
+            merge_descriptions(None, last(TransactionState::Unknown)),
+            last(TransactionState::Unknown)
+        );
     }
 }

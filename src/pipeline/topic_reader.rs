@@ -61,7 +61,7 @@ pub async fn read_range(
     loop {
         match reader.next().await? {
             Event::Chunk(chunk) => {
-                let in_range = chunk.until(until);
+                let in_range = chunk.slice_until(until);
                 each(&in_range)?;
                 if chunk.next_offset >= until {
                     return Ok(());

@@ -1,11 +1,11 @@
-//! Chunks: what every reader fills and every decoder reads in place.
+//! Chunks: the records that readers produce and decoders read in place.
 //!
-//! A chunk is a run of one partition's records over one shared buffer. Nothing above knows
-//! which Kafka client filled it, and nobody allocates per record.
+//! A chunk is a sequence of records of one partition over one shared buffer. It is independent of
+//! the Kafka client that filled it, and needs no allocation per record.
 //!
-//! Invariants, kept by whoever fills one:
-//! - `records` is in strictly ascending order of offset, all in `first_offset..next_offset`;
-//! - offsets that are missing between them are gaps (control records, aborted, compacted);
+//! Invariants, which each producer of a chunk ensures:
+//! - `records` are in strictly ascending order of offset, all in `first_offset..next_offset`;
+//! - missing offsets between them are gaps (control records, aborted or compacted records);
 //! - every range lies within `bytes`.
 
 use std::ops::Range;
@@ -22,55 +22,55 @@ pub struct Chunk {
     pub topic: Arc<str>,
     /// The partition of that topic.
     pub partition: i32,
-    /// The position before this chunk; at most the first record's offset.
+    /// The position before this chunk; at most the offset of the first record.
     pub first_offset: i64,
-    /// The position after this chunk, gaps included; more than the last record's offset.
+    /// The position after this chunk, including gaps; greater than the offset of the last record.
     pub next_offset: i64,
     /// Keys, values and headers of all records.
     pub bytes: Bytes,
     /// The records.
     pub records: Vec<Record>,
-    /// Whether the broker stamped the records (LogAppendTime), not their producer.
+    /// Whether the timestamps are those of the broker (LogAppendTime), not of the producer.
     pub append_time: bool,
 }
 
-/// One record of a [`Chunk`]; its ranges are into the chunk's bytes.
+/// One record of a [`Chunk`]. Its ranges refer to the bytes of the chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The record's offset.
     pub offset: i64,
-    /// Kafka's time in milliseconds since the Unix epoch; -1: none.
+    /// The Kafka timestamp in milliseconds since the Unix epoch; -1: none.
     pub timestamp_ms: i64,
     /// The key.
     pub key: Option<Range<u32>>,
     /// The value; `None` is a tombstone.
     pub value: Option<Range<u32>>,
-    /// The headers as Kafka lays them out: their number, then of each the length and bytes of
-    /// name (UTF-8 by Kafka's protocol) and value, where length -1 is no value. An empty range:
-    /// none. [`Chunk::headers`] reads them.
+    /// The headers in Kafka's encoding: their number, then for each header the length and bytes of
+    /// its name (UTF-8 by Kafka's protocol) and of its value, where length -1 is a null value. An
+    /// empty range: there are no headers. [`Chunk::headers`] decodes them.
     pub headers: Range<u32>,
 }
 
-/// Names and values of one record's headers. Bytes out of shape end it: readers have looked at
-/// them before.
+/// An iterator over the names and values of the headers of one record. Malformed bytes end the
+/// iteration; readers have validated them.
 #[derive(Debug, Clone)]
 pub struct Headers<'a> {
     bytes: &'a [u8],
     at: usize,
-    left: i64,
+    remaining: i64,
 }
 
 impl<'a> Headers<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         let mut at = 0;
-        // A number that is cut off is not 0: the bytes are not done with.
-        let left = varint::read(bytes, &mut at).unwrap_or(-1);
-        Self { bytes, at, left }
+        // A truncated number is not 0, so that `is_complete` returns `false`.
+        let remaining = varint::read(bytes, &mut at).unwrap_or(-1);
+        Self { bytes, at, remaining }
     }
 
-    /// Whether all of the bytes are read, and all of the headers.
-    pub(super) fn is_done(&self) -> bool {
-        self.left == 0 && self.at == self.bytes.len()
+    /// Whether all bytes and all headers were read.
+    pub(super) fn is_complete(&self) -> bool {
+        self.remaining == 0 && self.at == self.bytes.len()
     }
 
     fn field(&mut self) -> Option<Option<&'a [u8]>> {
@@ -89,62 +89,62 @@ impl<'a> Iterator for Headers<'a> {
     type Item = (&'a [u8], Option<&'a [u8]>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.left <= 0 {
+        if self.remaining <= 0 {
             return None;
         }
         let header = (self.field()??, self.field()?);
-        self.left -= 1;
+        self.remaining -= 1;
         Some(header)
     }
 }
 
 impl Chunk {
-    /// The bytes of one range of a record.
+    /// The bytes of a range of a record.
     pub fn get(&self, range: &Range<u32>) -> &[u8] {
         &self.bytes[range.start as usize..range.end as usize]
     }
 
-    /// The key of one of this chunk's records.
+    /// The key of a record of this chunk.
     pub fn key(&self, record: &Record) -> Option<&[u8]> {
         record.key.as_ref().map(|range| self.get(range))
     }
 
-    /// The value of one of this chunk's records; `None` is a tombstone.
+    /// The value of a record of this chunk; `None` is a tombstone.
     pub fn value(&self, record: &Record) -> Option<&[u8]> {
         record.value.as_ref().map(|range| self.get(range))
     }
 
-    /// Bytes of all values. The buffer may hold more: it is shared with other chunks.
+    /// The size of all values in bytes. The buffer may be larger, because other chunks share it.
     pub fn value_bytes(&self) -> usize {
         self.records.iter().filter_map(|record| record.value.as_ref()).map(|v| v.len()).sum()
     }
 
-    /// Names and values of the headers of one of this chunk's records.
+    /// The names and values of the headers of a record of this chunk.
     pub fn headers(&self, record: &Record) -> Headers<'_> {
         Headers::new(self.get(&record.headers))
     }
 
-    /// The first header of that name of one of this chunk's records, as text.
-    pub fn header(&self, record: &Record, wanted: &str) -> Option<String> {
-        let (_, value) = self.headers(record).find(|(name, _)| *name == wanted.as_bytes())?;
+    /// The first header named `name` of a record of this chunk, as text.
+    pub fn header(&self, record: &Record, name: &str) -> Option<String> {
+        let (_, value) = self.headers(record).find(|(other, _)| *other == name.as_bytes())?;
         value.map(|value| String::from_utf8_lossy(value).into_owned())
     }
 
-    /// The records at or after `from_offset`, over the same bytes.
+    /// Returns the records at or after `from_offset`, over the same bytes.
     pub fn slice(&self, from_offset: i64) -> Chunk {
         let from = self.records.partition_point(|record| record.offset < from_offset);
         let position = from_offset.clamp(self.first_offset, self.next_offset);
-        self.part(from..self.records.len(), position, self.next_offset)
+        self.with_records(from..self.records.len(), position, self.next_offset)
     }
 
-    /// The records before `offset`, over the same bytes.
-    pub fn until(&self, offset: i64) -> Chunk {
+    /// Returns the records before `offset`, over the same bytes.
+    pub fn slice_until(&self, offset: i64) -> Chunk {
         let end = self.records.partition_point(|record| record.offset < offset);
         let position = offset.clamp(self.first_offset, self.next_offset);
-        self.part(0..end, self.first_offset, position)
+        self.with_records(0..end, self.first_offset, position)
     }
 
-    fn part(&self, records: Range<usize>, first_offset: i64, next_offset: i64) -> Chunk {
+    fn with_records(&self, records: Range<usize>, first_offset: i64, next_offset: i64) -> Chunk {
         Chunk {
             topic: Arc::clone(&self.topic),
             partition: self.partition,
@@ -161,7 +161,7 @@ impl Chunk {
 mod tests {
     use super::*;
 
-    /// Offsets 10, 11, 15 of a chunk that stands for 10..20.
+    /// A chunk of 10..20 with the offsets 10, 11, 15.
     fn chunk() -> Chunk {
         let record = |offset, range: Option<Range<u32>>| Record {
             offset,
@@ -182,27 +182,27 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_loses_no_offset_and_gives_none_twice() {
+    fn splitting_a_chunk_loses_and_duplicates_no_offset() {
         let whole = chunk();
-        for cut in 9..=21 {
-            let (left, right) = (whole.until(cut), whole.slice(cut));
-            assert_eq!(left.next_offset, right.first_offset, "cut at {cut}");
-            assert_eq!((left.first_offset, right.next_offset), (10, 20), "cut at {cut}");
-            assert!(left.records.iter().all(|record| record.offset < cut));
-            assert_eq!([left.records, right.records].concat(), whole.records, "cut at {cut}");
+        for split in 9..=21 {
+            let (left, right) = (whole.slice_until(split), whole.slice(split));
+            assert_eq!(left.next_offset, right.first_offset, "split at {split}");
+            assert_eq!((left.first_offset, right.next_offset), (10, 20), "split at {split}");
+            assert!(left.records.iter().all(|record| record.offset < split));
+            assert_eq!([left.records, right.records].concat(), whole.records, "split at {split}");
         }
     }
 
     #[test]
-    fn headers_are_read_as_kafka_lays_them_out() {
+    fn headers_are_decoded_from_kafkas_encoding() {
         let bytes = [4, 2, b'h', 4, b'v', b'w', 8, b'n', b'o', b'n', b'e', 1];
         let all = [(&b"h"[..], Some(&b"vw"[..])), (b"none", None)];
         let mut headers = Headers::new(&bytes);
         assert_eq!(headers.by_ref().collect::<Vec<_>>(), all);
-        assert!(headers.is_done());
-        for cut in 0..bytes.len() {
-            let mut headers = Headers::new(&bytes[..cut]);
-            assert!(headers.by_ref().count() < 2 && !headers.is_done(), "{cut}");
+        assert!(headers.is_complete());
+        for split in 0..bytes.len() {
+            let mut headers = Headers::new(&bytes[..split]);
+            assert!(headers.by_ref().count() < 2 && !headers.is_complete(), "{split}");
         }
         assert_eq!(Headers::new(&[]).count(), 0);
     }

@@ -1,7 +1,7 @@
-//! What every Kafka client of ours shares: how it logs and how its errors read.
+//! Logging and error conversion that all rdkafka clients of the crate share.
 //!
-//! librdkafka repeats itself while a broker is away. Its lines go to the debug level; of an
-//! outage we say one warning when it begins and one line when it is over.
+//! librdkafka repeats its messages while a broker is unreachable. They are logged at debug level;
+//! each outage is reported with one warning when it begins and one line when it ends.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -13,62 +13,64 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use crate::source::config::config_error;
 use crate::{Error, Kind};
 
-/// The callbacks of one client.
+/// The callbacks of one rdkafka client.
 #[derive(Debug)]
-pub(crate) struct Context {
+pub(crate) struct KafkaClientContext {
     /// What this client does, for the log.
     role: String,
-    away: AtomicBool,
-    disturbances: AtomicU64,
-    /// What librdkafka said last of a connection that failed.
-    failure: Mutex<Option<String>>,
+    is_unreachable: AtomicBool,
+    transport_errors: AtomicU64,
+    /// librdkafka's text of the last connection failure.
+    last_failure: Mutex<Option<String>>,
 }
 
-impl Context {
+impl KafkaClientContext {
     pub(crate) fn new(role: impl Into<String>) -> Self {
         Self {
             role: role.into(),
-            away: AtomicBool::new(false),
-            disturbances: AtomicU64::new(0),
-            failure: Mutex::default(),
+            is_unreachable: AtomicBool::new(false),
+            transport_errors: AtomicU64::new(0),
+            last_failure: Mutex::default(),
         }
     }
 
-    /// What librdkafka said last of a connection that failed.
-    pub(crate) fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// librdkafka's text of the last connection failure.
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many transport errors there have been.
-    pub(crate) fn disturbances(&self) -> u64 {
-        self.disturbances.load(Ordering::Acquire)
+    /// The number of transport errors since the client was created.
+    pub(crate) fn transport_errors(&self) -> u64 {
+        self.transport_errors.load(Ordering::Acquire)
     }
 
-    /// The brokers answer (again).
-    pub(crate) fn answered(&self) {
-        if self.away.load(Ordering::Relaxed) && self.away.swap(false, Ordering::AcqRel) {
-            tracing::info!(client = %self.role, "Kafka answers again");
+    /// Records a response of a broker, which ends an outage.
+    pub(crate) fn record_response(&self) {
+        if self.is_unreachable.load(Ordering::Relaxed)
+            && self.is_unreachable.swap(false, Ordering::AcqRel)
+        {
+            tracing::info!(client = %self.role, "brokers reachable again");
         }
     }
 
-    /// A transport error: the first of an outage is a warning.
-    pub(crate) fn disturbed(&self, code: RDKafkaErrorCode, reason: &str) {
-        self.disturbances.fetch_add(1, Ordering::AcqRel);
-        if self.away.swap(true, Ordering::AcqRel) {
+    /// Records a transport error. The first error of an outage is logged as a warning.
+    pub(crate) fn record_transport_error(&self, code: RDKafkaErrorCode, reason: &str) {
+        self.transport_errors.fetch_add(1, Ordering::AcqRel);
+        if self.is_unreachable.swap(true, Ordering::AcqRel) {
             tracing::debug!(client = %self.role, %code, "{reason}");
         } else {
-            tracing::warn!(client = %self.role, %code, "Kafka does not answer, trying again: {reason}");
+            tracing::warn!(client = %self.role, %code, "brokers unreachable, retrying: {reason}");
         }
     }
 }
 
-impl ClientContext for Context {
+impl ClientContext for KafkaClientContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         if facility == "FAIL" {
-            // Before it stands the thread: `[thrd:b:9092/bootstrap]: b:9092/bootstrap: Connect ...`.
-            let said = message.split_once("]: ").map_or(message, |(_, said)| said);
-            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-            *failure = Some(said.to_owned());
+            // The line starts with the thread: `[thrd:b:9092/bootstrap]: b:9092/bootstrap: Connect ...`.
+            let reason = message.split_once("]: ").map_or(message, |(_, reason)| reason);
+            let mut failure = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+            *failure = Some(reason.to_owned());
         }
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
@@ -80,7 +82,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-        self.disturbed(code, reason);
+        self.record_transport_error(code, reason);
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
@@ -88,12 +90,13 @@ impl ClientContext for Context {
     }
 }
 
-/// An rdkafka error as ours: `what` failed, why, and what to do if that is known.
-pub(crate) fn kafka_error(what: impl Into<String>, error: KafkaError) -> Error {
+/// Converts an rdkafka error. `message` names what failed; the error code adds a hint if one is
+/// known.
+pub(crate) fn kafka_error(message: impl Into<String>, error: KafkaError) -> Error {
     if matches!(error, KafkaError::ClientConfig(..)) {
         return config_error(&error);
     }
-    let base = Error::new(Kind::Kafka, what);
+    let base = Error::new(Kind::Kafka, message);
     let hinted = match error.rdkafka_error_code().and_then(hint_for) {
         Some(hint) => base.hint(hint),
         None => base,
@@ -101,17 +104,19 @@ pub(crate) fn kafka_error(what: impl Into<String>, error: KafkaError) -> Error {
     hinted.because(error)
 }
 
-/// What to do about an error code, where we know it.
+/// The hint for an error code, if there is one.
 pub(crate) fn hint_for(code: RDKafkaErrorCode) -> Option<&'static str> {
     Some(match code {
         RDKafkaErrorCode::AllBrokersDown
         | RDKafkaErrorCode::BrokerTransportFailure
         | RDKafkaErrorCode::OperationTimedOut
-        | RDKafkaErrorCode::Resolve => "is --brokers right, and do the brokers run?",
-        RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed => {
-            "the brokers refused the credentials: look at the sasl.* settings"
+        | RDKafkaErrorCode::Resolve => {
+            "check the addresses in --brokers and that the brokers are running"
         }
-        RDKafkaErrorCode::SSL => "the TLS handshake failed: look at the ssl.* settings",
+        RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed => {
+            "the brokers rejected the credentials: check the sasl.* settings"
+        }
+        RDKafkaErrorCode::SSL => "the TLS handshake failed: check the ssl.* settings",
         RDKafkaErrorCode::TopicAuthorizationFailed
         | RDKafkaErrorCode::GroupAuthorizationFailed
         | RDKafkaErrorCode::ClusterAuthorizationFailed
@@ -125,11 +130,11 @@ pub(crate) fn hint_for(code: RDKafkaErrorCode) -> Option<&'static str> {
     })
 }
 
-/// Runs a blocking call of the Kafka client on a thread where it may block.
+/// Runs a blocking call of a Kafka client on a thread that may block.
 pub async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> crate::Result<T> + Send + 'static,
 ) -> crate::Result<T> {
-    tokio::task::spawn_blocking(call)
-        .await
-        .map_err(|e| Error::internal("a call to Kafka did not return").because(e))?
+    tokio::task::spawn_blocking(call).await.map_err(|e| {
+        Error::internal("a blocking Kafka call panicked or was cancelled").because(e)
+    })?
 }

@@ -1,7 +1,7 @@
-//! How to reach Kafka: brokers and librdkafka's own settings, passed through.
+//! The configuration of Kafka clients: brokers and librdkafka settings, which are passed through.
 //!
-//! Promises: a setting's name and meaning are librdkafka's; a secret is never printed, neither
-//! by `Debug` nor by `Display` nor in an error.
+//! Promises: the names and meanings of settings are librdkafka's; a secret is never printed, neither
+//! by `Debug` or `Display` nor in an error.
 
 use std::fmt;
 use std::path::Path;
@@ -11,11 +11,11 @@ use rdkafka::error::KafkaError;
 
 use crate::{Error, Result};
 
-/// Shown in place of a secret.
+/// Printed instead of a secret.
 const HIDDEN: &str = "(hidden)";
 
-/// Parts of a setting's name that make its value a secret. Locations of files are none.
-const SECRETS: [&str; 9] = [
+/// If the name of a setting contains one of these, its value is a secret, unless it is a file path.
+const SECRET_NAME_PARTS: [&str; 9] = [
     "password",
     "secret",
     "token",
@@ -27,42 +27,61 @@ const SECRETS: [&str; 9] = [
     "oauthbearer.config",
 ];
 
-/// The one setting that is ours: which engine reads.
-const READER: &str = "millstream.reader";
-/// What begins the names of settings that librdkafka does not see.
-const OURS: &str = "millstream.";
+/// The setting of Millstream that selects the implementation of readers.
+const READER_SETTING: &str = "millstream.reader";
+/// The prefix of settings that are not passed to librdkafka.
+const MILLSTREAM_PREFIX: &str = "millstream.";
 
-/// Which engine should read.
+/// The value of `millstream.reader`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
-    /// The native one where it can, else librdkafka.
-    Either,
-    /// The native one or none.
+pub(super) enum ReaderChoice {
+    /// The native reader if it supports the settings, otherwise librdkafka.
+    Auto,
+    /// The native reader; unsupported settings are an error.
     Native,
     /// librdkafka.
     Rdkafka,
 }
 
-/// Brokers and pass-through settings. The last of several settings with one name counts.
+/// Which records of transactions are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Records of committed transactions, up to the first open transaction.
+    Committed,
+    /// All records, including those of open and aborted transactions.
+    Uncommitted,
+}
+
+impl Isolation {
+    /// The value of librdkafka's `isolation.level`.
+    pub(super) fn level(self) -> &'static str {
+        match self {
+            Self::Committed => "read_committed",
+            Self::Uncommitted => "read_uncommitted",
+        }
+    }
+}
+
+/// Brokers and pass-through settings. If a name occurs several times, the last value wins.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct KafkaConfig {
-    /// `host:port`, separated by commas.
+    /// A comma-separated list of `host:port`.
     pub brokers: String,
-    /// librdkafka settings, by name.
+    /// librdkafka settings: names and values.
     pub settings: Vec<(String, String)>,
 }
 
 impl KafkaConfig {
-    /// Brokers alone.
+    /// A configuration with brokers and no settings.
     pub fn new(brokers: impl Into<String>) -> Self {
         Self { brokers: brokers.into(), settings: Vec::new() }
     }
 
-    /// The sum of a configuration file, `key=value` flags and `--brokers`; later ones win.
+    /// Merges a configuration file, `key=value` flags and `--brokers`; later ones win.
     ///
     /// # Errors
-    /// An unreadable file, a line or flag that is no `key=value`, a setting that librdkafka
-    /// does not take, or no brokers at all.
+    /// An unreadable file, a line or flag that is not `key=value`, a setting that librdkafka rejects,
+    /// or no brokers.
     pub fn from_flags(
         brokers: Option<&str>,
         file: Option<&Path>,
@@ -79,17 +98,21 @@ impl KafkaConfig {
         for flag in flags {
             let (key, value) = flag.split_once('=').ok_or_else(|| {
                 let name = if is_secret(flag) { HIDDEN } else { flag };
-                Error::config(format!("--kafka {name} has no '='"))
+                Error::config(format!("cannot parse --kafka {name}: '=' is missing"))
                     .hint("write --kafka key=value, for example --kafka security.protocol=SASL_SSL")
             })?;
             settings.push((key.trim().to_owned(), value.trim().to_owned()));
         }
-        let named = |name: &str| name == "bootstrap.servers" || name == "metadata.broker.list";
-        let listed =
-            settings.iter().rev().find(|(name, _)| named(name)).map(|(_, value)| value.clone());
-        settings.retain(|(name, _)| !named(name));
+        let lists_brokers =
+            |name: &str| name == "bootstrap.servers" || name == "metadata.broker.list";
+        let listed = settings
+            .iter()
+            .rev()
+            .find(|(name, _)| lists_brokers(name))
+            .map(|(_, value)| value.clone());
+        settings.retain(|(name, _)| !lists_brokers(name));
         let brokers = brokers.map(str::to_owned).or(listed).ok_or_else(|| {
-            Error::config("no Kafka brokers are named")
+            Error::config("no Kafka brokers are configured")
                 .hint("add --brokers host:port, or bootstrap.servers=host:port to the --kafka-config file")
         })?;
         let config = Self { brokers, settings };
@@ -97,44 +120,48 @@ impl KafkaConfig {
         Ok(config)
     }
 
-    /// The client configuration: a sensible client id, the brokers, then the user's settings.
+    /// The librdkafka configuration: a default client id, the brokers, then the user's settings.
     pub fn client(&self) -> ClientConfig {
         self.client_named("millstream")
     }
 
-    /// As [`KafkaConfig::client`], with a client id of its own for the brokers' logs and quotas,
+    /// As [`KafkaConfig::client`], with the given client id for the logs and quotas of the brokers,
     /// unless the user set one.
     pub(crate) fn client_named(&self, id: &str) -> ClientConfig {
         let mut client = ClientConfig::new();
         client.set("client.id", id).set("bootstrap.servers", &self.brokers);
-        for (name, value) in self.settings.iter().filter(|(name, _)| !name.starts_with(OURS)) {
+        for (name, value) in
+            self.settings.iter().filter(|(name, _)| !name.starts_with(MILLSTREAM_PREFIX))
+        {
             client.set(name, value);
         }
         client
     }
 
-    /// Which engine should read: `millstream.reader`.
+    /// The implementation that `millstream.reader` selects.
     ///
     /// # Errors
-    /// Another value than `native`, `rdkafka` or `auto`, or another setting of this kind.
-    pub(super) fn reader(&self) -> Result<Wanted> {
-        let mut wanted = Wanted::Either;
-        for (name, value) in self.settings.iter().filter(|(name, _)| name.starts_with(OURS)) {
-            wanted = match (name.as_str(), value.as_str()) {
-                (READER, "auto") => Wanted::Either,
-                (READER, "native") => Wanted::Native,
-                (READER, "rdkafka") => Wanted::Rdkafka,
+    /// A value other than `native`, `rdkafka` or `auto`, or an unknown `millstream.` setting.
+    pub(super) fn reader_choice(&self) -> Result<ReaderChoice> {
+        let mut choice = ReaderChoice::Auto;
+        for (name, value) in
+            self.settings.iter().filter(|(name, _)| name.starts_with(MILLSTREAM_PREFIX))
+        {
+            choice = match (name.as_str(), value.as_str()) {
+                (READER_SETTING, "auto") => ReaderChoice::Auto,
+                (READER_SETTING, "native") => ReaderChoice::Native,
+                (READER_SETTING, "rdkafka") => ReaderChoice::Rdkafka,
                 _ => {
-                    return Err(Error::config(format!("Kafka setting {name}={value} is refused"))
-                        .hint(format!("there is {READER}=auto, native or rdkafka")));
+                    return Err(Error::config(format!("invalid Kafka setting {name}={value}"))
+                        .hint(format!("use {READER_SETTING}=auto, native or rdkafka")));
                 }
             };
         }
-        Ok(wanted)
+        Ok(choice)
     }
 
-    /// As [`KafkaConfig::client_named`], with `defaults` that the user's settings override and
-    /// `fixed` ones that they do not.
+    /// As [`KafkaConfig::client_named`], with `defaults` that the user's settings override and `fixed`
+    /// settings that override those of the user.
     pub(crate) fn client_with(
         &self,
         id: &str,
@@ -153,34 +180,34 @@ impl KafkaConfig {
         client
     }
 
-    /// Whether librdkafka takes every setting, and we those that are ours.
+    /// Checks all settings.
     ///
     /// # Errors
-    /// Names the first setting that is not taken, and why.
+    /// The first setting that is rejected, and the reason.
     pub fn check(&self) -> Result<()> {
-        self.reader()?;
+        self.reader_choice()?;
         self.client().create_native_config().map(drop).map_err(|error| config_error(&error))
     }
 }
 
-/// A setting that librdkafka refused, without its value if that is a secret.
+/// Converts an error of librdkafka about a setting, without the value if it is a secret.
 pub(crate) fn config_error(error: &KafkaError) -> Error {
     match error {
-        KafkaError::ClientConfig(_, why, name, value) => {
+        KafkaError::ClientConfig(_, reason, name, value) => {
             let shown = if is_secret(name) { HIDDEN } else { value };
-            let why = if is_secret(name) { "the value is not valid" } else { why };
-            Error::config(format!("Kafka setting {name}={shown} is refused"))
-                .detail(why.to_owned())
-                .hint("settings are librdkafka's: see its CONFIGURATION.md")
+            let reason = if is_secret(name) { "the value is not valid" } else { reason };
+            Error::config(format!("invalid Kafka setting {name}={shown}"))
+                .detail(reason.to_owned())
+                .hint("the settings are those of librdkafka: see its CONFIGURATION.md")
         }
-        other => Error::config("the Kafka settings are refused").detail(other.to_string()),
+        other => Error::config("invalid Kafka settings").detail(other.to_string()),
     }
 }
 
-/// Reads `key=value` lines; empty lines and lines that begin with `#` or `!` are skipped. A value may hold `=`.
+/// Parses `key=value` lines; empty lines and lines that begin with `#` or `!` are skipped. A value may contain `=`.
 ///
 /// # Errors
-/// Names the file and the line that is no `key=value`, without showing it: it may be a secret.
+/// Names the file and the line that is not `key=value`, without its text, which may be a secret.
 pub fn parse_properties(file: &Path, text: &str) -> Result<Vec<(String, String)>> {
     let mut settings = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -194,8 +221,8 @@ pub fn parse_properties(file: &Path, text: &str) -> Result<Vec<(String, String)>
             }
             _ => {
                 let place = format!("{}, line {}", file.display(), index + 1);
-                return Err(Error::config(format!("no key=value in {place}"))
-                    .hint("one setting per line, for example security.protocol=SASL_SSL; # begins a comment line"));
+                return Err(Error::config(format!("expected key=value in {place}"))
+                    .hint("write one setting per line, for example security.protocol=SASL_SSL; # begins a comment line"));
             }
         }
     }
@@ -204,10 +231,10 @@ pub fn parse_properties(file: &Path, text: &str) -> Result<Vec<(String, String)>
 
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    !name.ends_with(".location") && SECRETS.iter().any(|secret| name.contains(secret))
+    !name.ends_with(".location") && SECRET_NAME_PARTS.iter().any(|secret| name.contains(secret))
 }
 
-/// `brokers (name=value, ...)`, secrets hidden.
+/// Prints `brokers (name=value, ...)` without secrets.
 impl fmt::Display for KafkaConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.brokers)?;
@@ -230,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_secret_is_ever_shown() {
+    fn secrets_are_never_printed() {
         let secrets = [
             "sasl.password",
             "ssl.key.password",
@@ -248,13 +275,14 @@ mod tests {
         assert!(!format!("{config} {config:?} {config:#?}").contains("hunter2"));
         let error = config.check().unwrap_err();
         assert!(!error.to_string().contains("hunter2"), "{error}");
-        let refused = KafkaConfig::from_flags(Some("b:1"), None, &["sasl.password hunter2".into()])
-            .unwrap_err();
-        assert!(!refused.to_string().contains("hunter2"), "{refused}");
+        let rejected =
+            KafkaConfig::from_flags(Some("b:1"), None, &["sasl.password hunter2".into()])
+                .unwrap_err();
+        assert!(!rejected.to_string().contains("hunter2"), "{rejected}");
     }
 
     #[test]
-    fn a_file_gives_brokers_and_settings_and_flags_win() {
+    fn flags_override_the_settings_of_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("kafka.properties");
         std::fs::write(
@@ -274,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_or_setting_is_named() {
+    fn an_error_names_the_bad_line_or_setting() {
         let error =
             parse_properties(Path::new("k.properties"), "a=b\n\nnonsense here\n").unwrap_err();
         assert!(error.message.contains("k.properties, line 3"), "{error}");

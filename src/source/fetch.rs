@@ -1,8 +1,9 @@
-//! From librdkafka's messages to chunks, without a thread of its own.
+//! Assembles the messages of librdkafka into chunks, without a thread of its own.
 //!
-//! Invariants of a partition's events, whatever Kafka's gaps:
-//! - a chunk begins at the position where the event before it ended (or where it was assigned);
-//! - no offset comes twice; an offset that no chunk covers is after the last event's position.
+//! Invariants of the events of a partition:
+//! - a chunk begins at the position where the previous event ended (or at the assigned offset);
+//! - no offset is emitted twice; offsets that no chunk covers are after the position of the last
+//!   event.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -11,45 +12,46 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rdkafka::client::Client;
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::source::chunk::{Chunk, Record};
-use crate::source::client::{Context, hint_for};
-use crate::source::config::KafkaConfig;
-use crate::source::ffi::{BatchConsumer, Buffer, Message};
-use crate::source::reader::{Event, Isolation};
+use crate::source::client::{KafkaClientContext, hint_for};
+use crate::source::config::{Isolation, KafkaConfig};
+use crate::source::event::Event;
+use crate::source::ffi::{BatchConsumer, Message, MessageBuffer};
 use crate::source::varint;
 use crate::types::TopicPartition;
 use crate::{Error, Kind, Result};
 
-/// A chunk holds no more bytes than this, unless one record alone does.
+/// The maximum size of a chunk, unless a single record is larger.
 const CHUNK_BYTES: usize = 4 << 20;
-/// A chunk holds no more records than this.
+/// The maximum number of records of a chunk.
 const CHUNK_RECORDS: usize = 64 << 10;
-/// Messages taken from librdkafka in one call.
+/// The number of messages that one call to librdkafka returns at most.
 const POLL_MESSAGES: usize = 8 << 10;
-/// How long records of a chunk may wait for more while others keep coming.
+/// How long the records of a chunk may wait for more while other records keep arriving.
 const CHUNK_WAIT: Duration = Duration::from_millis(10);
-/// How long to look for the offsets that there are, for an error's text.
-const WATERMARK_WAIT: Duration = Duration::from_secs(5);
+/// The timeout for reading the available offsets for an error message.
+const OFFSETS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Settings that a user may override.
 const DEFAULTS: [(&str, &str); 8] = [
-    // All partitions together, in librdkafka. Its own cost per message comes on top.
+    // For all partitions together. librdkafka's overhead per message is not included.
     ("queued.max.messages.kbytes", "16384"),
     ("queued.min.messages", "50000"),
-    // Else a partition rests for a second when the queue was full once.
+    // By default, a partition waits for a second once the queue was is_full.
     ("fetch.queue.backoff.ms", "5"),
-    // An end is told when an empty answer comes, so this is how late it is told.
+    // The end of a partition is detected by an empty response, so this bounds the delay.
     ("fetch.wait.max.ms", "100"),
     ("reconnect.backoff.max.ms", "2000"),
-    // A pipeline that waits is no dead one; there is no group to leave either.
+    // A pipeline may wait for a long time; there is no consumer group to leave either.
     ("max.poll.interval.ms", "86400000"),
     ("check.crcs", "true"),
     ("socket.keepalive.enable", "true"),
 ];
 
-/// A consumer's configuration.
+/// The configuration of a consumer.
 pub(super) fn consumer_config(
     kafka: &KafkaConfig,
     group: &str,
@@ -66,17 +68,17 @@ pub(super) fn consumer_config(
     kafka.client_with(&format!("{group}-read"), &DEFAULTS, &fixed)
 }
 
-/// The half of a fetcher that other threads may use.
+/// The part of a fetcher that other threads use.
 pub(super) struct Assignment {
     consumer: BatchConsumer,
     partitions: Mutex<HashMap<TopicPartition, Assigned>>,
-    /// Counts the times that partitions were taken away: a topic's handle may change then.
+    /// Counts the calls that unassigned partitions: the handle of a topic may change then.
     removals: AtomicU64,
 }
 
-/// What is known of an assigned partition.
+/// The state of an assigned partition.
 struct Assigned {
-    /// The next offset to take; behind the fetcher by one poll at most.
+    /// The next offset to read; lags behind the fetcher by at most one poll.
     position: Arc<AtomicI64>,
     paused: bool,
 }
@@ -86,18 +88,16 @@ impl Assignment {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds partitions, each from an offset.
+    /// Adds partitions, each with the first offset to read.
     pub(super) fn assign(&self, add: &[(TopicPartition, i64)]) -> Result<()> {
         let mut partitions = self.partitions();
         for (tp, offset) in add {
             if *offset < 0 || partitions.contains_key(tp) {
-                return Err(Error::internal(format!(
-                    "{tp} cannot be assigned from offset {offset} on"
-                ))
-                .detail("it is read already, or the offset is negative"));
+                return Err(Error::internal(format!("{tp} cannot be assigned at offset {offset}"))
+                    .detail("it is already assigned, or the offset is negative"));
             }
         }
-        // First noted, then assigned: a message must find its partition.
+        // The entry must exist before the first message of its partition arrives.
         for (tp, offset) in add {
             let position = Arc::new(AtomicI64::new(*offset));
             partitions.insert(tp.clone(), Assigned { position, paused: false });
@@ -107,130 +107,131 @@ impl Assignment {
             .inspect_err(|_| add.iter().for_each(|(tp, _)| drop(partitions.remove(tp))))
     }
 
-    /// Stops fetching partitions, by taking them away: librdkafka's own pause would resume one
-    /// record too far when the last thing that was polled was the partition's end (2.12.1,
-    /// `rd_kafka_q_serve_rkmessages` takes the end for a record).
+    /// Stops fetching partitions by unassigning them. librdkafka's own pause would resume one record
+    /// too far if the last polled event was the end of the partition (2.12.1:
+    /// `rd_kafka_q_serve_rkmessages` counts the end as a record).
     pub(super) fn pause(&self, wanted: &[TopicPartition]) -> Result<()> {
         let mut partitions = self.partitions();
-        let mut pausing = Vec::with_capacity(wanted.len());
+        let mut to_pause = Vec::with_capacity(wanted.len());
         for tp in wanted {
             if let Some(assigned) = partitions.get_mut(tp)
                 && !std::mem::replace(&mut assigned.paused, true)
             {
-                pausing.push(tp.clone());
+                to_pause.push(tp.clone());
             }
         }
-        if pausing.is_empty() {
+        if to_pause.is_empty() {
             return Ok(());
         }
         self.removals.fetch_add(1, Ordering::AcqRel);
-        self.consumer.unassign(&pausing)
+        self.consumer.unassign(&to_pause)
     }
 
-    /// Fetches paused partitions again, from their positions. A position may be that of the poll
-    /// before: what then comes twice, the fetcher drops.
+    /// Fetches paused partitions again, from their positions. A position may be that of the previous
+    /// poll; the fetcher drops records that arrive again.
     pub(super) fn resume(&self, wanted: &[TopicPartition]) -> Result<()> {
         let mut partitions = self.partitions();
-        let mut resuming = Vec::with_capacity(wanted.len());
+        let mut to_resume = Vec::with_capacity(wanted.len());
         for tp in wanted {
             if let Some(assigned) = partitions.get_mut(tp)
                 && std::mem::replace(&mut assigned.paused, false)
             {
-                resuming.push((tp.clone(), assigned.position.load(Ordering::Acquire)));
+                to_resume.push((tp.clone(), assigned.position.load(Ordering::Acquire)));
             }
         }
-        if resuming.is_empty() { Ok(()) } else { self.consumer.assign(&resuming) }
+        if to_resume.is_empty() { Ok(()) } else { self.consumer.assign(&to_resume) }
     }
 }
 
-/// Polls and assembles chunks.
+/// Polls librdkafka and assembles chunks.
 pub(crate) struct Fetcher {
     assignment: Arc<Assignment>,
-    buffer: Buffer,
-    assembly: Assembly,
+    buffer: MessageBuffer,
+    assembler: ChunkAssembler,
 }
 
 impl Fetcher {
-    /// A consumer without partitions; it connects in the background.
+    /// Creates a consumer without partitions; it connects in the background.
     pub(crate) fn new(kafka: &KafkaConfig, group: &str, isolation: Isolation) -> Result<Self> {
         let config = consumer_config(kafka, group, isolation);
-        let consumer = BatchConsumer::new(&config, Context::new(format!("{group} reader")))?;
+        let consumer =
+            BatchConsumer::new(&config, KafkaClientContext::new(format!("{group} reader")))?;
         Ok(Self {
             assignment: Arc::new(Assignment {
                 consumer,
                 partitions: Mutex::default(),
                 removals: AtomicU64::new(0),
             }),
-            buffer: Buffer::new(POLL_MESSAGES),
-            assembly: Assembly::default(),
+            buffer: MessageBuffer::new(POLL_MESSAGES),
+            assembler: ChunkAssembler::default(),
         })
     }
 
-    /// The half for other threads.
+    /// The part for other threads.
     pub(super) fn assignment(&self) -> Arc<Assignment> {
         Arc::clone(&self.assignment)
     }
 
-    /// Adds partitions, each from an offset.
+    /// Adds partitions, each with the first offset to read.
     pub(crate) fn assign(&self, add: &[(TopicPartition, i64)]) -> Result<()> {
         self.assignment.assign(add)
     }
 
-    /// Waits up to `wait` for something to come and appends it to `events`.
+    /// Waits up to `wait` for a message and appends the resulting events to `events`.
     ///
     /// # Errors
-    /// What cannot be read, now and later: a missing offset or topic, a bad record, a permission.
-    /// Events before it are in `events`.
+    /// A permanent failure: a missing offset or topic, a bad record, a missing permission. `events`
+    /// contains the events before it.
     pub(crate) fn poll(&mut self, wait: Duration, events: &mut VecDeque<Event>) -> Result<()> {
-        let Self { assignment, buffer, assembly } = self;
-        assignment.consumer.serve()?;
+        let Self { assignment, buffer, assembler } = self;
+        assignment.consumer.poll_events()?;
         let capacity = buffer.capacity();
         let mut failed = None;
         let count = assignment.consumer.poll(buffer, wait, |message| {
             if failed.is_none()
-                && let Err(error) = assembly.take(message, assignment, events)
+                && let Err(error) = assembler.handle_message(message, assignment, events)
             {
                 failed = Some(error);
             }
         });
         if count > 0 {
-            assignment.consumer.client().context().answered();
+            assignment.consumer.client().context().record_response();
         }
-        assembly.release(count < capacity || failed.is_some(), events);
+        assembler.flush(count < capacity || failed.is_some(), events);
         failed.map_or(Ok(()), Err)
     }
 }
 
-/// The chunks that are being filled.
+/// The partitions whose chunks are being filled.
 #[derive(Default)]
-struct Assembly {
-    parts: Vec<Part>,
+struct ChunkAssembler {
+    partitions: Vec<PartitionBuffer>,
     by_handle: HashMap<(usize, i32), usize>,
-    /// The handle of the last message: messages come in runs of a partition.
+    /// The handle of the last message, because messages arrive in runs of one partition.
     last: Option<((usize, i32), usize)>,
-    /// The handles are of this count of removals.
+    /// The value of `Assignment::removals` when the handles were recorded.
     removals: u64,
 }
 
-/// One partition.
-struct Part {
+/// The records of one partition that were received and not yet emitted.
+struct PartitionBuffer {
     tp: TopicPartition,
-    /// Where the last event ended.
-    told: i64,
-    /// The next offset to take.
+    /// The end of the last event that was emitted.
+    emitted_offset: i64,
+    /// The next offset to read.
     position: i64,
-    /// `position`, for other threads.
+    /// A copy of `position` for other threads.
     shared: Arc<AtomicI64>,
     bytes: Vec<u8>,
     records: Vec<Record>,
     append_time: bool,
-    /// When the first of `records` came.
-    since: Instant,
+    /// When the first of `records` arrived.
+    first_received: Instant,
 }
 
-impl Assembly {
-    /// Takes one message, be it a record, an end or an error.
-    fn take(
+impl ChunkAssembler {
+    /// Handles one message: a record, the end of a partition or an error.
+    fn handle_message(
         &mut self,
         message: &Message<'_>,
         assignment: &Assignment,
@@ -238,24 +239,28 @@ impl Assembly {
     ) -> Result<()> {
         match message.error() {
             None => {
-                let part = self.part(message, assignment)?;
-                part.push(message, events);
+                let buffer = self.buffer_for(message, assignment)?;
+                buffer.push(message, events);
                 Ok(())
             }
             Some(RDKafkaErrorCode::PartitionEOF) => {
-                let part = self.part(message, assignment)?;
-                part.release(events);
-                part.position = part.position.max(message.offset());
-                part.told = part.position;
-                events
-                    .push_back(Event::End { partition: part.tp.clone(), position: part.position });
+                let buffer = self.buffer_for(message, assignment)?;
+                buffer.flush(events);
+                buffer.position = buffer.position.max(message.offset());
+                buffer.emitted_offset = buffer.position;
+                let (partition, position) = (buffer.tp.clone(), buffer.position);
+                events.push_back(Event::End { partition, position });
                 Ok(())
             }
-            Some(code) => consumption_error(code, message, assignment),
+            Some(code) => handle_consume_error(code, message, assignment),
         }
     }
 
-    fn part(&mut self, message: &Message<'_>, assignment: &Assignment) -> Result<&mut Part> {
+    fn buffer_for(
+        &mut self,
+        message: &Message<'_>,
+        assignment: &Assignment,
+    ) -> Result<&mut PartitionBuffer> {
         let removals = assignment.removals.load(Ordering::Acquire);
         if removals != self.removals {
             (self.removals, self.last) = (removals, None);
@@ -266,88 +271,89 @@ impl Assembly {
             Some((last, index)) if last == handle => index,
             _ => match self.by_handle.get(&handle) {
                 Some(index) => *index,
-                None => self.meet(handle, message, assignment)?,
+                None => self.register_handle(handle, message, assignment)?,
             },
         };
         self.last = Some((handle, index));
-        Ok(&mut self.parts[index])
+        Ok(&mut self.partitions[index])
     }
 
-    /// The first message of a partition under this handle.
-    fn meet(
+    /// Finds or creates the buffer of a partition whose handle is new.
+    fn register_handle(
         &mut self,
         handle: (usize, i32),
         message: &Message<'_>,
         assignment: &Assignment,
     ) -> Result<usize> {
         let tp = TopicPartition::new(message.topic(), handle.1);
-        let index = match self.parts.iter().position(|part| part.tp == tp) {
+        let index = match self.partitions.iter().position(|buffer| buffer.tp == tp) {
             Some(index) => index,
             None => {
                 let shared =
                     assignment.partitions().get(&tp).map(|assigned| Arc::clone(&assigned.position));
                 let shared = shared.ok_or_else(|| {
-                    Error::internal(format!("a record of {tp} came, which is not assigned"))
+                    Error::internal(format!("received a record of {tp}, which is not assigned"))
                 })?;
-                self.parts.push(Part::new(tp, shared));
-                self.parts.len() - 1
+                self.partitions.push(PartitionBuffer::new(tp, shared));
+                self.partitions.len() - 1
             }
         };
         self.by_handle.insert(handle, index);
         Ok(index)
     }
 
-    /// Tells the chunks that are due: all of them, or those that have waited.
-    fn release(&mut self, all: bool, events: &mut VecDeque<Event>) {
-        for part in &mut self.parts {
-            if all || (!part.records.is_empty() && part.since.elapsed() >= CHUNK_WAIT) {
-                part.release(events);
+    /// Emits the chunks that are due: all of them, or those that have waited long enough.
+    fn flush(&mut self, all: bool, events: &mut VecDeque<Event>) {
+        for buffer in &mut self.partitions {
+            if all || (!buffer.records.is_empty() && buffer.first_received.elapsed() >= CHUNK_WAIT)
+            {
+                buffer.flush(events);
             }
-            part.shared.store(part.position, Ordering::Release);
+            buffer.shared.store(buffer.position, Ordering::Release);
         }
     }
 }
 
-impl Part {
+impl PartitionBuffer {
     fn new(tp: TopicPartition, shared: Arc<AtomicI64>) -> Self {
         let offset = shared.load(Ordering::Acquire);
         Self {
             tp,
-            told: offset,
+            emitted_offset: offset,
             position: offset,
             shared,
             bytes: Vec::new(),
             records: Vec::new(),
             append_time: false,
-            since: Instant::now(),
+            first_received: Instant::now(),
         }
     }
 
     fn push(&mut self, message: &Message<'_>, events: &mut VecDeque<Event>) {
         if message.offset() < self.position {
-            return; // fetched again, after a pause
+            return; // fetched again after a pause
         }
         let (key, value) = (message.key(), message.value());
         let (timestamp_ms, append_time) = message.timestamp();
         let size = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
-        let full = self.records.len() >= CHUNK_RECORDS || self.bytes.len() + size > CHUNK_BYTES;
-        if full || append_time != self.append_time {
-            self.release(events);
+        let is_full = self.records.len() >= CHUNK_RECORDS || self.bytes.len() + size > CHUNK_BYTES;
+        if is_full || append_time != self.append_time {
+            self.flush(events);
             self.append_time = append_time;
         }
         if self.records.is_empty() {
-            self.since = Instant::now();
+            self.first_received = Instant::now();
         }
         let bytes = &mut self.bytes;
-        let mut copy = |part: &[u8]| copy_into(bytes, part);
+        let mut copy = |field: &[u8]| append_bytes(bytes, field);
         let (key, value) = (key.map(&mut copy), value.map(&mut copy));
-        let headers = copy_headers(bytes, message);
+        let headers = append_headers(bytes, message);
         self.position = message.offset() + 1;
         self.records.push(Record { offset: message.offset(), timestamp_ms, key, value, headers });
     }
 
-    /// Tells the chunk, if it holds anything.
-    fn release(&mut self, events: &mut VecDeque<Event>) {
+    /// Emits a chunk if there are records.
+    fn flush(&mut self, events: &mut VecDeque<Event>) {
         if self.records.is_empty() {
             return;
         }
@@ -355,26 +361,26 @@ impl Part {
         let chunk = Chunk {
             topic: Arc::clone(&self.tp.topic),
             partition: self.tp.partition,
-            first_offset: self.told,
+            first_offset: self.emitted_offset,
             next_offset: self.position,
             bytes: Bytes::from(std::mem::replace(&mut self.bytes, Vec::with_capacity(bytes))),
             records: std::mem::replace(&mut self.records, Vec::with_capacity(records)),
             append_time: self.append_time,
         };
-        self.told = self.position;
+        self.emitted_offset = self.position;
         events.push_back(Event::Chunk(chunk));
     }
 }
 
-/// Appends `part` and says where it lies. Chunks are a few MB and a record at most 1 GB.
-fn copy_into(bytes: &mut Vec<u8>, part: &[u8]) -> Range<u32> {
+/// Appends `field` and returns its range. Chunks have a few MB, and a record at most 1 GB.
+fn append_bytes(bytes: &mut Vec<u8>, field: &[u8]) -> Range<u32> {
     let start = bytes.len() as u32;
-    bytes.extend_from_slice(part);
+    bytes.extend_from_slice(field);
     start..bytes.len() as u32
 }
 
-/// Appends a message's headers, laid out as Kafka does, and says where they lie.
-fn copy_headers(bytes: &mut Vec<u8>, message: &Message<'_>) -> Range<u32> {
+/// Appends the headers of a message in Kafka's encoding and returns their range.
+fn append_headers(bytes: &mut Vec<u8>, message: &Message<'_>) -> Range<u32> {
     let mut count = 0;
     message.headers(|_, _| count += 1);
     if count == 0 {
@@ -391,8 +397,8 @@ fn copy_headers(bytes: &mut Vec<u8>, message: &Message<'_>) -> Range<u32> {
     start..bytes.len() as u32
 }
 
-/// What an error in place of a record means: nothing (librdkafka tries again), or the end.
-fn consumption_error(
+/// Handles an error that librdkafka returns instead of a record. `Ok`: librdkafka retries.
+fn handle_consume_error(
     code: RDKafkaErrorCode,
     message: &Message<'_>,
     assignment: &Assignment,
@@ -402,27 +408,17 @@ fn consumption_error(
     let text = message.error_text();
     match code {
         RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
-            let wanted = message.offset();
-            let error = Error::new(
-                Kind::Recovery,
-                format!("{tp} has no offset {wanted} any more, or not yet"),
-            );
-            let detail = match client.fetch_watermarks(&tp.topic, tp.partition, WATERMARK_WAIT) {
-                Ok((low, high)) => format!("wanted offset {wanted}; Kafka has {low} to {high}"),
-                Err(cause) => format!("wanted offset {wanted}; what Kafka has is unknown: {cause}"),
-            };
-            Err(error.detail(detail).hint(
-                "the topic's retention removed what was not processed yet, or the topic was made anew. `run --on-gap skip` \
-                 goes on at the first offset that there is and records it; `millstream rebuild` uses what history has",
-            ))
+            Err(out_of_range_error(&tp, message.offset(), client))
         }
         RDKafkaErrorCode::UnknownTopicOrPartition
         | RDKafkaErrorCode::UnknownTopic
         | RDKafkaErrorCode::UnknownPartition
         | RDKafkaErrorCode::UnknownTopicId => {
-            Err(Error::new(Kind::Recovery, format!("{tp} is not in Kafka (any more)"))
+            Err(Error::new(Kind::Recovery, format!("{tp} does not exist in Kafka"))
                 .detail(text)
-                .hint("was the topic deleted, or its number of partitions lessened?"))
+                .hint(
+                    "check whether the topic was deleted or its number of partitions was reduced",
+                ))
         }
         RDKafkaErrorCode::BrokerTransportFailure
         | RDKafkaErrorCode::AllBrokersDown
@@ -437,19 +433,17 @@ fn consumption_error(
         | RDKafkaErrorCode::CoordinatorLoadInProgress
         | RDKafkaErrorCode::CoordinatorNotAvailable
         | RDKafkaErrorCode::NotCoordinator => {
-            client.context().disturbed(code, &text);
+            client.context().record_transport_error(code, &text);
             Ok(())
         }
-        // No group is joined, so only lag tools would miss it.
+        // The consumer joins no group, so only lag tools are affected.
         RDKafkaErrorCode::GroupAuthorizationFailed => {
             tracing::warn!(%code, "{text}");
             Ok(())
         }
         _ => {
-            let error = Error::new(
-                Kind::Kafka,
-                format!("{tp} cannot be read at offset {}", message.offset()),
-            );
+            let error =
+                Error::new(Kind::Kafka, format!("cannot read {tp} at offset {}", message.offset()));
             let error = error.detail(format!("{text} ({code})"));
             Err(match hint_for(code) {
                 Some(hint) => error.hint(hint),
@@ -457,4 +451,25 @@ fn consumption_error(
             })
         }
     }
+}
+
+/// The error for an offset that was deleted or does not exist yet.
+fn out_of_range_error(
+    tp: &TopicPartition,
+    requested: i64,
+    client: &Client<KafkaClientContext>,
+) -> Error {
+    let detail = match client.fetch_watermarks(&tp.topic, tp.partition, OFFSETS_TIMEOUT) {
+        Ok((first, next)) => format!("requested offset {requested}; Kafka has {first} to {next}"),
+        Err(cause) => format!(
+            "requested offset {requested}; the available offsets cannot be determined: {cause}"
+        ),
+    };
+    Error::new(Kind::Recovery, format!("offset {requested} of {tp} is out of range"))
+        .detail(detail)
+        .hint(
+            "retention deleted records before they were processed, or the topic was recreated. \
+             `run --on-gap skip` continues at the first available offset and records the gap; \
+             `millstream rebuild` uses the rows in history",
+        )
 }

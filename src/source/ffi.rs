@@ -1,8 +1,9 @@
-//! librdkafka's batch queue: the only unsafe code of Millstream.
+//! Unsafe bindings to librdkafka that rdkafka's safe API lacks: its batch queue and topic ids.
 //!
-//! `rd_kafka_consume_batch_queue` hands over thousands of messages in one call, which rdkafka's
-//! safe interface does not offer. Messages are lent to a closure and given back at once, so no
-//! pointer leaves this file.
+//! `rd_kafka_consume_batch_queue` returns thousands of messages in one call. Messages are lent to a
+//! closure and destroyed right after it, so no pointer leaves this file. All calls of librdkafka's C
+//! API are in this file. The crate contains two more unsafe expressions: `decode::column` skips a
+//! second UTF-8 validation, and `failpoint` sends SIGKILL to its own process.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -18,60 +19,61 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::types::RDKafkaType;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::source::client::{Context, kafka_error};
+use crate::source::client::{KafkaClientContext, kafka_error};
 use crate::types::TopicPartition;
 use crate::{Error, Kind, Result};
 
 /// A reference to one of a client's queues.
-struct Queue(NonNull<sys::rd_kafka_queue_t>);
+struct QueueHandle(NonNull<sys::rd_kafka_queue_t>);
 
-// SAFETY: librdkafka's queues are thread-safe by its documentation; the handle has no other state.
-unsafe impl Send for Queue {}
+// SAFETY: librdkafka documents its queues as thread-safe; the handle has no other state.
+unsafe impl Send for QueueHandle {}
 // SAFETY: as above.
-unsafe impl Sync for Queue {}
+unsafe impl Sync for QueueHandle {}
 
-impl Drop for Queue {
+impl Drop for QueueHandle {
     fn drop(&mut self) {
-        // SAFETY: the reference was given to us and is given back once.
+        // SAFETY: this handle owns the reference, which is released once.
         unsafe { sys::rd_kafka_queue_destroy(self.0.as_ptr()) }
     }
 }
 
-/// A consumer with manual assignment that is polled in batches. Its methods may be called from
-/// any thread; polling is one thread's work.
+/// A consumer with manual assignment that is polled in batches. Its methods may be called from any
+/// thread; only one thread polls.
 pub(super) struct BatchConsumer {
-    // Fields drop in this order: queues hold references to the client.
-    messages: Queue,
-    events: Queue,
-    client: Client<Context>,
+    // Fields drop in this order: the queues refer to the client.
+    messages: QueueHandle,
+    events: QueueHandle,
+    client: Client<KafkaClientContext>,
 }
 
-/// The array that a poll fills.
-pub(super) struct Buffer(Vec<*mut sys::rd_kafka_message_t>);
+/// The array that a poll fills with messages.
+pub(super) struct MessageBuffer(Vec<*mut sys::rd_kafka_message_t>);
 
-// SAFETY: between polls the array holds no pointer that anybody reads.
-unsafe impl Send for Buffer {}
+// SAFETY: between polls, no pointer in the array is read.
+unsafe impl Send for MessageBuffer {}
 
-impl Buffer {
-    /// Room for `capacity` messages a poll.
+impl MessageBuffer {
+    /// Allocates room for `capacity` messages per poll.
     pub(super) fn new(capacity: usize) -> Self {
         Self(vec![ptr::null_mut(); capacity.max(2)])
     }
 
-    /// The most messages of a poll.
+    /// The maximum number of messages per poll.
     pub(super) fn capacity(&self) -> usize {
         self.0.len()
     }
 }
 
 impl BatchConsumer {
-    /// Connects in the background. `config` must name a `group.id`: librdkafka assigns by group.
-    pub(super) fn new(config: &ClientConfig, context: Context) -> Result<Self> {
-        let failed = |error| kafka_error("cannot make a Kafka consumer", error);
+    /// Creates a consumer, which connects in the background. `config` must contain a `group.id`,
+    /// because librdkafka assigns partitions by group.
+    pub(super) fn new(config: &ClientConfig, context: KafkaClientContext) -> Result<Self> {
+        let failed = |error| kafka_error("cannot create a Kafka consumer", error);
         let native = config.create_native_config().map_err(failed)?;
         let client =
             Client::new(config, native, RDKafkaType::RD_KAFKA_CONSUMER, context).map_err(failed)?;
-        // SAFETY: the client is alive; both calls give us a reference of our own, or null.
+        // SAFETY: the client is alive; both calls return a reference that we own, or null.
         let (messages, events) = unsafe {
             (
                 sys::rd_kafka_queue_get_consumer(client.native_ptr()),
@@ -80,102 +82,108 @@ impl BatchConsumer {
         };
         match (NonNull::new(messages), NonNull::new(events)) {
             (Some(messages), Some(events)) => {
-                Ok(Self { messages: Queue(messages), events: Queue(events), client })
+                Ok(Self { messages: QueueHandle(messages), events: QueueHandle(events), client })
             }
-            _ => Err(Error::internal("a Kafka consumer without a queue: is group.id set?")),
+            _ => Err(Error::internal("the Kafka consumer has no queue: is group.id set?")),
         }
     }
 
-    /// The safe rest of the client.
-    pub(super) fn client(&self) -> &Client<Context> {
+    /// The client, for rdkafka's safe calls.
+    pub(super) fn client(&self) -> &Client<KafkaClientContext> {
         &self.client
     }
 
-    /// Adds partitions, each from an offset.
+    /// Adds partitions, each with the first offset to read.
     pub(super) fn assign(&self, add: &[(TopicPartition, i64)]) -> Result<()> {
         let mut list = TopicPartitionList::with_capacity(add.len());
         for (tp, offset) in add {
             list.add_partition_offset(&tp.topic, tp.partition, Offset::Offset(*offset)).map_err(
-                |error| kafka_error(format!("cannot read {tp} from offset {offset}"), error),
+                |error| kafka_error(format!("cannot assign {tp} at offset {offset}"), error),
             )?;
         }
         // SAFETY: client and list are alive during the call, which copies the list.
-        outcome(unsafe { sys::rd_kafka_incremental_assign(self.client.native_ptr(), list.ptr()) })
+        check_error(unsafe {
+            sys::rd_kafka_incremental_assign(self.client.native_ptr(), list.ptr())
+        })
     }
 
-    /// Takes partitions away; what librdkafka holds of them is dropped.
+    /// Removes partitions; librdkafka drops the messages that it has fetched of them.
     pub(super) fn unassign(&self, remove: &[TopicPartition]) -> Result<()> {
         let mut list = TopicPartitionList::with_capacity(remove.len());
         for tp in remove {
             list.add_partition(&tp.topic, tp.partition);
         }
         // SAFETY: client and list are alive during the call, which copies the list.
-        outcome(unsafe { sys::rd_kafka_incremental_unassign(self.client.native_ptr(), list.ptr()) })
+        check_error(unsafe {
+            sys::rd_kafka_incremental_unassign(self.client.native_ptr(), list.ptr())
+        })
     }
 
-    /// Waits up to `wait` for a first message, then lends every message at hand, up to the
-    /// buffer's capacity, to `each`. Returns how many there were.
+    /// Waits up to `wait` for a first message, then passes all available messages, up to the buffer's
+    /// capacity, to `each`. Returns their number.
     pub(super) fn poll(
         &self,
-        buffer: &mut Buffer,
+        buffer: &mut MessageBuffer,
         wait: Duration,
         mut each: impl FnMut(&Message<'_>),
     ) -> usize {
         let wait_ms = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
-        // The call waits for a *full* array: so for one message first, then for no time at all.
-        let mut count = self.take(&mut buffer.0[..1], wait_ms);
+        // The call waits for a *full* array, so it first waits for one message, then does not wait at all.
+        let mut count = self.consume_into(&mut buffer.0[..1], wait_ms);
         if count == 1 {
-            count += self.take(&mut buffer.0[1..], 0);
+            count += self.consume_into(&mut buffer.0[1..], 0);
         }
         for &message in &buffer.0[..count] {
-            // SAFETY: librdkafka gave us `count` valid messages; each lives until it is destroyed
-            // below, and the closure cannot keep the loan.
+            // SAFETY: librdkafka returned `count` valid messages; each lives until it is destroyed below, and
+            // the closure cannot store the borrowed message.
             unsafe {
-                each(&Message { raw: message, loan: PhantomData });
+                each(&Message { raw: message, lifetime: PhantomData });
                 sys::rd_kafka_message_destroy(message);
             }
         }
         count
     }
 
-    fn take(&self, into: &mut [*mut sys::rd_kafka_message_t], wait_ms: c_int) -> usize {
-        // SAFETY: the array has room for `into.len()` pointers; the queue is alive.
+    fn consume_into(&self, slots: &mut [*mut sys::rd_kafka_message_t], wait_ms: c_int) -> usize {
+        // SAFETY: the array has room for `slots.len()` pointers; the queue is alive.
         let count = unsafe {
             sys::rd_kafka_consume_batch_queue(
                 self.messages.0.as_ptr(),
                 wait_ms,
-                into.as_mut_ptr(),
-                into.len(),
+                slots.as_mut_ptr(),
+                slots.len(),
             )
         };
         usize::try_from(count).unwrap_or(0)
     }
 
-    /// Passes on librdkafka's log lines and errors.
+    /// Forwards the log lines and errors of librdkafka.
     ///
     /// # Errors
-    /// A fatal one: the client is of no more use.
-    pub(super) fn serve(&self) -> Result<()> {
+    /// A fatal error: the client cannot be used any more.
+    pub(super) fn poll_events(&self) -> Result<()> {
         loop {
-            // SAFETY: the queue is alive; a non-null event is ours until it is destroyed below.
+            // SAFETY: the queue is alive; we own a non-null event until it is destroyed below.
             let event = unsafe { sys::rd_kafka_queue_poll(self.events.0.as_ptr(), 0) };
             if event.is_null() {
                 return Ok(());
             }
             // SAFETY: the event is valid until the destroy call, and not used after it.
-            let outcome = unsafe {
-                let outcome = self.event(event);
+            let handled = unsafe {
+                let handled = self.handle_event(event);
                 sys::rd_kafka_event_destroy(event);
-                outcome
+                handled
             };
-            outcome?;
+            handled?;
         }
     }
 
+    /// Handles a log line or an error.
+    ///
     /// # Safety
     /// `event` must be valid.
-    unsafe fn event(&self, event: *mut sys::rd_kafka_event_t) -> Result<()> {
-        // SAFETY: the caller vouches for the event; its strings live as long as it does.
+    unsafe fn handle_event(&self, event: *mut sys::rd_kafka_event_t) -> Result<()> {
+        // SAFETY: the caller guarantees that the event is valid; its strings live as long as it does.
         unsafe {
             match sys::rd_kafka_event_type(event) {
                 sys::RD_KAFKA_EVENT_LOG => {
@@ -184,19 +192,22 @@ impl BatchConsumer {
                     if sys::rd_kafka_event_log(event, &mut facility, &mut text, &mut level) == 0 {
                         self.client.context().log(
                             log_level(level),
-                            &text_of(facility),
-                            &text_of(text),
+                            &copy_text(facility),
+                            &copy_text(text),
                         );
                     }
                 }
                 sys::RD_KAFKA_EVENT_ERROR => {
                     let code = RDKafkaErrorCode::from(sys::rd_kafka_event_error(event));
-                    let text = text_of(sys::rd_kafka_event_error_string(event));
+                    let text = copy_text(sys::rd_kafka_event_error_string(event));
                     if sys::rd_kafka_event_error_is_fatal(event) != 0 {
-                        return Err(Error::new(Kind::Kafka, "the Kafka consumer failed for good")
-                            .detail(text));
+                        return Err(Error::new(
+                            Kind::Kafka,
+                            "the Kafka consumer failed permanently",
+                        )
+                        .detail(text));
                     }
-                    self.client.context().disturbed(code, &text);
+                    self.client.context().record_transport_error(code, &text);
                 }
                 _ => {}
             }
@@ -205,48 +216,49 @@ impl BatchConsumer {
     }
 }
 
-/// What a call that gives back an error object says.
-fn outcome(error: *mut sys::rd_kafka_error_t) -> Result<()> {
+/// Converts the error object that a call returned; null is success.
+fn check_error(error: *mut sys::rd_kafka_error_t) -> Result<()> {
     if error.is_null() {
         return Ok(());
     }
-    // SAFETY: a non-null error is ours to read and then to destroy, once.
+    // SAFETY: we own a non-null error, and destroy it once after reading it.
     let text = unsafe {
-        let text = text_of(sys::rd_kafka_error_string(error));
+        let text = copy_text(sys::rd_kafka_error_string(error));
         sys::rd_kafka_error_destroy(error);
         text
     };
-    Err(Error::new(Kind::Kafka, "Kafka partitions could not be assigned").detail(text))
+    Err(Error::new(Kind::Kafka, "cannot assign Kafka partitions").detail(text))
 }
 
-/// The id that Kafka gave a topic when it was made; `None`: a broker without ids.
+/// Requests the id that Kafka assigned when the topic was created; `None`: the brokers have no
+/// topic ids.
 pub(super) fn topic_id(
-    client: &Client<Context>,
+    client: &Client<KafkaClientContext>,
     topic: &str,
-    wait: Duration,
+    timeout: Duration,
 ) -> std::result::Result<Option<String>, RDKafkaErrorCode> {
     let name = CString::new(topic).map_err(|_| RDKafkaErrorCode::InvalidArgument)?;
     let mut names = [name.as_ptr()];
-    let wait_ms = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
-    // SAFETY: the client is alive. Queue, options and collection are made here, and each is
-    // given back once; the request copies what it needs of them. The names outlive the call.
+    let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+    // SAFETY: the client is alive. Queue, options and collection are created here and released once;
+    // the request copies what it needs of them. The names outlive the call.
     let (queue, event) = unsafe {
         let raw = NonNull::new(sys::rd_kafka_queue_new(client.native_ptr()));
-        let queue = Queue(raw.ok_or(RDKafkaErrorCode::Fail)?);
-        let what = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
-        let options = sys::rd_kafka_AdminOptions_new(client.native_ptr(), what);
-        sys::rd_kafka_AdminOptions_set_request_timeout(options, wait_ms, ptr::null_mut(), 0);
+        let queue = QueueHandle(raw.ok_or(RDKafkaErrorCode::Fail)?);
+        let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+        let options = sys::rd_kafka_AdminOptions_new(client.native_ptr(), operation);
+        sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, ptr::null_mut(), 0);
         let topics = sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
         sys::rd_kafka_DescribeTopics(client.native_ptr(), topics, options, queue.0.as_ptr());
         sys::rd_kafka_TopicCollection_destroy(topics);
         sys::rd_kafka_AdminOptions_destroy(options);
-        let event = sys::rd_kafka_queue_poll(queue.0.as_ptr(), wait_ms.saturating_add(1000));
+        let event = sys::rd_kafka_queue_poll(queue.0.as_ptr(), timeout_ms.saturating_add(1000));
         (queue, event)
     };
     if event.is_null() {
         return Err(RDKafkaErrorCode::OperationTimedOut);
     }
-    // SAFETY: the event is valid until it is destroyed, and the id's text is copied before.
+    // SAFETY: the event is valid until it is destroyed, after the text of the id was copied.
     let id = unsafe {
         let id = described_id(event);
         sys::rd_kafka_event_destroy(event);
@@ -256,15 +268,17 @@ pub(super) fn topic_id(
     id
 }
 
+/// Reads the topic id from the result of DescribeTopics.
+///
 /// # Safety
 /// `event` must be valid.
 unsafe fn described_id(
     event: *mut sys::rd_kafka_event_t,
 ) -> std::result::Result<Option<String>, RDKafkaErrorCode> {
-    /// The id of no topic, in librdkafka's base64.
-    const NONE: &str = "AAAAAAAAAAAAAAAAAAAAAA";
-    // SAFETY: the caller vouches for the event; results, descriptions and ids belong to it, and
-    // the array has `count` descriptions.
+    /// The nil topic id in librdkafka's base64.
+    const NIL: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+    // SAFETY: the caller guarantees that the event is valid; results, descriptions and ids belong to
+    // it, and the array has `count` descriptions.
     unsafe {
         let code = RDKafkaErrorCode::from(sys::rd_kafka_event_error(event));
         if code != RDKafkaErrorCode::NoError {
@@ -288,8 +302,8 @@ unsafe fn described_id(
         }
         let id = sys::rd_kafka_TopicDescription_topic_id(*topics);
         let text =
-            if id.is_null() { String::new() } else { text_of(sys::rd_kafka_Uuid_base64str(id)) };
-        Ok((!text.is_empty() && text != NONE).then_some(text))
+            if id.is_null() { String::new() } else { copy_text(sys::rd_kafka_Uuid_base64str(id)) };
+        Ok((!text.is_empty() && text != NIL).then_some(text))
     }
 }
 
@@ -304,20 +318,22 @@ fn log_level(level: c_int) -> RDKafkaLogLevel {
     }
 }
 
+/// Copies a C string; null is an empty text.
+///
 /// # Safety
 /// `text` must be null or a C string that is valid during the call.
-unsafe fn text_of(text: *const c_char) -> String {
+unsafe fn copy_text(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: not null, and valid as the caller says.
+    // SAFETY: the pointer is not null, and the caller guarantees that it is valid.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned()
 }
 
-/// A message on loan: a record, the end of a partition, or an error.
+/// A borrowed message: a record, the end of a partition, or an error.
 pub(super) struct Message<'a> {
     raw: *const sys::rd_kafka_message_t,
-    loan: PhantomData<&'a sys::rd_kafka_message_t>,
+    lifetime: PhantomData<&'a sys::rd_kafka_message_t>,
 }
 
 impl Message<'_> {
@@ -326,31 +342,31 @@ impl Message<'_> {
         unsafe { &*self.raw }
     }
 
-    /// The error in place of a record; `PartitionEOF` for an end.
+    /// The error instead of a record; `PartitionEOF` at the end of a partition.
     pub(super) fn error(&self) -> Option<RDKafkaErrorCode> {
         let code = self.raw().err;
         (code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR).then(|| code.into())
     }
 
-    /// The error in librdkafka's words.
+    /// librdkafka's text of the error.
     pub(super) fn error_text(&self) -> String {
         // SAFETY: the message is valid, and so is the string while it is.
-        unsafe { text_of(sys::rd_kafka_message_errstr(self.raw)) }
+        unsafe { copy_text(sys::rd_kafka_message_errstr(self.raw)) }
     }
 
-    /// A number that stands for the topic while one of its partitions is assigned; 0: no topic.
+    /// A number that identifies the topic while one of its partitions is assigned; 0: no topic.
     pub(super) fn topic_handle(&self) -> usize {
         self.raw().rkt.addr()
     }
 
-    /// The topic's name.
+    /// The name of the topic.
     pub(super) fn topic(&self) -> String {
         let topic = self.raw().rkt;
         if topic.is_null() {
             return String::new();
         }
         // SAFETY: a non-null topic is valid while its message is.
-        unsafe { text_of(sys::rd_kafka_topic_name(topic)) }
+        unsafe { copy_text(sys::rd_kafka_topic_name(topic)) }
     }
 
     pub(super) fn partition(&self) -> i32 {
@@ -362,16 +378,16 @@ impl Message<'_> {
     }
 
     pub(super) fn key(&self) -> Option<&[u8]> {
-        // SAFETY: librdkafka's pointer and length of the key belong together.
-        unsafe { slice_of(self.raw().key, self.raw().key_len) }
+        // SAFETY: pointer and length of the key belong together.
+        unsafe { byte_slice(self.raw().key, self.raw().key_len) }
     }
 
     pub(super) fn value(&self) -> Option<&[u8]> {
-        // SAFETY: librdkafka's pointer and length of the payload belong together.
-        unsafe { slice_of(self.raw().payload, self.raw().len) }
+        // SAFETY: pointer and length of the payload belong together.
+        unsafe { byte_slice(self.raw().payload, self.raw().len) }
     }
 
-    /// Milliseconds since the epoch (-1: none), and whether the broker set them.
+    /// The timestamp in milliseconds since the Unix epoch (-1: none), and whether the broker set it.
     pub(super) fn timestamp(&self) -> (i64, bool) {
         use sys::rd_kafka_timestamp_type_t::{
             RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME, RD_KAFKA_TIMESTAMP_NOT_AVAILABLE,
@@ -385,36 +401,38 @@ impl Message<'_> {
         }
     }
 
-    /// Lends every header's name and value, in order.
+    /// Passes the name and value of each header to `each`, in order.
     pub(super) fn headers(&self, mut each: impl FnMut(&[u8], Option<&[u8]>)) {
         const OK: sys::rd_kafka_resp_err_t = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
         let mut headers = ptr::null_mut();
-        // SAFETY: the message is valid and keeps its headers; `headers` is valid when the call says so.
+        // SAFETY: the message is valid and owns its headers; `headers` is set if the call succeeds.
         if unsafe { sys::rd_kafka_message_headers(self.raw, &mut headers) } != OK {
             return;
         }
         for index in 0.. {
             let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
-            // SAFETY: an index beyond the end is answered with an error; otherwise name is a C
-            // string, and value null or `size` bytes, both valid while the message is.
+            // SAFETY: an index beyond the end returns an error; otherwise name is a C string, and value is
+            // null or `size` bytes, both valid while the message is.
             unsafe {
                 if sys::rd_kafka_header_get_all(headers, index, &mut name, &mut value, &mut size)
                     != OK
                 {
                     return;
                 }
-                each(CStr::from_ptr(name).to_bytes(), slice_of(value.cast_mut(), size));
+                each(CStr::from_ptr(name).to_bytes(), byte_slice(value.cast_mut(), size));
             }
         }
     }
 }
 
+/// A slice of C memory; null is `None`.
+///
 /// # Safety
 /// `start` must be null, or the start of `length` bytes that live as long as the result.
-unsafe fn slice_of<'a>(start: *const c_void, length: usize) -> Option<&'a [u8]> {
+unsafe fn byte_slice<'a>(start: *const c_void, length: usize) -> Option<&'a [u8]> {
     if start.is_null() {
         return None;
     }
-    // SAFETY: not null, and valid as the caller says.
+    // SAFETY: the pointer is not null, and the caller guarantees that it is valid.
     Some(unsafe { std::slice::from_raw_parts(start.cast::<u8>(), length) })
 }

@@ -1,6 +1,6 @@
-//! What the cluster is and has: topics, partitions, offsets; and making topics.
+//! Queries about the cluster (topics, partitions, offsets), and creating topics.
 //!
-//! Every call blocks, up to half a minute when no broker answers: in async code, call from
+//! Every call blocks, for up to half a minute if no broker responds: in async code, call from
 //! `tokio::task::spawn_blocking`.
 
 use std::collections::HashMap;
@@ -16,86 +16,89 @@ use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::source::client::{Context, kafka_error};
+use crate::source::client::{KafkaClientContext, kafka_error};
 use crate::source::config::KafkaConfig;
 use crate::source::ffi;
 use crate::time::Micros;
 use crate::types::TopicPartition;
 use crate::{Error, Kind, Result};
 
-/// How long a call waits for an answer.
-const WAIT: Duration = Duration::from_secs(30);
-/// After this long without one the log says so: who mistyped an address shall not wait in silence.
-const SILENCE: Duration = Duration::from_millis(2500);
-/// What the id of librdkafka's embedded cluster begins with.
+/// How long a call waits for a response.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// After this time without a response a warning is logged, so that a mistyped address shows early.
+const WARN_AFTER: Duration = Duration::from_millis(2500);
+/// The prefix of the id of librdkafka's mock cluster.
 const MOCK_CLUSTER: &str = "mockCluster";
-/// How long a topic just made may stay without leaders.
+/// How long a new topic may have partitions without a leader.
 const LEADER_WAIT: Duration = Duration::from_secs(15);
-/// How long to wait between two looks at such a topic.
-const LEADER_PAUSE: Duration = Duration::from_millis(50);
+/// The interval between two lookups of such a topic.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-impl ConsumerContext for Context {}
+impl ConsumerContext for KafkaClientContext {}
 
-/// A topic to make. Its replication is the brokers' default.
+/// A topic to create, with the default replication factor of the brokers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewTopic {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// How many partitions.
+    /// The number of partitions.
     pub partitions: i32,
     /// Topic settings, such as `retention.ms`.
     pub config: Vec<(String, String)>,
 }
 
-/// A connection for questions about the cluster.
+/// A client for queries about the cluster.
 pub struct Cluster {
-    consumer: BaseConsumer<Context>,
+    consumer: BaseConsumer<KafkaClientContext>,
     kafka: KafkaConfig,
 }
 
 impl Cluster {
-    /// Connects in the background: that no broker answers is told by the first question.
+    /// Connects in the background. If no broker is reachable, the first query fails.
     ///
     /// # Errors
-    /// Settings that librdkafka refuses.
+    /// A setting that librdkafka rejects.
     pub fn connect(kafka: &KafkaConfig) -> Result<Self> {
-        // High watermarks must count records of open transactions. Topics are never made by asking.
+        // The high watermark must include records of open transactions. A query must not create a topic.
         let fixed =
             [("isolation.level", "read_uncommitted"), ("allow.auto.create.topics", "false")];
         let defaults = [("reconnect.backoff.max.ms", "2000"), ("socket.keepalive.enable", "true")];
         let config = kafka.client_with("millstream-metadata", &defaults, &fixed);
-        let consumer = BaseConsumer::from_config_and_context(&config, Context::new("metadata"))
-            .map_err(|error| kafka_error("cannot make a Kafka client", error))?;
+        let consumer =
+            BaseConsumer::from_config_and_context(&config, KafkaClientContext::new("metadata"))
+                .map_err(|error| kafka_error("cannot create a Kafka client", error))?;
         Ok(Self { consumer, kafka: kafka.clone() })
     }
 
-    /// The cluster's id; `None`: it has none (very old brokers).
+    /// The cluster id; `None`: the brokers are too old to have one.
     ///
     /// # Errors
-    /// No broker answers.
+    /// No broker responds.
     pub fn cluster_id(&self) -> Result<Option<String>> {
-        self.serve();
+        self.poll_events();
         if let Some(id) = self.consumer.client().fetch_cluster_id(Duration::ZERO) {
             return Ok(Some(id));
         }
-        // The id comes with metadata: without an answer there is an error and not "none".
-        let asked = self.metadata(Some("__consumer_offsets"));
-        asked.map_err(|error| self.unanswered("the cluster's id", error))?;
+        // The id arrives with metadata, so a missing response is an error and not `None`.
+        let metadata = self.metadata(Some("__consumer_offsets"));
+        metadata.map_err(|error| self.request_error("the cluster id", error))?;
         Ok(self.consumer.client().fetch_cluster_id(Duration::from_secs(1)))
     }
 
-    /// The partitions of a topic, ascending; empty when there is no such topic.
+    /// The partitions of a topic, ascending; empty if there is no such topic.
     ///
     /// # Errors
-    /// No broker answers, or no permission.
+    /// No broker responds, or no permission.
     pub fn partitions(&self, topic: &str) -> Result<Vec<i32>> {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
-            match self.look_up(topic)? {
-                Found::All(partitions) => return Ok(partitions),
-                Found::Nothing => return Ok(Vec::new()),
-                Found::Making if begun.elapsed() < LEADER_WAIT => std::thread::sleep(LEADER_PAUSE),
-                Found::Making => {
+            match self.look_up_topic(topic)? {
+                TopicLookup::Ready(partitions) => return Ok(partitions),
+                TopicLookup::Missing => return Ok(Vec::new()),
+                TopicLookup::Creating if started.elapsed() < LEADER_WAIT => {
+                    std::thread::sleep(RETRY_INTERVAL)
+                }
+                TopicLookup::Creating => {
                     return Err(Error::new(
                         Kind::Kafka,
                         format!("topic {topic} has partitions without a leader"),
@@ -105,50 +108,50 @@ impl Cluster {
         }
     }
 
-    fn look_up(&self, topic: &str) -> Result<Found> {
-        self.serve();
+    fn look_up_topic(&self, topic: &str) -> Result<TopicLookup> {
+        self.poll_events();
         let metadata = self.metadata(Some(topic));
         let metadata =
-            metadata.map_err(|error| self.unanswered(&format!("topic {topic}"), error))?;
-        let Some(found) = metadata.topics().first() else { return Ok(Found::Nothing) };
+            metadata.map_err(|error| self.request_error(&format!("topic {topic}"), error))?;
+        let Some(found) = metadata.topics().first() else { return Ok(TopicLookup::Missing) };
         match found.error() {
             None => {}
             Some(
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
                 | RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
                 | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
-            ) => return Ok(Found::Nothing),
+            ) => return Ok(TopicLookup::Missing),
             Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => {
-                return Ok(Found::Making);
+                return Ok(TopicLookup::Creating);
             }
             Some(other) => {
-                return Err(self.unanswered(
+                return Err(self.request_error(
                     &format!("topic {topic}"),
                     KafkaError::MetadataFetch(other.into()),
                 ));
             }
         }
         if found.partitions().iter().any(|partition| partition.leader() < 0) {
-            return Ok(Found::Making);
+            return Ok(TopicLookup::Creating);
         }
-        Ok(Found::All(partition_ids(found)))
+        Ok(TopicLookup::Ready(partition_ids(found)))
     }
 
-    /// The id that Kafka gave this topic when it was made: a topic of the same name that was
-    /// made anew has another. `None`: the brokers have no topic ids.
+    /// The id that Kafka assigned when the topic was created; a topic that was recreated under the same
+    /// name has another id. `None`: the brokers have no topic ids.
     ///
     /// # Errors
-    /// No broker answers, or no such topic.
+    /// No broker responds, or no such topic.
     pub fn topic_id(&self, topic: &str) -> Result<Option<String>> {
-        self.serve();
-        // The embedded one has no ids, and never answers when asked for one.
-        if self.is_embedded()? {
+        self.poll_events();
+        // The mock cluster has no topic ids and never responds to the request.
+        if self.is_mock_cluster()? {
             return Ok(None);
         }
-        match ffi::topic_id(self.consumer.client(), topic, WAIT) {
+        match ffi::topic_id(self.consumer.client(), topic, REQUEST_TIMEOUT) {
             Err(RDKafkaErrorCode::UnsupportedFeature) => Ok(None),
             other => other.map_err(|code| {
-                self.unanswered(
+                self.request_error(
                     &format!("the id of topic {topic}"),
                     KafkaError::MetadataFetch(code),
                 )
@@ -156,50 +159,52 @@ impl Cluster {
         }
     }
 
-    /// All topics with their numbers of partitions, by name; Kafka's own (`__...`) are left out.
+    /// All topics with their number of partitions, sorted by name, without Kafka's own (`__...`).
     ///
     /// # Errors
-    /// No broker answers.
+    /// No broker responds.
     pub fn topics(&self) -> Result<Vec<(String, i32)>> {
-        self.serve();
+        self.poll_events();
         let metadata = self.metadata(None);
-        let metadata = metadata.map_err(|error| self.unanswered("the topics", error))?;
-        let wanted =
+        let metadata = metadata.map_err(|error| self.request_error("the list of topics", error))?;
+        let is_listed =
             |topic: &&MetadataTopic| topic.error().is_none() && !topic.name().starts_with("__");
-        let mut topics: Vec<_> = (metadata.topics().iter().filter(wanted))
+        let mut topics: Vec<_> = (metadata.topics().iter().filter(is_listed))
             .map(|topic| (topic.name().to_owned(), topic.partitions().len() as i32))
             .collect();
         topics.sort_unstable();
         Ok(topics)
     }
 
-    /// The first offset that there is and the next that will be (read_uncommitted).
+    /// The first available offset and the offset of the next record to be written (read_uncommitted).
     ///
     /// # Errors
-    /// No broker answers, or no such partition.
+    /// No broker responds, or no such partition.
     pub fn watermarks(&self, tp: &TopicPartition) -> Result<(i64, i64)> {
-        self.serve();
-        let ask = || self.consumer.fetch_watermarks(&tp.topic, tp.partition, WAIT);
-        patiently(ask).map_err(|error| self.unanswered(&format!("the offsets of {tp}"), error))
+        self.poll_events();
+        let request = || self.consumer.fetch_watermarks(&tp.topic, tp.partition, REQUEST_TIMEOUT);
+        retry_transient(request)
+            .map_err(|error| self.request_error(&format!("the offsets of {tp}"), error))
     }
 
-    /// The first offset whose record's time is `time` or later; the end when there is none yet.
+    /// The first offset whose record has the timestamp `time` or later; the end if there is none.
     ///
     /// # Errors
-    /// No broker answers, or no such partition.
+    /// No broker responds, or no such partition.
     pub fn offsets_for_time(&self, tp: &TopicPartition, time: Micros) -> Result<i64> {
-        self.serve();
-        let failed = |error| self.unanswered(&format!("the offsets of {tp}"), error);
-        // Kafka counts milliseconds: the first at or after `time`.
+        self.poll_events();
+        let failed = |error| self.request_error(&format!("the offsets of {tp}"), error);
+        // Kafka's timestamps are milliseconds: round up.
         let millis = time.div_euclid(1000) + i64::from(time.rem_euclid(1000) > 0);
-        let mut wanted = TopicPartitionList::new();
-        wanted
+        let mut query = TopicPartitionList::new();
+        query
             .add_partition_offset(&tp.topic, tp.partition, Offset::Offset(millis.max(0)))
             .map_err(failed)?;
-        let ask = || self.consumer.offsets_for_times(wanted.clone(), WAIT);
-        let answer = patiently(ask).map_err(failed)?;
-        let element = answer.find_partition(&tp.topic, tp.partition);
-        let element = element.ok_or_else(|| Error::internal(format!("no answer for {tp}")))?;
+        let request = || self.consumer.offsets_for_times(query.clone(), REQUEST_TIMEOUT);
+        let response = retry_transient(request).map_err(failed)?;
+        let element = response.find_partition(&tp.topic, tp.partition);
+        let element = element
+            .ok_or_else(|| Error::internal(format!("the response does not contain {tp}")))?;
         element.error().map_err(failed)?;
         match element.offset() {
             Offset::Offset(offset) => Ok(offset),
@@ -207,191 +212,208 @@ impl Cluster {
         }
     }
 
-    /// The offsets that a group committed for these partitions; `None`: none. For lag and recovery checks.
+    /// The committed offsets of a consumer group; `None`: no offset is committed for that partition.
     ///
     /// # Errors
-    /// No broker answers, or no permission.
+    /// No broker responds, or no permission.
     pub fn group_offsets(
         &self,
         group: &str,
         partitions: &[TopicPartition],
     ) -> Result<Vec<Option<i64>>> {
-        let failed = |error| self.unanswered(&format!("the offsets of group {group}"), error);
+        let failed = |error| self.request_error(&format!("the offsets of group {group}"), error);
         let config = self.kafka.client_with(
             "millstream-metadata",
             &[],
             &[("group.id", group), ("enable.auto.commit", "false")],
         );
-        let consumer: BaseConsumer<Context> =
-            BaseConsumer::from_config_and_context(&config, Context::new("group offsets"))
-                .map_err(failed)?;
-        let mut wanted = TopicPartitionList::with_capacity(partitions.len());
+        let consumer: BaseConsumer<KafkaClientContext> = BaseConsumer::from_config_and_context(
+            &config,
+            KafkaClientContext::new("group offsets"),
+        )
+        .map_err(failed)?;
+        let mut query = TopicPartitionList::with_capacity(partitions.len());
         for tp in partitions {
-            wanted.add_partition(&tp.topic, tp.partition);
+            query.add_partition(&tp.topic, tp.partition);
         }
-        let ask = || consumer.committed_offsets(wanted.clone(), WAIT);
-        let answer = patiently(ask).map_err(failed)?;
-        let offset =
-            |tp: &TopicPartition| match answer.find_partition(&tp.topic, tp.partition)?.offset() {
-                Offset::Offset(offset) => Some(offset),
-                _ => None,
-            };
+        let request = || consumer.committed_offsets(query.clone(), REQUEST_TIMEOUT);
+        let response = retry_transient(request).map_err(failed)?;
+        let offset = |tp: &TopicPartition| match response
+            .find_partition(&tp.topic, tp.partition)?
+            .offset()
+        {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        };
         Ok(partitions.iter().map(offset).collect())
     }
 
-    /// Makes topics; one that exists already stays as it is. Returns when all have leaders.
+    /// Creates topics; existing topics are not changed. Returns when all partitions have leaders.
     ///
     /// # Errors
-    /// The brokers refuse, for example a setting or for lack of a permission.
-    pub fn create_topics(&self, wanted: &[NewTopic]) -> Result<()> {
-        if wanted.is_empty() {
+    /// The brokers reject the request, for example because of a setting or a missing permission.
+    pub fn create_topics(&self, topics: &[NewTopic]) -> Result<()> {
+        if topics.is_empty() {
             return Ok(());
         }
-        let failed = |error| kafka_error("topics could not be created", error);
-        let topics: Vec<_> = wanted.iter().map(native_topic).collect();
-        let options = AdminOptions::new().request_timeout(Some(WAIT)).operation_timeout(Some(WAIT));
-        for outcome in block_on(self.admin()?.create_topics(&topics, &options)).map_err(failed)? {
+        let failed = |error| kafka_error("cannot create topics", error);
+        let requests: Vec<_> = topics.iter().map(native_topic).collect();
+        let options = AdminOptions::new()
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .operation_timeout(Some(REQUEST_TIMEOUT));
+        for outcome in block_on(self.admin()?.create_topics(&requests, &options)).map_err(failed)? {
             match outcome {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((name, code)) => {
                     return Err(kafka_error(
-                        format!("topic {name} could not be created"),
+                        format!("cannot create topic {name}"),
                         KafkaError::AdminOp(code),
                     )
-                    .hint("look at the topic's settings and this Kafka user's permissions"));
+                    .hint(
+                        "check the settings of the topic and the permissions of this Kafka user",
+                    ));
                 }
             }
         }
-        let begun = Instant::now();
-        for topic in wanted {
+        let started = Instant::now();
+        for topic in topics {
             while self.partitions(&topic.name)?.is_empty() {
-                if begun.elapsed() > LEADER_WAIT {
+                if started.elapsed() > LEADER_WAIT {
                     return Err(Error::new(
                         Kind::Kafka,
-                        format!("topic {} was created but does not appear", topic.name),
+                        format!(
+                            "topic {} was created but is not in the metadata of the brokers",
+                            topic.name
+                        ),
                     ));
                 }
-                std::thread::sleep(LEADER_PAUSE);
+                std::thread::sleep(RETRY_INTERVAL);
             }
         }
         Ok(())
     }
 
-    /// How many bytes a batch may have, for each of `topics` that tells; also the client's own
-    /// `message.max.bytes`, where that is set and lower.
+    /// The maximum batch size in bytes of each of `topics` whose setting can be read, limited by the
+    /// client's own `message.max.bytes` if that is set.
     ///
     /// # Errors
-    /// No broker answers.
+    /// No broker responds.
     pub fn message_limits(&self, topics: &[Arc<str>]) -> Result<HashMap<Arc<str>, usize>> {
-        let set = self.kafka.settings.iter().rev().find(|(name, _)| name == "message.max.bytes");
-        let set = set.and_then(|(_, value)| value.parse().ok()).unwrap_or(usize::MAX);
+        let client_limit =
+            self.kafka.settings.iter().rev().find(|(name, _)| name == "message.max.bytes");
+        let client_limit =
+            client_limit.and_then(|(_, value)| value.parse().ok()).unwrap_or(usize::MAX);
         let mut limits = HashMap::new();
-        if !self.is_embedded()? {
-            let failed = |error| self.unanswered("the settings of topics", error);
-            let wanted: Vec<_> = topics.iter().map(|t| ResourceSpecifier::Topic(t)).collect();
-            let options = AdminOptions::new().request_timeout(Some(WAIT));
-            let answer = block_on(self.admin()?.describe_configs(&wanted, &options));
-            for (topic, described) in topics.iter().zip(answer.map_err(failed)?) {
-                // Without the permission to look, Kafka's default is taken for the limit.
+        if !self.is_mock_cluster()? {
+            let failed = |error| self.request_error("the settings of the topics", error);
+            let resources: Vec<_> = topics.iter().map(|t| ResourceSpecifier::Topic(t)).collect();
+            let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+            let response = block_on(self.admin()?.describe_configs(&resources, &options));
+            for (topic, described) in topics.iter().zip(response.map_err(failed)?) {
+                // Without the permission to describe a topic, callers assume Kafka's default.
                 let Ok(described) = described else { continue };
                 let limit = described.get("max.message.bytes").and_then(|e| e.value.as_deref());
                 let limit = limit.and_then(|value| value.parse().ok());
                 limits.extend(limit.map(|limit| (topic.clone(), limit)));
             }
         }
-        if set != usize::MAX {
+        if client_limit != usize::MAX {
             for topic in topics {
-                let limit = limits.entry(topic.clone()).or_insert(set);
-                *limit = set.min(*limit);
+                let limit = limits.entry(topic.clone()).or_insert(client_limit);
+                *limit = client_limit.min(*limit);
             }
         }
         Ok(limits)
     }
 
-    /// Whether this is librdkafka's broker for demos and tests, which answers to less.
-    fn is_embedded(&self) -> Result<bool> {
+    /// Whether this is librdkafka's mock cluster for demos and tests, which supports fewer requests.
+    fn is_mock_cluster(&self) -> Result<bool> {
         Ok(self.cluster_id()?.is_some_and(|id| id.starts_with(MOCK_CLUSTER)))
     }
 
-    /// Removes the records before `offset` for ever.
+    /// Permanently deletes the records before `offset`.
     ///
     /// # Errors
-    /// The brokers refuse, or `offset` is beyond the end.
+    /// The brokers reject the request, or `offset` is beyond the end.
     pub fn delete_records_before(&self, tp: &TopicPartition, offset: i64) -> Result<()> {
         let failed = |error| {
-            kafka_error(format!("records of {tp} before {offset} could not be deleted"), error)
+            kafka_error(format!("cannot delete the records of {tp} before {offset}"), error)
         };
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&tp.topic, tp.partition, Offset::Offset(offset))
             .map_err(failed)?;
-        let options = AdminOptions::new().request_timeout(Some(WAIT)).operation_timeout(Some(WAIT));
-        let answer = block_on(self.admin()?.delete_records(&list, &options)).map_err(failed)?;
-        answer.elements().iter().try_for_each(|element| element.error()).map_err(failed)
+        let options = AdminOptions::new()
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .operation_timeout(Some(REQUEST_TIMEOUT));
+        let response = block_on(self.admin()?.delete_records(&list, &options)).map_err(failed)?;
+        response.elements().iter().try_for_each(|element| element.error()).map_err(failed)
     }
 
-    fn admin(&self) -> Result<AdminClient<Context>> {
+    fn admin(&self) -> Result<AdminClient<KafkaClientContext>> {
         AdminClient::from_config_and_context(
             &self.kafka.client_named("millstream-admin"),
-            Context::new("admin"),
+            KafkaClientContext::new("admin"),
         )
-        .map_err(|error| kafka_error("cannot make a Kafka client", error))
+        .map_err(|error| kafka_error("cannot create a Kafka client", error))
     }
 
-    /// The metadata of one topic or of all. Two tries: a silence is told of after the first.
+    /// The metadata of one topic or of all. Retries once and logs a warning after the first timeout.
     fn metadata(&self, topic: Option<&str>) -> Result<Metadata, KafkaError> {
-        let answer = match self.consumer.fetch_metadata(topic, SILENCE) {
-            Err(error) if error.rdkafka_error_code().is_some_and(is_silence) => {
-                self.say_silent(&error);
-                self.consumer.fetch_metadata(topic, WAIT - SILENCE)?
+        let response = match self.consumer.fetch_metadata(topic, WARN_AFTER) {
+            Err(error) if error.rdkafka_error_code().is_some_and(is_unreachable) => {
+                self.warn_unreachable(&error);
+                self.consumer.fetch_metadata(topic, REQUEST_TIMEOUT - WARN_AFTER)?
             }
             other => other?,
         };
-        self.consumer.client().context().answered();
-        Ok(answer)
+        self.consumer.client().context().record_response();
+        Ok(response)
     }
 
-    /// What librdkafka says of its connections is the best reason; while one hangs it says nothing.
-    fn say_silent(&self, error: &KafkaError) {
+    /// Logs the outage. The best reason is librdkafka's last connection failure, if there is one.
+    fn warn_unreachable(&self, error: &KafkaError) {
         let context = self.consumer.client().context();
-        self.serve();
+        self.poll_events();
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-        let reason = context.failure();
-        let reason = reason.unwrap_or_else(|| format!("no word yet from {}", self.kafka.brokers));
-        context.disturbed(code, &reason);
+        let reason = context.last_failure();
+        let reason = reason.unwrap_or_else(|| {
+            format!("no response from {} within {} ms", self.kafka.brokers, WARN_AFTER.as_millis())
+        });
+        context.record_transport_error(code, &reason);
     }
 
-    /// Passes on what librdkafka has to say: its lines wait in a queue until asked for.
-    fn serve(&self) {
+    /// Handles the queued log lines and errors of librdkafka.
+    fn poll_events(&self) {
         while self.consumer.poll(Duration::ZERO).is_some() {}
     }
 
-    fn unanswered(&self, what: &str, error: KafkaError) -> Error {
-        self.serve();
-        kafka_error(format!("Kafka at {} does not tell {what}", self.kafka.brokers), error)
+    fn request_error(&self, subject: &str, error: KafkaError) -> Error {
+        self.poll_events();
+        kafka_error(format!("cannot get {subject} from brokers {}", self.kafka.brokers), error)
     }
 }
 
-/// Whether the brokers said nothing, and may yet.
-fn is_silence(code: RDKafkaErrorCode) -> bool {
+/// Whether no broker responded, and one may respond later.
+fn is_unreachable(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut, Resolve};
     matches!(code, AllBrokersDown | BrokerTransportFailure | OperationTimedOut | Resolve)
 }
 
-/// Asks until the broker that is to answer is found: of a new broker, or a new topic, too.
-fn patiently<T>(ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
-    let begun = Instant::now();
+/// Repeats a request until the responsible broker is known, also for a new broker or a new topic.
+fn retry_transient<T>(request: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    let started = Instant::now();
     loop {
-        match ask() {
-            Err(error) if is_passing(&error) && begun.elapsed() < WAIT => {
-                std::thread::sleep(LEADER_PAUSE);
+        match request() {
+            Err(error) if is_transient(&error) && started.elapsed() < REQUEST_TIMEOUT => {
+                std::thread::sleep(RETRY_INTERVAL);
             }
-            answer => return answer,
+            response => return response,
         }
     }
 }
 
-/// Whether a group's coordinator, or a partition's leader, will answer soon.
-fn is_passing(error: &KafkaError) -> bool {
+/// Whether the coordinator of a group or the leader of a partition is not available yet.
+fn is_transient(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{
         CoordinatorLoadInProgress, CoordinatorNotAvailable, LeaderNotAvailable, NotCoordinator,
         NotLeaderForPartition, WaitingForCoordinator,
@@ -409,14 +431,14 @@ fn is_passing(error: &KafkaError) -> bool {
     )
 }
 
-/// What a look at a topic found.
-enum Found {
+/// The result of looking up a topic.
+enum TopicLookup {
     /// All partitions have leaders.
-    All(Vec<i32>),
-    /// It is being made.
-    Making,
-    /// No such topic.
-    Nothing,
+    Ready(Vec<i32>),
+    /// The topic is being created.
+    Creating,
+    /// There is no such topic.
+    Missing,
 }
 
 fn partition_ids(topic: &MetadataTopic) -> Vec<i32> {
@@ -436,8 +458,8 @@ mod tests {
     use crate::source::tests::mock::{Mock, fill, new_topic, real_kafka, unique};
 
     #[tokio::test]
-    async fn the_cluster_tells_topics_offsets_and_times() {
-        let Some(kafka) = real_kafka("the_cluster_tells_topics_offsets_and_times") else { return };
+    async fn topics_offsets_and_timestamps_are_queried() {
+        let Some(kafka) = real_kafka("topics_offsets_and_timestamps_are_queried") else { return };
         let cluster = Cluster::connect(&kafka).unwrap();
         assert!(cluster.cluster_id().unwrap().is_some());
         assert_eq!(cluster.partitions(&unique("none")).unwrap(), Vec::<i32>::new());
@@ -466,11 +488,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_does_not_answer_is_an_error_with_a_hint() {
+    fn transient_errors_are_retried_and_missing_topics_found() {
         let mock = Mock::start(&[("some", 1)]);
         let cluster = Cluster::connect(&mock.kafka).unwrap();
-        assert_eq!(cluster.topic_id("some").unwrap(), None, "the embedded broker has no ids");
-        // A coordinator that has just begun is asked again.
+        assert_eq!(cluster.topic_id("some").unwrap(), None, "the mock cluster has no topic ids");
+        // A request to a coordinator that is starting is repeated.
         mock.cluster.request_errors(
             rdkafka::types::RDKafkaApiKey::OffsetFetch,
             &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_COORDINATOR; 3],

@@ -1,16 +1,17 @@
-//! Sources: batches of records in, [`Chunk`]s out.
+//! Kafka sources: record batches in, [`Chunk`]s out.
 //!
 //! ```text
 //!  sockets ──► native (own Fetch loop: chunks, gaps, ends) ───────────┐
 //!                                                                     ├──► queue ──► reader ──► pipeline
 //!  librdkafka ──► ffi (batch queue) ──► fetch (chunks, gaps, ends) ───┘
-//!                                            └──► log (reads its topic without a thread)
+//!                                            └──► commit (reads the log topic without a thread)
 //! ```
 //!
-//! Two engines fill the same chunks, and one test suite runs both. Nothing above this module
-//! knows which one reads, nor rdkafka's message type.
+//! Two implementations fill the same chunks, and one conformance suite tests both. The modules
+//! that use a [`Reader`] know neither which one reads nor the message type of rdkafka.
 
 mod client;
+mod event;
 mod fetch;
 mod ffi;
 mod native;
@@ -25,11 +26,14 @@ pub mod reader;
 mod varint;
 
 pub use chunk::{Chunk, Record};
-pub use config::KafkaConfig;
+pub use config::{Isolation, KafkaConfig};
+pub use event::Event;
 pub use metadata::{Cluster, NewTopic};
-pub use reader::{Event, Isolation, Reader};
+pub use reader::Reader;
 
 pub use client::blocking;
-pub(crate) use client::{Context, kafka_error};
+pub(crate) use client::{KafkaClientContext, kafka_error};
 pub(crate) use fetch::Fetcher;
-pub(crate) use native::{LastTransaction, Outcome, Transactions, Unanswered};
+pub(crate) use native::{
+    LastTransaction, TransactionAdmin, TransactionAdminError, TransactionState,
+};

@@ -1,206 +1,174 @@
 //! The reader of Kafka topics: threads that fill a queue bounded in bytes.
 //!
-//! Promises, whichever of the two engines reads:
-//! - every assigned partition's chunks come in offset order and leave no gap between them (see
-//!   [`Chunk`]); each time that a partition's end is reached, an [`Event::End`] says so;
-//! - the queue holds no more than about [`QUEUE_BYTES`](crate::source::queue::QUEUE_BYTES); when it is
-//!   full, the threads stop asking the brokers for more (librdkafka fills its own queue first, of
-//!   16 MB for all partitions);
-//! - nothing is skipped: what cannot be read is an error, and the reader's last word.
+//! Promises, for both implementations:
+//! - the chunks of each assigned partition arrive in offset order and without a gap between them
+//!   (see [`Chunk`](crate::source::chunk::Chunk)); each time the reader reaches the end of a
+//!   partition, it emits an [`Event::End`];
+//! - the queue holds about [`QUEUE_BYTES`](crate::source::queue::QUEUE_BYTES) at most; when it is
+//!   full, the threads send no more fetch requests (librdkafka first fills its own queue of 16 MB
+//!   for all partitions);
+//! - nothing is skipped: data that cannot be read is an error, and the last item of the reader.
 //!
-//! `native` reads unless a setting is beyond it; where it finds out only while reading (a message
-//! format of before 2017), librdkafka goes on from where it came to. `millstream.reader` among
-//! the Kafka settings asks for one of the two.
+//! The native reader is used unless a setting is not supported by it. If it finds unsupported data
+//! while it reads (a message format older than 2017), librdkafka continues at the position that
+//! was reached. The Kafka setting `millstream.reader` selects one of the two.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::source::chunk::{Chunk, Record};
-use crate::source::config::{KafkaConfig, Wanted, config_error};
+use crate::source::config::{Isolation, KafkaConfig, ReaderChoice, config_error};
+use crate::source::event::Event;
 use crate::source::fetch::{Assignment, Fetcher, consumer_config};
-use crate::source::native::{Native, Table};
-use crate::source::queue::{Sink, Source, queue};
+use crate::source::native::{NativeReader, PartitionTable};
+use crate::source::queue::{ChunkReceiver, ChunkSender, chunk_queue};
 use crate::types::TopicPartition;
 use crate::{Error, Result};
 
-/// How long the thread sleeps in librdkafka before it looks whether it is wanted still.
+/// How long one poll of librdkafka waits before the thread checks whether it must stop.
 const POLL_WAIT: Duration = Duration::from_millis(100);
 
-/// Which records of transactions are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Isolation {
-    /// Those of committed transactions only, up to the first open one.
-    Committed,
-    /// All, those of open and aborted transactions too.
-    Uncommitted,
-}
-
-impl Isolation {
-    /// As librdkafka spells it.
-    pub(super) fn level(self) -> &'static str {
-        match self {
-            Self::Committed => "read_committed",
-            Self::Uncommitted => "read_uncommitted",
-        }
-    }
-}
-
-/// What a reader tells.
-#[derive(Debug, Clone)]
-pub enum Event {
-    /// Records of one partition; at least one.
-    Chunk(Chunk),
-    /// A partition's end was reached just now.
-    End {
-        /// Which.
-        partition: TopicPartition,
-        /// The position there: the offset of the next record to come, after gaps at the end.
-        position: i64,
-    },
-}
-
-impl Event {
-    /// Bytes of memory that it takes, about.
-    pub(super) fn size(&self) -> usize {
-        match self {
-            Self::Chunk(chunk) => chunk.bytes.len() + chunk.records.len() * size_of::<Record>(),
-            Self::End { .. } => 64,
-        }
-    }
-}
-
-/// The engines.
-enum Engine {
+/// The implementations of a reader.
+enum ReaderImpl {
     Native,
     Rdkafka,
 }
 
-/// Which engine reads, and why, in the log.
+/// Selects the implementation and logs the reason if it is librdkafka.
 ///
 /// # Errors
-/// The one that is asked for cannot do what the settings ask.
-fn choose(kafka: &KafkaConfig, group: &str) -> Result<Engine> {
-    match (kafka.reader()?, Native::refuses(kafka)) {
-        (Wanted::Rdkafka, _) => {
-            tracing::debug!("{group} reads with librdkafka: millstream.reader asks for it");
-            Ok(Engine::Rdkafka)
+/// `millstream.reader=native` is set, and the native reader does not support the settings.
+fn choose_reader(kafka: &KafkaConfig, group: &str) -> Result<ReaderImpl> {
+    match (kafka.reader_choice()?, NativeReader::unsupported_setting(kafka)) {
+        (ReaderChoice::Rdkafka, _) => {
+            tracing::debug!("{group} reads with librdkafka: millstream.reader=rdkafka");
+            Ok(ReaderImpl::Rdkafka)
         }
-        (Wanted::Either | Wanted::Native, None) => Ok(Engine::Native),
-        (Wanted::Either, Some(why)) => {
-            tracing::info!("{group} reads with librdkafka, not with the native reader: {why}");
-            Ok(Engine::Rdkafka)
+        (ReaderChoice::Auto | ReaderChoice::Native, None) => Ok(ReaderImpl::Native),
+        (ReaderChoice::Auto, Some(reason)) => {
+            tracing::info!("{group} reads with librdkafka instead of the native reader: {reason}");
+            Ok(ReaderImpl::Rdkafka)
         }
-        (Wanted::Native, Some(why)) => Err(Error::config("millstream.reader=native cannot be")
-            .detail(why)
-            .hint("leave it out")),
+        (ReaderChoice::Native, Some(reason)) => Err(native_unavailable(reason)),
     }
 }
 
-/// The half of the engine for callers. It changes at most once, from native to rdkafka.
-enum Control {
-    Native(Arc<Table>),
+fn native_unavailable(reason: impl Into<String>) -> Error {
+    Error::config("millstream.reader=native cannot be used")
+        .detail(reason)
+        .hint("remove the setting; librdkafka then reads where the native reader cannot")
+}
+
+/// The part of the implementation that callers use. It changes at most once, from native to
+/// rdkafka.
+enum AssignmentHandle {
+    Native(Arc<PartitionTable>),
     Rdkafka(Arc<Assignment>),
 }
 
-type Shared = Arc<Mutex<Control>>;
+type SharedAssignment = Arc<Mutex<AssignmentHandle>>;
 
-/// Reads assigned partitions. Dropping it ends its threads, within about 100 ms.
+/// Reads assigned partitions. Dropping it stops its threads within about 100 ms.
 pub struct Reader {
-    events: Source,
-    control: Shared,
+    events: ChunkReceiver,
+    assignment: SharedAssignment,
 }
 
 impl Reader {
-    /// Starts the threads; they read nothing until [`Reader::assign`]. `group` names the reader
-    /// to the brokers; no group is joined and no offset committed.
+    /// Starts the threads; they read nothing until [`Reader::assign`]. `group` identifies the
+    /// reader to the brokers; it joins no group and commits no offset.
     ///
     /// # Errors
-    /// Settings that librdkafka refuses, or TLS files that cannot be read. That no broker answers
-    /// is no error here: the reader warns once and tries on.
+    /// A setting that librdkafka rejects, or a TLS file that cannot be read. Unreachable brokers
+    /// are not an error: the reader logs one warning and retries.
     pub fn start(kafka: &KafkaConfig, group: &str, isolation: Isolation) -> Result<Self> {
-        let (sink, events) = queue();
-        let engine = choose(kafka, group)?;
+        let (sender, events) = chunk_queue();
+        let chosen = choose_reader(kafka, group)?;
         let thread = std::thread::Builder::new().name("kafka-reader".to_owned());
-        let control = match engine {
-            Engine::Native => {
-                // The same settings are right and wrong for both.
+        let assignment = match chosen {
+            ReaderImpl::Native => {
+                // Both implementations reject the same settings.
                 let config = consumer_config(kafka, group, isolation).create_native_config();
                 config.map_err(|error| config_error(&error))?;
-                let native = Native::new(kafka, group, isolation)?;
-                let control = Arc::new(Mutex::new(Control::Native(native.table())));
-                let shared = Arc::clone(&control);
+                let native = NativeReader::new(kafka, group, isolation)?;
+                let assignment = Arc::new(Mutex::new(AssignmentHandle::Native(native.table())));
+                let shared = Arc::clone(&assignment);
                 let (kafka, group) = (kafka.clone(), group.to_owned());
                 thread.spawn(move || {
-                    if let Some(why) = native.run(&sink) {
-                        go_on(&kafka, &group, isolation, &shared, &sink, &why);
+                    if let Some(reason) = native.run(&sender) {
+                        fall_back_to_rdkafka(&kafka, &group, isolation, &shared, &sender, &reason);
                     }
                 })?;
-                control
+                assignment
             }
-            Engine::Rdkafka => {
+            ReaderImpl::Rdkafka => {
                 let fetcher = Fetcher::new(kafka, group, isolation)?;
-                let control = Arc::new(Mutex::new(Control::Rdkafka(fetcher.assignment())));
-                thread.spawn(move || read(fetcher, &sink))?;
-                control
+                let handle = AssignmentHandle::Rdkafka(fetcher.assignment());
+                thread.spawn(move || run_rdkafka(fetcher, &sender))?;
+                Arc::new(Mutex::new(handle))
             }
         };
-        Ok(Self { events, control })
+        Ok(Self { events, assignment })
     }
 
-    fn control(&self) -> MutexGuard<'_, Control> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    fn assignment(&self) -> MutexGuard<'_, AssignmentHandle> {
+        self.assignment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds partitions, each read from an offset on, to those that are read already. Takes some
+    /// Adds partitions to the assignment, each with the first offset to read. Takes some
     /// milliseconds at most.
     ///
     /// # Errors
-    /// A negative offset, or a partition that is assigned already. That a topic or offset does
-    /// not exist is told by [`Reader::next`].
+    /// A negative offset, or a partition that is already assigned. A topic or an offset that does
+    /// not exist is an error of [`Reader::next`].
     pub fn assign(&self, add: &[(TopicPartition, i64)]) -> Result<()> {
-        match &*self.control() {
-            Control::Native(table) => table.assign(add),
-            Control::Rdkafka(assignment) => assignment.assign(add),
+        match &*self.assignment() {
+            AssignmentHandle::Native(table) => table.assign(add),
+            AssignmentHandle::Rdkafka(assignment) => assignment.assign(add),
         }
     }
 
-    /// Stops fetching these partitions. Chunks that are in the queue already still come.
+    /// Stops fetching these partitions. Chunks that are already in the queue still arrive.
     pub fn pause(&self, partitions: &[TopicPartition]) {
-        match &*self.control() {
-            Control::Native(table) => table.pause(partitions),
-            Control::Rdkafka(assignment) => note("paused", assignment.pause(partitions)),
+        match &*self.assignment() {
+            AssignmentHandle::Native(table) => table.pause(partitions),
+            AssignmentHandle::Rdkafka(assignment) => {
+                warn_on_error("pause", assignment.pause(partitions));
+            }
         }
     }
 
-    /// Fetches paused partitions again, from where their chunks ended. One that is at its end
-    /// tells its end again.
+    /// Fetches paused partitions again, from the position where their chunks ended. A partition
+    /// that is at its end emits its end again.
     pub fn resume(&self, partitions: &[TopicPartition]) {
-        match &*self.control() {
-            Control::Native(table) => table.resume(partitions),
-            Control::Rdkafka(assignment) => note("resumed", assignment.resume(partitions)),
+        match &*self.assignment() {
+            AssignmentHandle::Native(table) => table.resume(partitions),
+            AssignmentHandle::Rdkafka(assignment) => {
+                warn_on_error("resume", assignment.resume(partitions));
+            }
         }
     }
 
-    /// The next event. Cancelling it loses none.
+    /// Returns the next event. The call is cancel-safe: no event is lost.
     ///
     /// # Errors
-    /// What cannot be read: an offset that is gone or a topic that is (`Kind::Recovery`, with
-    /// what was wanted and what there is), a corrupt batch, a permission. It is final.
+    /// Data that cannot be read: a missing offset or topic (`Kind::Recovery`, with the requested
+    /// and the available offsets), a corrupt batch, a missing permission. Every later call fails,
+    /// too.
     pub async fn next(&mut self) -> Result<Event> {
         self.events.next().await
     }
 
-    /// As if the native reader had met what it cannot read.
+    /// Makes the native reader behave as if it had found unsupported data.
     #[cfg(test)]
-    pub(super) fn give_up(&self) {
-        match &*self.control() {
-            Control::Native(table) => table.give_up("a test asks for it".to_owned()),
-            Control::Rdkafka(_) => unreachable!("librdkafka reads"),
+    pub(super) fn request_fallback(&self) {
+        match &*self.assignment() {
+            AssignmentHandle::Native(table) => table.request_fallback("requested by a test".into()),
+            AssignmentHandle::Rdkafka(_) => unreachable!("librdkafka already reads"),
         }
     }
 
-    /// Bytes that are in the queue.
+    /// The number of bytes in the queue.
     #[cfg(test)]
     pub(super) fn queued_bytes(&self) -> usize {
         self.events.used()
@@ -210,53 +178,51 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.events.stop();
-        if let Control::Native(table) = &*self.control() {
+        if let AssignmentHandle::Native(table) = &*self.assignment() {
             table.wake();
         }
     }
 }
 
-/// Partitions change hands within librdkafka only: this fails when it is closing.
-fn note(what: &str, outcome: Result<()>) {
+/// Pausing and resuming change state within librdkafka only, so they fail only while it closes.
+fn warn_on_error(action: &str, outcome: Result<()>) {
     if let Err(error) = outcome {
-        tracing::warn!("partitions could not be {what}: {error}");
+        tracing::warn!("cannot {action} partitions: {error}");
     }
 }
 
-/// The thread of librdkafka's engine.
-fn read(mut fetcher: Fetcher, sink: &Sink) {
+/// The thread of the librdkafka reader.
+fn run_rdkafka(mut fetcher: Fetcher, sender: &ChunkSender) {
     let mut events = VecDeque::new();
-    while sink.wait() {
+    while sender.wait_for_room() {
         let outcome = fetcher.poll(POLL_WAIT, &mut events);
         for event in events.drain(..) {
-            if !sink.send(event) {
+            if !sender.send(event) {
                 return;
             }
         }
         if let Err(error) = outcome {
-            return sink.fail(error);
+            return sender.fail(error);
         }
     }
 }
 
-/// librdkafka goes on from where the native engine came to.
-fn go_on(
+/// Continues with librdkafka at the positions that the native reader has reached.
+fn fall_back_to_rdkafka(
     kafka: &KafkaConfig,
     group: &str,
     isolation: Isolation,
-    control: &Shared,
-    sink: &Sink,
-    why: &str,
+    shared: &SharedAssignment,
+    sender: &ChunkSender,
+    reason: &str,
 ) {
-    let begin = || {
-        if kafka.reader()? == Wanted::Native {
-            return Err(Error::config("millstream.reader=native cannot be")
-                .detail(why)
-                .hint("leave it out"));
+    let start = || {
+        if kafka.reader_choice()? == ReaderChoice::Native {
+            return Err(native_unavailable(reason));
         }
         let fetcher = Fetcher::new(kafka, group, isolation)?;
-        let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Control::Native(table) = &*control {
+        let mut handle = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let AssignmentHandle::Native(table) = &*handle {
             let assignment = fetcher.assignment();
             let positions = table.positions();
             let all: Vec<_> = positions.iter().map(|(tp, at, _)| (tp.clone(), *at)).collect();
@@ -264,15 +230,15 @@ fn go_on(
                 positions.into_iter().filter(|(.., paused)| *paused).map(|(tp, ..)| tp).collect();
             assignment.assign(&all)?;
             assignment.pause(&paused)?;
-            *control = Control::Rdkafka(assignment);
+            *handle = AssignmentHandle::Rdkafka(assignment);
         }
         Ok(fetcher)
     };
-    match begin() {
+    match start() {
         Ok(fetcher) => {
-            tracing::info!("{group} goes on with librdkafka, not with the native reader: {why}");
-            read(fetcher, sink);
+            tracing::info!("{group} continues with librdkafka: {reason}");
+            run_rdkafka(fetcher, sender);
         }
-        Err(error) => sink.fail(error),
+        Err(error) => sender.fail(error),
     }
 }

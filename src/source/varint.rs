@@ -1,6 +1,6 @@
-//! Kafka's numbers of variable length: zigzag, then groups of seven bits, the lowest first.
+//! Kafka's variable-length integers: zigzag encoding, then groups of seven bits, lowest first.
 
-/// Reads a number at `at` and moves `at` behind it; `None`: it is cut off or has too many groups.
+/// Reads an integer at `at` and advances `at`; `None`: it is truncated or has too many groups.
 // Always inlined: it is called for every field of every record, and the crate is built with
 // little optimisation.
 #[inline(always)]
@@ -16,7 +16,7 @@ pub(super) fn read(bytes: &[u8], at: &mut usize) -> Option<i64> {
     if second < 0x80 { Some(unzigzag(two)) } else { read_rest(bytes, at, two) }
 }
 
-/// The rest of a number of more than two groups.
+/// Reads the rest of an integer of more than two groups.
 fn read_rest(bytes: &[u8], at: &mut usize, mut value: u64) -> Option<i64> {
     for shift in (14..64).step_by(7) {
         let byte = *bytes.get(*at)?;
@@ -29,7 +29,7 @@ fn read_rest(bytes: &[u8], at: &mut usize, mut value: u64) -> Option<i64> {
     None
 }
 
-/// Appends a number.
+/// Appends an integer.
 pub(super) fn write(out: &mut Vec<u8>, value: i64) {
     let mut rest = ((value << 1) ^ (value >> 63)) as u64;
     while rest >= 0x80 {
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_of_every_width_come_back() {
+    fn integers_of_every_width_round_trip() {
         let edges = [0, 1, -1, 63, 64, -64, -65, 8191, 8192, i64::MAX, i64::MIN];
         for value in edges.into_iter().chain([i64::from(i32::MAX), i64::from(i32::MIN)]) {
             let mut bytes = Vec::new();

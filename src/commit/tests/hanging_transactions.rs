@@ -11,7 +11,7 @@ use crate::commit::log_reader::{log_topic, transactional_id};
 use crate::commit::tests::committer::{expected, limits, output, progress, values};
 use crate::source::tests::brokers::Brokers;
 use crate::source::tests::mock::unique;
-use crate::source::{KafkaConfig, Transactions};
+use crate::source::{KafkaConfig, TransactionAdmin};
 use crate::types::TopicPartition;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,10 +57,10 @@ impl TwoBrokers {
     fn open_partitions(&self) -> Vec<TopicPartition> {
         let topics = [self.out.as_str().into(), log_topic(&self.customer).into()];
         let stop = AtomicBool::new(false);
-        let transactions = Transactions::new(&self.kafka, &transactional_id(&self.customer));
+        let transactions = TransactionAdmin::new(&self.kafka, &transactional_id(&self.customer));
         let transactions = transactions.unwrap();
-        let last = transactions.last(&stop).unwrap().unwrap();
-        transactions.open_in(&topics, last.producer, &stop).unwrap()
+        let last = transactions.describe_last(&stop).unwrap().unwrap();
+        transactions.find_open_partitions(&topics, last.producer_id, &stop).unwrap()
     }
 
     /// Opens the next process's committer while the broker is stopped, restarts the broker, and

@@ -147,5 +147,5 @@ fn split_chunk(chunk: Chunk, end: i64) -> (Chunk, Option<Chunk>) {
         return (chunk, None);
     }
     let rest = chunk.slice(end);
-    (chunk.until(end), Some(rest))
+    (chunk.slice_until(end), Some(rest))
 }

@@ -1,54 +1,54 @@
-//! Which batches of one Fetch response belong to aborted transactions.
+//! Finds the batches of one Fetch response that belong to aborted transactions.
 //!
-//! With read_committed, a response lists the aborted transactions that touch it: producer and
-//! first offset. From that offset on until the transaction's marker, that producer's
-//! transactional batches are gaps. The list is complete for its response, so nothing is carried
-//! from one to the next. Source: Kafka's KIP-98.
+//! With read_committed, a response lists the aborted transactions that overlap it: producer id and
+//! first offset. From that offset up to the marker of the transaction, the transactional batches
+//! of that producer are gaps. The list is complete for its response, so no state is carried over
+//! to the next response. Source: Kafka's KIP-98.
 
 use std::collections::BTreeSet;
 
-use crate::source::native::record_batch::{self, Header};
+use crate::source::native::record_batch::{self, BatchHeader};
 
-/// The aborted transactions of one partition's part of a response.
-pub(super) struct Aborted {
-    /// (first offset, producer), the greatest offset first: the next one to begin is the last.
-    ahead: Vec<(i64, i64)>,
-    /// Producers whose aborted transaction has begun and whose marker is to come.
+/// The aborted transactions of one partition in one response.
+pub(super) struct AbortedTransactions {
+    /// (first offset, producer id) of transactions that begin later, in descending order.
+    pending: Vec<(i64, i64)>,
+    /// The producers whose aborted transaction has begun and whose marker has not been seen.
     open: BTreeSet<i64>,
 }
 
-impl Aborted {
-    /// From (first offset, producer) pairs in any order.
+impl AbortedTransactions {
+    /// Takes (first offset, producer id) pairs in any order.
     pub(super) fn new(mut listed: Vec<(i64, i64)>) -> Self {
         listed.sort_unstable_by(|a, b| b.cmp(a));
-        Self { ahead: listed, open: BTreeSet::new() }
+        Self { pending: listed, open: BTreeSet::new() }
     }
 
-    /// Whether a batch is a gap: one of an aborted transaction, or a marker of any. Batches come
-    /// in the order of their offsets, and all of them.
-    pub(super) fn is_gap(&mut self, header: &Header, bytes: &[u8]) -> bool {
+    /// Whether a batch is a gap: a batch of an aborted transaction, or any transaction marker. Expects
+    /// all batches, in offset order.
+    pub(super) fn is_gap(&mut self, header: &BatchHeader, bytes: &[u8]) -> bool {
         while let Some((_, producer)) =
-            self.ahead.pop_if(|(first, _)| *first <= header.last_offset())
+            self.pending.pop_if(|(first, _)| *first <= header.last_offset())
         {
             self.open.insert(producer);
         }
-        if header.control() {
+        if header.is_control() {
             if !self.open.is_empty() && record_batch::is_abort(bytes) {
                 self.open.remove(&header.producer_id);
             }
             return true;
         }
-        header.transactional() && self.open.contains(&header.producer_id)
+        header.is_transactional() && self.open.contains(&header.producer_id)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::native::record_batch::First;
+    use crate::source::native::record_batch::BatchStart;
     use crate::source::native::record_batch::tests::{batch, put_record};
 
-    /// A record of a transaction (16), one without (0), or a marker (48 with its type).
+    /// A transactional record (attributes 16), a plain record (0), or a marker (48, with its type).
     fn one(offset: i64, producer: i64, attributes: i16, marker: u8) -> Vec<u8> {
         let mut body = Vec::new();
         put_record(&mut body, (0, Some(&[0, 0, 0, marker]), None, &[]));
@@ -56,16 +56,16 @@ mod tests {
     }
 
     fn gaps(aborted: Vec<(i64, i64)>, batches: &[Vec<u8>]) -> Vec<bool> {
-        let mut aborted = Aborted::new(aborted);
-        let gap = |bytes: &Vec<u8>| match record_batch::first(bytes) {
-            Ok(First::Whole(header)) => aborted.is_gap(&header, bytes),
+        let mut aborted = AbortedTransactions::new(aborted);
+        let gap = |bytes: &Vec<u8>| match record_batch::parse_batch_start(bytes) {
+            Ok(BatchStart::Complete(header)) => aborted.is_gap(&header, bytes),
             other => unreachable!("{other:?}"),
         };
         batches.iter().map(gap).collect()
     }
 
     #[test]
-    fn a_producers_transactions_are_told_apart_by_its_markers() {
+    fn markers_separate_the_transactions_of_a_producer() {
         let batches = [
             one(0, 7, 16, 0),  // aborted
             one(1, 8, 16, 0),  // another producer's, committed
@@ -75,16 +75,16 @@ mod tests {
             one(5, 7, 48, 1),  // the commit
             one(6, 8, 48, 1),  // the commit
             one(7, 7, 16, 0),  // aborted again
-            one(8, 7, 0, 0),   // outside of transactions
+            one(8, 7, 0, 0),   // outside a transaction
             one(9, 7, 48, 0),  // the abort
-            one(10, 7, 16, 0), // of a later one
+            one(10, 7, 16, 0), // of a later transaction
         ];
         let gap = [true, false, true, true, false, true, true, true, false, true, false];
         assert_eq!(gaps(vec![(7, 7), (0, 7)], &batches), gap);
     }
 
     #[test]
-    fn a_transaction_that_began_before_the_response_counts() {
+    fn a_transaction_that_began_before_the_response_is_included() {
         let batches = [one(50, 7, 16, 0), one(51, 7, 48, 0), one(52, 7, 16, 0)];
         assert_eq!(gaps(vec![(10, 7)], &batches), [true, true, false]);
     }

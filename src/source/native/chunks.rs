@@ -1,65 +1,72 @@
-//! From one partition's part of a Fetch response to chunks.
+//! Builds chunks from the batches of one partition in a Fetch response.
 //!
 //! Promises:
-//! - chunks come in offset order; each begins at the position where the one before it ended;
-//! - records of batches that are not compressed are never copied: a chunk's bytes are a slice of
-//!   the response. Compressed batches are unpacked one after the other into a buffer of their
-//!   own until it is large enough for a chunk;
-//! - a batch whose checksum is wrong, or that is out of shape, is an error, and no record of it
-//!   is given.
+//! - chunks are emitted in offset order; each begins at the position where the previous one ended;
+//! - records of uncompressed batches are never copied: the bytes of a chunk are a slice of the
+//!   response. Compressed batches are decompressed one after the other into a separate buffer
+//!   until it is large enough for a chunk;
+//! - a batch with a wrong checksum or a malformed batch is an error, and none of its records is
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::source::chunk::{Chunk, Record};
-use crate::source::native::aborted_transactions::Aborted;
+use crate::source::native::aborted_transactions::AbortedTransactions;
 use crate::source::native::codec;
-use crate::source::native::record_batch::{self, First, HEADER_BYTES, Header, Malformed};
+use crate::source::native::record_batch::{
+    self, BatchHeader, BatchStart, HEADER_BYTES, MalformedBatch,
+};
 use crate::types::TopicPartition;
 
-/// A chunk ends with the batch that makes it as large as this.
+/// A chunk ends with the batch with which it reaches this size.
 const CHUNK_BYTES: usize = 1 << 20;
-/// A chunk ends with the batch with which it holds so many records.
+/// A chunk ends with the batch with which it reaches this number of records.
 const CHUNK_RECORDS: usize = 32 << 10;
 
-/// What the batches of one part of a response are, before any of them is read.
+/// What the headers of a sequence of batches contain.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Scan {
-    /// Bytes of the whole batches that it begins with.
-    pub(super) bytes: usize,
-    /// Records in them.
-    pub(super) records: usize,
-    /// The offset after them, and the epoch of the leader that appended the last of them;
-    /// `None`: there are none.
+pub(super) struct BatchScan {
+    /// The size of the complete batches at the start.
+    pub(super) complete_bytes: usize,
+    /// The number of records in them.
+    pub(super) record_count: usize,
+    /// The offset after them, and the epoch of the leader that appended the last of them; `None`:
+    /// there is no complete batch.
     pub(super) end: Option<(i64, i32)>,
-    /// Bytes of the batch that is cut off at the end, where they are known.
-    pub(super) wanted_bytes: Option<usize>,
-    /// A message of this format, which is not read here, follows.
+    /// The size of the truncated batch at the end, if it is known.
+    pub(super) next_batch_bytes: Option<usize>,
+    /// The format of the message that follows, if this client cannot read it.
     pub(super) old_format: Option<u8>,
 }
 
-/// Looks at the headers alone: enough to ask for what follows before this is read.
+/// Reads the headers alone, which is enough to request the next batches before these are read.
 ///
 /// # Errors
-/// A header that is out of shape.
-pub(super) fn scan(bytes: &[u8]) -> Result<Scan, Malformed> {
-    let mut scan = Scan { bytes: 0, records: 0, end: None, wanted_bytes: None, old_format: None };
-    while scan.bytes < bytes.len() {
-        match record_batch::first(&bytes[scan.bytes..])? {
-            First::Whole(header) => {
+/// A malformed header.
+pub(super) fn scan_batches(bytes: &[u8]) -> Result<BatchScan, MalformedBatch> {
+    let mut scan = BatchScan {
+        complete_bytes: 0,
+        record_count: 0,
+        end: None,
+        next_batch_bytes: None,
+        old_format: None,
+    };
+    while scan.complete_bytes < bytes.len() {
+        match record_batch::parse_batch_start(&bytes[scan.complete_bytes..])? {
+            BatchStart::Complete(header) => {
                 if scan.end.is_some_and(|(next, _)| header.base_offset < next) {
-                    return Err(Malformed("batches that are not in the order of their offsets"));
+                    return Err(MalformedBatch("the batches are not in offset order"));
                 }
-                scan.bytes += header.bytes;
-                scan.records += header.records;
+                scan.complete_bytes += header.bytes;
+                scan.record_count += header.records;
                 scan.end = Some((header.next_offset(), header.leader_epoch));
             }
-            First::Partial(wanted) => {
-                scan.wanted_bytes = wanted;
+            BatchStart::Partial(bytes) => {
+                scan.next_batch_bytes = bytes;
                 break;
             }
-            First::Old(format) => {
+            BatchStart::OldFormat(format) => {
                 scan.old_format = Some(format);
                 break;
             }
@@ -68,96 +75,107 @@ pub(super) fn scan(bytes: &[u8]) -> Result<Scan, Malformed> {
     Ok(scan)
 }
 
-/// One partition's part of a response, up to the last whole batch.
-pub(super) struct Part {
+/// The complete batches of one partition in a response.
+pub(super) struct PartitionBatches {
     pub(super) partition: TopicPartition,
-    /// Whole batches.
+    /// The batches.
     pub(super) bytes: Bytes,
-    /// How many records they announce.
-    pub(super) records: usize,
-    /// Where the last event of the partition ended.
-    pub(super) told: i64,
-    /// The first offset that is wanted; batches may begin before it.
+    /// The number of records according to the headers.
+    pub(super) record_count: usize,
+    /// The position where the last event of the partition ended.
+    pub(super) emitted_offset: i64,
+    /// The first offset to emit; batches may begin before it.
     pub(super) from_offset: i64,
-    pub(super) aborted: Aborted,
-    /// Whether checksums are looked at.
-    pub(super) checked: bool,
+    pub(super) aborted: AbortedTransactions,
+    /// Whether checksums are verified.
+    pub(super) check_crcs: bool,
 }
 
 /// Why a batch cannot be read.
 #[derive(Debug)]
-pub(super) struct Bad {
+pub(super) struct BadBatch {
     /// The first offset of the batch.
     pub(super) offset: i64,
-    pub(super) why: String,
+    pub(super) reason: String,
 }
 
-impl Part {
-    /// Gives the chunks to `give`, until it says `false`.
+impl PartitionBatches {
+    /// Passes the chunks to `emit`, until it returns `false`.
     ///
     /// # Errors
-    /// The first batch that cannot be read; chunks of those before it are given first.
-    pub(super) fn chunks(mut self, mut give: impl FnMut(Chunk) -> bool) -> Result<(), Bad> {
+    /// The first batch that cannot be read; the chunks of the batches before it are emitted first.
+    pub(super) fn emit_chunks(
+        mut self,
+        mut emit: impl FnMut(Chunk) -> bool,
+    ) -> Result<(), BadBatch> {
         let bytes = std::mem::take(&mut self.bytes);
-        let mut chunk = Growing::new(self.told, self.records);
+        let mut chunk = ChunkBuilder::new(self.emitted_offset, self.record_count);
         let mut at = 0;
         let mut position = self.from_offset;
-        while let Ok(First::Whole(header)) = record_batch::first(&bytes[at..]) {
-            let place = at..at + header.bytes;
-            at = place.end;
-            let this = &bytes[place.clone()];
-            if self.checked && !record_batch::intact(&header, this) {
-                let why = "its CRC-32C is wrong: the bytes are not those that were written".into();
-                return self.stop(chunk, &bytes, &header, why, give);
+        while let Ok(BatchStart::Complete(header)) = record_batch::parse_batch_start(&bytes[at..]) {
+            let range = at..at + header.bytes;
+            at = range.end;
+            let batch = &bytes[range.clone()];
+            if self.check_crcs && !record_batch::has_valid_crc(&header, batch) {
+                let reason =
+                    "the CRC-32C is wrong: the bytes differ from those that were written".into();
+                return self.fail_after_flush(chunk, &bytes, &header, reason, emit);
             }
-            let gap = self.aborted.is_gap(&header, this);
+            let is_gap = self.aborted.is_gap(&header, batch);
             if header.next_offset() <= position {
                 continue;
             }
-            if !gap {
-                if chunk.is_other(&header) && !self.give(&mut chunk, &bytes, &mut give) {
+            if !is_gap {
+                if chunk.needs_new_chunk(&header) && !self.flush(&mut chunk, &bytes, &mut emit) {
                     return Ok(());
                 }
-                if let Err(why) = chunk.add(&header, &bytes, place, position) {
-                    return self.stop(chunk, &bytes, &header, why, give);
+                if let Err(reason) = chunk.add_batch(&header, &bytes, range, position) {
+                    return self.fail_after_flush(chunk, &bytes, &header, reason, emit);
                 }
             }
             position = header.next_offset();
             chunk.next_offset = position;
-            if chunk.is_full() && !self.give(&mut chunk, &bytes, &mut give) {
+            if chunk.is_full() && !self.flush(&mut chunk, &bytes, &mut emit) {
                 return Ok(());
             }
         }
-        self.give(&mut chunk, &bytes, &mut give);
+        self.flush(&mut chunk, &bytes, &mut emit);
         Ok(())
     }
 
-    fn stop(
+    /// Emits the batches before the bad one and returns the error.
+    fn fail_after_flush(
         &self,
-        mut chunk: Growing,
+        mut chunk: ChunkBuilder,
         bytes: &Bytes,
-        header: &Header,
-        why: String,
-        mut give: impl FnMut(Chunk) -> bool,
-    ) -> Result<(), Bad> {
-        self.give(&mut chunk, bytes, &mut give);
-        Err(Bad { offset: header.base_offset, why })
+        header: &BatchHeader,
+        reason: String,
+        mut emit: impl FnMut(Chunk) -> bool,
+    ) -> Result<(), BadBatch> {
+        self.flush(&mut chunk, bytes, &mut emit);
+        Err(BadBatch { offset: header.base_offset, reason })
     }
 
-    fn give(&self, chunk: &mut Growing, bytes: &Bytes, give: impl FnOnce(Chunk) -> bool) -> bool {
+    /// Emits the records that were added, if there are any. Returns `false` if `emit` does.
+    fn flush(
+        &self,
+        chunk: &mut ChunkBuilder,
+        bytes: &Bytes,
+        emit: impl FnOnce(Chunk) -> bool,
+    ) -> bool {
         if chunk.records.is_empty() {
             return true;
         }
-        let fresh = Growing::new(chunk.next_offset, chunk.announced);
-        let full = std::mem::replace(chunk, fresh);
-        give(Chunk {
+        let next = ChunkBuilder::new(chunk.next_offset, chunk.remaining_records);
+        let full = std::mem::replace(chunk, next);
+        emit(Chunk {
             topic: Arc::clone(&self.partition.topic),
             partition: self.partition.partition,
             first_offset: full.first_offset,
             next_offset: full.next_offset,
-            bytes: match full.place {
-                Place::Response { start, end } => bytes.slice(start..end),
-                Place::Unpacked(unpacked) => Bytes::from(unpacked),
+            bytes: match full.bytes {
+                ChunkBytes::Response { start, end } => bytes.slice(start..end),
+                ChunkBytes::Decompressed(decompressed) => Bytes::from(decompressed),
             },
             records: full.records,
             append_time: full.append_time,
@@ -165,92 +183,94 @@ impl Part {
     }
 }
 
-/// Where a chunk's bytes are.
-enum Place {
+/// The bytes of a chunk.
+enum ChunkBytes {
     /// A range of the response.
     Response { start: usize, end: usize },
-    /// Here.
-    Unpacked(Vec<u8>),
+    /// A separate buffer with the decompressed batches.
+    Decompressed(Vec<u8>),
 }
 
 /// A chunk that is being filled.
-struct Growing {
+struct ChunkBuilder {
     first_offset: i64,
     next_offset: i64,
-    place: Place,
+    bytes: ChunkBytes,
     records: Vec<Record>,
     append_time: bool,
-    /// Records that are still to come, as far as headers tell.
-    announced: usize,
+    /// The number of records still to come according to the headers.
+    remaining_records: usize,
 }
 
-impl Growing {
-    fn new(first_offset: i64, announced: usize) -> Self {
+impl ChunkBuilder {
+    fn new(first_offset: i64, remaining_records: usize) -> Self {
         Self {
             first_offset,
             next_offset: first_offset,
-            place: Place::Response { start: 0, end: 0 },
+            bytes: ChunkBytes::Response { start: 0, end: 0 },
             records: Vec::new(),
             append_time: false,
-            announced,
+            remaining_records,
         }
     }
 
-    /// Whether a batch needs a chunk of its own: chunks have one kind of time and one buffer.
-    fn is_other(&self, header: &Header) -> bool {
-        let packed = matches!(self.place, Place::Unpacked(_));
+    /// Whether a batch cannot be added: a chunk has one kind of timestamp and one buffer.
+    fn needs_new_chunk(&self, header: &BatchHeader) -> bool {
+        let is_decompressed = matches!(self.bytes, ChunkBytes::Decompressed(_));
         !self.records.is_empty()
-            && (header.append_time() != self.append_time || (header.codec() != 0) != packed)
+            && (header.is_append_time() != self.append_time
+                || (header.codec() != 0) != is_decompressed)
     }
 
     fn is_full(&self) -> bool {
-        let bytes = match &self.place {
-            Place::Response { start, end } => end - start,
-            Place::Unpacked(bytes) => bytes.len(),
+        let bytes = match &self.bytes {
+            ChunkBytes::Response { start, end } => end - start,
+            ChunkBytes::Decompressed(bytes) => bytes.len(),
         };
         bytes >= CHUNK_BYTES || self.records.len() >= CHUNK_RECORDS
     }
 
-    /// Adds the records of a batch that lies at `place` of the response. On an error it is as
-    /// it was.
-    fn add(
+    /// Adds the records of the batch at `range` of the response. On an error, the chunk has the
+    /// records that it had before.
+    fn add_batch(
         &mut self,
-        header: &Header,
-        bytes: &Bytes,
-        place: std::ops::Range<usize>,
+        header: &BatchHeader,
+        response: &Bytes,
+        range: std::ops::Range<usize>,
         from_offset: i64,
     ) -> Result<(), String> {
         let before = self.records.len();
         if before == 0 {
-            self.append_time = header.append_time();
-            self.place = match header.codec() {
-                0 => Place::Response { start: place.start, end: place.start },
-                _ => Place::Unpacked(Vec::new()),
+            self.append_time = header.is_append_time();
+            self.bytes = match header.codec() {
+                0 => ChunkBytes::Response { start: range.start, end: range.start },
+                _ => ChunkBytes::Decompressed(Vec::new()),
             };
-            self.records.reserve(self.announced.min(CHUNK_RECORDS + header.records.min(1 << 16)));
+            let in_batch = header.records.min(1 << 16);
+            self.records.reserve(self.remaining_records.min(CHUNK_RECORDS + in_batch));
         }
         let records = &mut self.records;
-        let outcome = match &mut self.place {
-            Place::Response { start, end } => {
-                *end = place.end;
-                let first_record = place.start - *start + HEADER_BYTES;
-                let buffer = &bytes[*start..place.end];
-                record_batch::records(header, buffer, first_record, from_offset, records)
+        let outcome = match &mut self.bytes {
+            ChunkBytes::Response { start, end } => {
+                *end = range.end;
+                let first_record = range.start - *start + HEADER_BYTES;
+                let buffer = &response[*start..range.end];
+                record_batch::read_records(header, buffer, first_record, from_offset, records)
             }
-            Place::Unpacked(unpacked) => {
-                let start = unpacked.len();
-                let packed = &bytes[place.start + HEADER_BYTES..place.end];
-                if let Err(error) = codec::unpack(header.codec(), packed, unpacked) {
-                    unpacked.truncate(start);
-                    return Err(format!("it cannot be unpacked: {error}"));
+            ChunkBytes::Decompressed(decompressed) => {
+                let start = decompressed.len();
+                let compressed = &response[range.start + HEADER_BYTES..range.end];
+                if let Err(error) = codec::decompress(header.codec(), compressed, decompressed) {
+                    decompressed.truncate(start);
+                    return Err(format!("cannot decompress it: {error}"));
                 }
-                record_batch::records(header, unpacked, start, from_offset, records)
+                record_batch::read_records(header, decompressed, start, from_offset, records)
             }
         };
-        self.announced = self.announced.saturating_sub(header.records);
-        outcome.map_err(|Malformed(why)| {
+        self.remaining_records = self.remaining_records.saturating_sub(header.records);
+        outcome.map_err(|MalformedBatch(reason)| {
             self.records.truncate(before);
-            why.to_owned()
+            reason.to_owned()
         })
     }
 }
@@ -275,22 +295,22 @@ mod tests {
         batch(base, count as i32 - 1, 4, -1, count as i32, &packed)
     }
 
-    fn part(bytes: Vec<u8>, from_offset: i64, aborted: Vec<(i64, i64)>) -> Part {
-        let scan = scan(&bytes).unwrap();
-        Part {
+    fn part(bytes: Vec<u8>, from_offset: i64, aborted: Vec<(i64, i64)>) -> PartitionBatches {
+        let scan = scan_batches(&bytes).unwrap();
+        PartitionBatches {
             partition: TopicPartition::new("t", 3),
-            bytes: Bytes::from(bytes).slice(..scan.bytes),
-            records: scan.records,
-            told: from_offset,
+            bytes: Bytes::from(bytes).slice(..scan.complete_bytes),
+            record_count: scan.record_count,
+            emitted_offset: from_offset,
             from_offset,
-            aborted: Aborted::new(aborted),
-            checked: true,
+            aborted: AbortedTransactions::new(aborted),
+            check_crcs: true,
         }
     }
 
-    fn read(part: Part) -> (Vec<Chunk>, Result<(), Bad>) {
+    fn read(part: PartitionBatches) -> (Vec<Chunk>, Result<(), BadBatch>) {
         let mut chunks: Vec<Chunk> = Vec::new();
-        let outcome = part.chunks(|chunk| {
+        let outcome = part.emit_chunks(|chunk| {
             chunks.push(chunk);
             true
         });
@@ -311,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_batches_are_one_chunk_that_shares_the_response() {
+    fn uncompressed_batches_form_one_chunk_that_shares_the_response() {
         let bytes = [plain(10, 3), plain(13, 2), plain(20, 1)].concat();
         let part = part(bytes, 11, vec![]);
         let response = part.bytes.clone();
@@ -325,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn packed_batches_share_a_buffer_and_plain_ones_beside_them_have_chunks_of_their_own() {
+    fn compressed_and_uncompressed_batches_form_separate_chunks() {
         let bytes = [zstd(0, 3), zstd(3, 2), plain(5, 2), zstd(7, 1)].concat();
         let (chunks, outcome) = read(part(bytes, 0, vec![]));
         outcome.unwrap();
@@ -336,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_lie_between_the_offsets_of_chunks() {
+    fn gaps_are_covered_by_the_offsets_of_chunks() {
         let marker = |offset, kind| {
             let mut body = Vec::new();
             put_record(&mut body, (0, Some(&[0, 0, 0, kind]), None, &[]));
@@ -345,7 +365,7 @@ mod tests {
         let lost = batch(3, 1, 16, 9, 2, &body(0..2, b"lost"));
         let empty = batch(9, 4, 0, -1, 0, &[]);
         let bytes = [plain(0, 3), lost, marker(5, 0), plain(6, 1), marker(7, 1), empty].concat();
-        assert_eq!(scan(&bytes).unwrap().end, Some((14, 3)));
+        assert_eq!(scan_batches(&bytes).unwrap().end, Some((14, 3)));
         let (chunks, outcome) = read(part(bytes, 0, vec![(3, 9)]));
         outcome.unwrap();
         assert_eq!(offsets(&chunks), [0, 1, 2, 6]);
@@ -353,19 +373,22 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_is_cut_off_waits_for_the_next_response() {
+    fn a_truncated_batch_is_left_for_the_next_response() {
         let (first, second) = (plain(0, 3), plain(3, 3));
         let bytes = [&first[..], &second[..second.len() - 1]].concat();
-        let seen = scan(&bytes).unwrap();
-        assert_eq!((seen.bytes, seen.end, seen.records), (first.len(), Some((3, 3)), 3));
-        assert_eq!(seen.wanted_bytes, Some(second.len()));
+        let seen = scan_batches(&bytes).unwrap();
+        assert_eq!(
+            (seen.complete_bytes, seen.end, seen.record_count),
+            (first.len(), Some((3, 3)), 3)
+        );
+        assert_eq!(seen.next_batch_bytes, Some(second.len()));
         assert_eq!(offsets(&read(part(bytes, 0, vec![])).0), [0, 1, 2]);
-        let seen = scan(&second[..20]).unwrap();
-        assert_eq!((seen.bytes, seen.wanted_bytes), (0, Some(second.len())));
+        let seen = scan_batches(&second[..20]).unwrap();
+        assert_eq!((seen.complete_bytes, seen.next_batch_bytes), (0, Some(second.len())));
     }
 
     #[test]
-    fn a_bad_batch_comes_after_the_good_ones_and_is_named() {
+    fn a_bad_batch_is_reported_after_the_good_ones() {
         for codec in [0, 4] {
             let mut bad = if codec == 0 { plain(3, 3) } else { zstd(3, 3) };
             let last = bad.len() - 1;
@@ -374,7 +397,7 @@ mod tests {
             assert_eq!(offsets(&chunks), [0, 1, 2]);
             let bad = outcome.unwrap_err();
             assert_eq!(bad.offset, 3);
-            assert!(bad.why.contains("CRC"), "{}", bad.why);
+            assert!(bad.reason.contains("CRC"), "{}", bad.reason);
         }
         let shape = batch(3, 0, 0, -1, 2, &body(0..1, b"x"));
         let (chunks, outcome) = read(part([plain(0, 3), shape].concat(), 0, vec![]));
@@ -382,26 +405,26 @@ mod tests {
     }
 
     #[test]
-    fn large_parts_are_several_chunks_and_giving_can_stop() {
+    fn large_responses_form_several_chunks_and_emitting_can_stop() {
         let value = vec![b'x'; 100_000];
         let one = |base| batch(base, 0, 0, -1, 1, &body(0..1, &value));
         let bytes: Vec<u8> = (0..40).flat_map(one).collect();
         let (chunks, _) = read(part(bytes.clone(), 0, vec![]));
         assert!(chunks.len() > 2 && chunks.iter().all(|c| c.bytes.len() < CHUNK_BYTES + 200_000));
         assert_eq!(offsets(&chunks), (0..40).collect::<Vec<_>>());
-        let mut given = 0;
-        let outcome = part(bytes, 0, vec![]).chunks(|_| {
-            given += 1;
+        let mut emitted = 0;
+        let outcome = part(bytes, 0, vec![]).emit_chunks(|_| {
+            emitted += 1;
             false
         });
-        assert!(outcome.is_ok() && given == 1);
+        assert!(outcome.is_ok() && emitted == 1);
     }
 
     #[test]
-    fn old_messages_are_told() {
+    fn old_message_formats_are_reported() {
         let mut old = plain(3, 1);
         old[16] = 1;
-        let seen = scan(&[plain(0, 3), old].concat()).unwrap();
+        let seen = scan_batches(&[plain(0, 3), old].concat()).unwrap();
         assert_eq!((seen.old_format, seen.end), (Some(1), Some((3, 3))));
     }
 }

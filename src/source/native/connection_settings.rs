@@ -1,15 +1,13 @@
-//! The settings of the native reader, under librdkafka's names.
+//! The settings of the native client, under librdkafka's names.
 //!
-//! Promise: every setting is either followed, or known to say nothing about reading, or the
-//! reason why this reader is not the one to use. None is quietly ignored.
+//! Promise: every setting is either applied, or known to be irrelevant for reading, or reported as
+//! the reason why the native client cannot be used. None is ignored silently.
 
 use std::time::Duration;
 
-use crate::source::config::KafkaConfig;
-
-/// Settings that a reader has no use for: they are about producing, about groups that are not
-/// joined, about librdkafka's own queues and logs, or fixed by what a reader promises.
-const OF_OTHERS: &[&str] = &[
+/// ConnectionSettings that do not affect a reader: they concern producing, consumer groups (which are not
+/// joined), librdkafka's own queues and logs, or values that are fixed by what a reader promises.
+const IRRELEVANT: &[&str] = &[
     "acks",
     "allow.auto.create.topics",
     "auto.commit.interval.ms",
@@ -69,74 +67,78 @@ const OF_OTHERS: &[&str] = &[
     "transactional.id",
 ];
 
-/// Who the client is, to a broker.
+/// The credentials of the client.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Sasl {
-    pub(super) mechanism: Mechanism,
+pub(super) struct SaslSettings {
+    pub(super) mechanism: SaslMechanism,
     pub(super) username: String,
     pub(super) password: String,
 }
 
-/// How a client proves who it is.
+/// How the client authenticates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mechanism {
+pub(super) enum SaslMechanism {
     Plain,
     ScramSha256,
     ScramSha512,
 }
 
-/// How a broker proves who it is, and the client by certificate. Locations are files.
+/// How brokers are verified, and the certificate of the client. Locations are files.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Tls {
+pub(super) struct TlsSettings {
     pub(super) ca: Option<String>,
     pub(super) certificate: Option<String>,
     pub(super) key: Option<String>,
-    /// Whether the broker's certificate is looked at.
-    pub(super) verified: bool,
-    /// Whether it must be made out to the broker's host.
-    pub(super) named: bool,
+    /// Whether the certificate of the broker is verified.
+    pub(super) verify_certificate: bool,
+    /// Whether the certificate must match the host name of the broker.
+    pub(super) verify_hostname: bool,
 }
 
-/// All that the native reader can be told.
+/// All settings of the native client.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Settings {
-    /// Hosts and ports to begin with.
+pub(super) struct ConnectionSettings {
+    /// The bootstrap brokers: hosts and ports.
     pub(super) brokers: Vec<(String, u16)>,
     pub(super) client_id: String,
-    pub(super) tls: Option<Tls>,
-    pub(super) sasl: Option<Sasl>,
-    /// How long a broker may wait for `min_bytes` to come.
-    pub(super) wait: Duration,
+    pub(super) tls: Option<TlsSettings>,
+    pub(super) sasl: Option<SaslSettings>,
+    /// How long a broker may wait for `min_bytes` before it responds to a Fetch.
+    pub(super) fetch_wait: Duration,
     pub(super) min_bytes: i32,
-    /// The most of one response, and of one partition in it; a single larger batch still comes.
+    /// The size limits of one response and of one partition in it; a single larger batch is still sent.
     pub(super) max_bytes: i32,
     pub(super) partition_bytes: i32,
-    /// Whether checksums are looked at.
-    pub(super) checked: bool,
+    /// Whether checksums are verified.
+    pub(super) check_crcs: bool,
     pub(super) request_timeout: Duration,
     pub(super) connect_timeout: Duration,
     pub(super) keepalive: bool,
-    /// The wait before a broker is tried again, growing from the first to the second.
-    pub(super) reconnect: (Duration, Duration),
-    /// The wait before a partition with an error is tried again.
-    pub(super) retry: Duration,
-    /// How often leaders are looked up although nothing is wrong.
-    pub(super) refresh: Duration,
+    /// The backoff before reconnecting to a broker, which grows from the first to the second value.
+    pub(super) reconnect_backoff: (Duration, Duration),
+    /// The backoff before a partition with an error is requested again.
+    pub(super) retry_backoff: Duration,
+    /// The interval of metadata requests without an error.
+    pub(super) metadata_refresh: Duration,
 }
 
-impl Settings {
-    /// What a configuration asks of a reader.
+impl ConnectionSettings {
+    /// Parses the bootstrap brokers and the librdkafka properties of a reader.
     ///
     /// # Errors
-    /// Why the native reader cannot do it.
-    pub(super) fn from_kafka(kafka: &KafkaConfig, client_id: &str) -> Result<Self, String> {
-        let mut settings = Self::new(addresses(&kafka.brokers)?, client_id);
-        let mut security = Security::default();
-        for (name, value) in &kafka.settings {
-            let taken = security.take(name, value)? || settings.take(name, value)?;
-            let ours = name.starts_with("millstream.");
-            if !taken && !ours && !OF_OTHERS.contains(&name.as_str()) {
-                return Err(format!("it does not know the setting {name}"));
+    /// The reason why the native client cannot be used.
+    pub(super) fn from_properties(
+        brokers: &str,
+        properties: &[(String, String)],
+        client_id: &str,
+    ) -> Result<Self, String> {
+        let mut settings = Self::new(parse_brokers(brokers)?, client_id);
+        let mut security = SecuritySettings::default();
+        for (name, value) in properties {
+            let is_applied = security.apply(name, value)? || settings.apply(name, value)?;
+            let is_millstream = name.starts_with("millstream.");
+            if !is_applied && !is_millstream && !IRRELEVANT.contains(&name.as_str()) {
+                return Err(format!("it does not support the setting {name}"));
             }
         }
         (settings.tls, settings.sasl) = security.finish()?;
@@ -149,45 +151,45 @@ impl Settings {
             client_id: client_id.to_owned(),
             tls: None,
             sasl: None,
-            // An end is told when an empty answer comes, so this is how late it may be told.
-            wait: Duration::from_millis(100),
+            // The end of a partition is detected by an empty response, so this bounds the delay.
+            fetch_wait: Duration::from_millis(100),
             min_bytes: 1,
-            // Small enough that a response stays in the processor's cache while it is read.
+            // A response of this size stays in the processor's cache while it is read.
             max_bytes: 4 << 20,
             partition_bytes: 1 << 20,
-            checked: true,
+            check_crcs: true,
             request_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(30),
             keepalive: true,
-            reconnect: (Duration::from_millis(100), Duration::from_secs(2)),
-            retry: Duration::from_millis(100),
-            refresh: Duration::from_secs(300),
+            reconnect_backoff: (Duration::from_millis(100), Duration::from_secs(2)),
+            retry_backoff: Duration::from_millis(100),
+            metadata_refresh: Duration::from_secs(300),
         }
     }
 
-    /// Whether `name` is one of these.
-    fn take(&mut self, name: &str, value: &str) -> Result<bool, String> {
-        let ms = || number(name, value).map(Duration::from_millis);
-        let bytes = || number(name, value).map(|n| n.clamp(1, i32::MAX as u64) as i32);
+    /// Applies one property. Returns `false` if it is none of these settings.
+    fn apply(&mut self, name: &str, value: &str) -> Result<bool, String> {
+        let ms = || parse_number(name, value).map(Duration::from_millis);
+        let bytes = || parse_number(name, value).map(|n| n.clamp(1, i32::MAX as u64) as i32);
         match name {
             "client.id" => self.client_id = value.to_owned(),
-            "fetch.wait.max.ms" => self.wait = ms()?,
+            "fetch.wait.max.ms" => self.fetch_wait = ms()?,
             "fetch.min.bytes" => self.min_bytes = bytes()?,
             "fetch.max.bytes" => self.max_bytes = bytes()?,
             "fetch.message.max.bytes" | "max.partition.fetch.bytes" => {
                 self.partition_bytes = bytes()?;
             }
-            "fetch.error.backoff.ms" | "retry.backoff.ms" => self.retry = ms()?,
+            "fetch.error.backoff.ms" | "retry.backoff.ms" => self.retry_backoff = ms()?,
             "retry.backoff.max.ms" => {}
-            "check.crcs" => self.checked = truth(name, value)?,
+            "check.crcs" => self.check_crcs = parse_bool(name, value)?,
             "socket.timeout.ms" => self.request_timeout = ms()?,
             "socket.connection.setup.timeout.ms" => self.connect_timeout = ms()?,
-            "socket.keepalive.enable" => self.keepalive = truth(name, value)?,
-            "reconnect.backoff.ms" => self.reconnect.0 = ms()?,
-            "reconnect.backoff.max.ms" => self.reconnect.1 = ms()?,
+            "socket.keepalive.enable" => self.keepalive = parse_bool(name, value)?,
+            "reconnect.backoff.ms" => self.reconnect_backoff.0 = ms()?,
+            "reconnect.backoff.max.ms" => self.reconnect_backoff.1 = ms()?,
             "topic.metadata.refresh.interval.ms" => {
-                // librdkafka: -1 is never.
-                self.refresh = if value == "-1" { Duration::MAX } else { ms()? };
+                // In librdkafka, -1 means never.
+                self.metadata_refresh = if value == "-1" { Duration::MAX } else { ms()? };
             }
             _ => return Ok(false),
         }
@@ -195,9 +197,9 @@ impl Settings {
     }
 }
 
-/// The settings of `security.protocol` and all that hang on it.
+/// The settings that depend on `security.protocol`, as text.
 #[derive(Default)]
-struct Security {
+struct SecuritySettings {
     protocol: String,
     mechanism: String,
     username: String,
@@ -205,95 +207,98 @@ struct Security {
     ca: Option<String>,
     certificate: Option<String>,
     key: Option<String>,
-    unverified: bool,
-    unnamed: bool,
+    skip_certificate: bool,
+    skip_hostname: bool,
 }
 
-impl Security {
-    fn take(&mut self, name: &str, value: &str) -> Result<bool, String> {
+impl SecuritySettings {
+    fn apply(&mut self, name: &str, value: &str) -> Result<bool, String> {
         let text = || value.to_owned();
         match name {
             "security.protocol" => self.protocol = value.to_ascii_lowercase(),
             "sasl.mechanism" | "sasl.mechanisms" => self.mechanism = text(),
             "sasl.username" => self.username = text(),
             "sasl.password" => self.password = text(),
-            "ssl.ca.location" => self.ca = Some(text()).filter(|place| place != "probe"),
+            "ssl.ca.location" => self.ca = Some(text()).filter(|path| path != "probe"),
             "ssl.certificate.location" => self.certificate = Some(text()),
             "ssl.key.location" => self.key = Some(text()),
-            "enable.ssl.certificate.verification" => self.unverified = !truth(name, value)?,
+            "enable.ssl.certificate.verification" => {
+                self.skip_certificate = !parse_bool(name, value)?
+            }
             "ssl.endpoint.identification.algorithm" => {
-                self.unnamed = value.eq_ignore_ascii_case("none");
+                self.skip_hostname = value.eq_ignore_ascii_case("none");
             }
             _ => return Ok(false),
         }
         Ok(true)
     }
 
-    fn finish(self) -> Result<(Option<Tls>, Option<Sasl>), String> {
-        let (tls, sasl) = match self.protocol.as_str() {
+    fn finish(self) -> Result<(Option<TlsSettings>, Option<SaslSettings>), String> {
+        let (uses_tls, uses_sasl) = match self.protocol.as_str() {
             "" | "plaintext" => (false, false),
             "ssl" => (true, false),
             "sasl_plaintext" => (false, true),
             "sasl_ssl" => (true, true),
-            other => return Err(format!("it does not know security.protocol={other}")),
+            other => return Err(format!("it does not support security.protocol={other}")),
         };
         let mechanism = || match self.mechanism.as_str() {
-            "PLAIN" => Ok(Mechanism::Plain),
-            "SCRAM-SHA-256" => Ok(Mechanism::ScramSha256),
-            "SCRAM-SHA-512" => Ok(Mechanism::ScramSha512),
-            "" => Err("it does not know GSSAPI, the default of sasl.mechanism".to_owned()),
-            other => Err(format!("it does not know sasl.mechanism={other}")),
+            "PLAIN" => Ok(SaslMechanism::Plain),
+            "SCRAM-SHA-256" => Ok(SaslMechanism::ScramSha256),
+            "SCRAM-SHA-512" => Ok(SaslMechanism::ScramSha512),
+            "" => Err("it does not support GSSAPI, the default of sasl.mechanism".to_owned()),
+            other => Err(format!("it does not support sasl.mechanism={other}")),
         };
-        let sasl = match sasl {
-            true => Some(Sasl {
+        let sasl = match uses_sasl {
+            true => Some(SaslSettings {
                 mechanism: mechanism()?,
                 username: self.username,
                 password: self.password,
             }),
             false => None,
         };
-        if tls && self.ca.as_ref().is_some_and(|place| std::path::Path::new(place).is_dir()) {
-            return Err("ssl.ca.location is a folder, and it reads one file".to_owned());
+        if uses_tls && self.ca.as_ref().is_some_and(|path| std::path::Path::new(path).is_dir()) {
+            return Err("ssl.ca.location is a directory, and it reads a single file".to_owned());
         }
-        let tls = tls.then_some(Tls {
+        let tls = uses_tls.then_some(TlsSettings {
             ca: self.ca,
             certificate: self.certificate,
             key: self.key,
-            verified: !self.unverified,
-            named: !self.unnamed,
+            verify_certificate: !self.skip_certificate,
+            verify_hostname: !self.skip_hostname,
         });
         Ok((tls, sasl))
     }
 }
 
-fn number(name: &str, value: &str) -> Result<u64, String> {
-    value.parse().map_err(|_| format!("{name}={value} is no number that it takes"))
+fn parse_number(name: &str, value: &str) -> Result<u64, String> {
+    value.parse().map_err(|_| format!("cannot parse {name}={value} as a number"))
 }
 
-fn truth(name: &str, value: &str) -> Result<bool, String> {
+fn parse_bool(name: &str, value: &str) -> Result<bool, String> {
     match value.to_ascii_lowercase().as_str() {
         "true" | "t" | "1" => Ok(true),
         "false" | "f" | "0" => Ok(false),
-        _ => Err(format!("{name}={value} is neither true nor false")),
+        _ => Err(format!("cannot parse {name}={value} as a boolean")),
     }
 }
 
-/// `host`, `host:port` or `[v6]:port`, separated by commas.
-fn addresses(brokers: &str) -> Result<Vec<(String, u16)>, String> {
-    let named = brokers.split(',').map(str::trim).filter(|broker| !broker.is_empty());
-    let parsed: Result<Vec<_>, String> = named.map(address).collect();
-    parsed
-        .and_then(|list| if list.is_empty() { Err("no broker is named".into()) } else { Ok(list) })
+/// Parses a comma-separated list of `host`, `host:port` or `[v6]:port`.
+fn parse_brokers(brokers: &str) -> Result<Vec<(String, u16)>, String> {
+    let listed = brokers.split(',').map(str::trim).filter(|broker| !broker.is_empty());
+    let parsed: Result<Vec<_>, String> = listed.map(parse_broker).collect();
+    parsed.and_then(|list| {
+        if list.is_empty() { Err("the list of brokers is empty".into()) } else { Ok(list) }
+    })
 }
 
-fn address(broker: &str) -> Result<(String, u16), String> {
-    let refused = || format!("it does not know a broker of the form {broker}");
+fn parse_broker(broker: &str) -> Result<(String, u16), String> {
+    let invalid = || format!("cannot parse the broker address {broker}");
     if broker.contains("://") {
-        return Err(refused());
+        return Err(invalid());
     }
     let (host, port) = match broker.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
-            (host, port.parse().map_err(|_| refused())?)
+            (host, port.parse().map_err(|_| invalid())?)
         }
         _ => (broker, 9092),
     };
@@ -304,24 +309,24 @@ fn address(broker: &str) -> Result<(String, u16), String> {
 mod tests {
     use super::*;
 
-    fn settings(settings: &[(&str, &str)]) -> Result<Settings, String> {
-        let settings = settings.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let kafka = KafkaConfig { brokers: "a:1,b".into(), settings };
-        Settings::from_kafka(&kafka, "me")
+    fn settings(settings: &[(&str, &str)]) -> Result<ConnectionSettings, String> {
+        let properties: Vec<_> =
+            settings.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        ConnectionSettings::from_properties("a:1,b", &properties, "me")
     }
 
     #[test]
-    fn brokers_are_read_as_librdkafka_reads_them() {
-        let read = |brokers| addresses(brokers).unwrap();
+    fn brokers_are_parsed_as_by_librdkafka() {
+        let read = |brokers| parse_brokers(brokers).unwrap();
         assert_eq!(read("a:1, b"), [("a".to_owned(), 1), ("b".to_owned(), 9092)]);
         assert_eq!(read("[::1]:7,::1"), [("::1".to_owned(), 7), ("::1".to_owned(), 9092)]);
         for bad in ["", "SSL://a:1", "a:x", "a:70000"] {
-            assert!(addresses(bad).is_err(), "{bad}");
+            assert!(parse_brokers(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn what_it_knows_is_followed_and_the_last_one_counts() {
+    fn supported_settings_are_applied_and_the_last_value_wins() {
         let read = settings(&[
             ("fetch.wait.max.ms", "70"),
             ("fetch.wait.max.ms", "80"),
@@ -331,12 +336,12 @@ mod tests {
             ("millstream.reader", "native"),
         ])
         .unwrap();
-        assert_eq!((read.wait, read.partition_bytes), (Duration::from_millis(80), 5000));
-        assert!(!read.checked && read.tls.is_none() && read.sasl.is_none());
+        assert_eq!((read.fetch_wait, read.partition_bytes), (Duration::from_millis(80), 5000));
+        assert!(!read.check_crcs && read.tls.is_none() && read.sasl.is_none());
     }
 
     #[test]
-    fn security_is_read_from_librdkafkas_names() {
+    fn security_settings_have_librdkafkas_names() {
         let read = settings(&[
             ("security.protocol", "SASL_SSL"),
             ("sasl.mechanisms", "SCRAM-SHA-512"),
@@ -346,12 +351,12 @@ mod tests {
         ])
         .unwrap();
         let tls = read.tls.unwrap();
-        assert!(tls.verified && !tls.named);
-        assert!(read.sasl.unwrap().mechanism == Mechanism::ScramSha512);
+        assert!(tls.verify_certificate && !tls.verify_hostname);
+        assert!(read.sasl.unwrap().mechanism == SaslMechanism::ScramSha512);
     }
 
     #[test]
-    fn what_it_does_not_know_is_a_reason() {
+    fn an_unsupported_setting_is_a_reason() {
         for (name, value) in [
             ("client.rack", "a"),
             ("sasl.oauthbearer.config", "x"),

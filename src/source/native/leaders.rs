@@ -1,8 +1,8 @@
-//! Who leads what: Metadata requests, and a thread for each broker that leads something.
+//! Partition leaders: Metadata requests, and one thread for each broker that leads a partition.
 //!
-//! Promises: a partition without a known leader is looked up until it has one; a topic that is
-//! not there, or was made anew under the same name, becomes an error, for what was recorded
-//! about its offsets says nothing about another topic.
+//! Promises: a partition without a known leader is looked up until it has one; a topic that does
+//! not exist, or was recreated under the same name, is an error, because recorded offsets are
+//! meaningless in another topic.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,236 +14,251 @@ use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::metadata_response::{MetadataResponseBroker, MetadataResponseTopic};
 use kafka_protocol::messages::{FetchRequest, MetadataRequest, MetadataResponse};
 
-use crate::source::native::Shared;
 use crate::source::native::broker;
-use crate::source::native::diagnostics::{Attempt, Trouble};
-use crate::source::native::partition_table::{NodeId, Partition, State};
+use crate::source::native::connect;
+use crate::source::native::diagnostics::{ClientError, ClientResult, too_old};
+use crate::source::native::fetch_context::FetchContext;
+use crate::source::native::partition_table::{NodeId, PartitionEntry, TableState};
 use crate::source::native::wire::{Connection, topic_name};
 use crate::{Error, Kind};
 
-/// The least time between two looks.
-const PAUSE: Duration = Duration::from_millis(50);
-/// How long a topic may be unknown: one that was just made is not known everywhere at once.
-const UNKNOWN: Duration = Duration::from_secs(10);
-/// The first version of Metadata that does not make topics by asking for them.
-const LEAST_METADATA: i16 = 4;
-/// Outages that concern no broker in particular are told under this name.
-const ANY: &str = "all brokers";
+/// The shortest time between two lookups.
+const MIN_LOOKUP_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a topic may be unknown: a new topic is not known to all brokers at once.
+const UNKNOWN_TOPIC_GRACE: Duration = Duration::from_secs(10);
+/// The first version of Metadata that does not create the requested topics.
+const MIN_METADATA_VERSION: i16 = 4;
+/// The name in the outage log for outages of no broker in particular.
+const ALL_BROKERS: &str = "brokers";
 
-/// Looks up leaders and keeps the brokers' threads, until nobody wants it any more.
-pub(super) fn run<'scope, 'env>(scope: &'scope Scope<'scope, 'env>, shared: &'env Shared<'env>) {
+/// Looks up leaders and starts the threads of the brokers, until the reader stops.
+pub(super) fn run<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    context: &'env FetchContext<'env>,
+) {
+    let (min_backoff, max_backoff) = context.settings.reconnect_backoff;
     let mut connection = None;
     let mut threads: BTreeSet<NodeId> = BTreeSet::new();
-    let mut turn = 0;
-    let mut pause = shared.settings.reconnect.0;
-    while wait_until_wanted(shared) {
-        match look(shared, &mut connection, turn) {
+    let mut attempt = 0;
+    let mut backoff = min_backoff;
+    while wait_until_lookup_due(context) {
+        match refresh_metadata(context, &mut connection, attempt) {
             Ok(()) => {
-                pause = shared.settings.reconnect.0;
-                shared.outage.over(ANY);
-                let leaders = shared.table.lock().leaders();
+                backoff = min_backoff;
+                context.outages.record_reachable(ALL_BROKERS);
+                let leaders = context.table.lock().leader_nodes();
                 for node in leaders {
                     if threads.insert(node) {
-                        spawn(scope, shared, node);
+                        spawn_broker_thread(scope, context, node);
                     }
                 }
-                shared.table.sleep(shared.settings.retry.max(PAUSE), || shared.stopped());
+                let interval = context.settings.retry_backoff.max(MIN_LOOKUP_INTERVAL);
+                context.table.sleep(interval, || context.is_stopped());
             }
-            Err(Trouble::Lost(why)) => {
-                // Another broker, next time; the wait grows with every round.
+            Err(ClientError::Retriable(reason)) => {
+                // The next attempt uses another broker; the backoff grows with every attempt.
                 connection = None;
-                turn += 1;
-                shared.outage.began(ANY, &why);
-                shared.table.sleep(pause, || shared.stopped());
-                pause = (pause * 2).min(shared.settings.reconnect.1);
+                attempt += 1;
+                context.outages.record_unreachable(ALL_BROKERS, &reason);
+                context.table.sleep(backoff, || context.is_stopped());
+                backoff = (backoff * 2).min(max_backoff);
             }
-            Err(trouble) => end(shared, trouble),
+            Err(error) => context.stop_on(error),
         }
     }
-    shared.table.wake();
+    context.table.wake();
 }
 
-/// Ends the reader, as far as that is for this trouble to do.
-pub(super) fn end(shared: &Shared<'_>, trouble: Trouble) {
-    match trouble {
-        Trouble::Final(error) => {
-            shared.sink.fail(error);
-            shared.table.wake();
-        }
-        Trouble::Beyond(why) => shared.table.give_up(why),
-        Trouble::Lost(_) | Trouble::Stopped => {}
-    }
-}
-
-fn spawn<'scope, 'env>(
+fn spawn_broker_thread<'scope, 'env>(
     scope: &'scope Scope<'scope, 'env>,
-    shared: &'env Shared<'env>,
+    context: &'env FetchContext<'env>,
     node: NodeId,
 ) {
     let thread = std::thread::Builder::new().name(format!("kafka-broker-{node}"));
-    if let Err(error) = thread.spawn_scoped(scope, move || broker::run(shared, node)) {
-        let error = Error::internal("a thread for a broker cannot be started").because(error);
-        end(shared, Trouble::Final(error));
+    if let Err(error) = thread.spawn_scoped(scope, move || broker::run(context, node)) {
+        let error = Error::internal("cannot start the thread of a broker").because(error);
+        context.stop_on(ClientError::Fatal(error));
     }
 }
 
-/// Waits until somebody needs a leader. False: the reader ends.
-fn wait_until_wanted(shared: &Shared<'_>) -> bool {
-    let begun = Instant::now();
-    let mut state = shared.table.lock();
+/// Waits until leaders must be looked up. Returns `false` if the reader stops.
+fn wait_until_lookup_due(context: &FetchContext<'_>) -> bool {
+    let started = Instant::now();
+    let mut state = context.table.lock();
     loop {
-        if shared.stopped() {
+        if context.is_stopped() {
             return false;
         }
-        let due = !state.partitions.is_empty() && begun.elapsed() >= shared.settings.refresh;
-        if due || state.wants_leaders() {
-            state.doubted = false;
+        let is_due =
+            !state.partitions.is_empty() && started.elapsed() >= context.settings.metadata_refresh;
+        if is_due || state.needs_leader_lookup() {
+            state.leaders_stale = false;
             return true;
         }
-        state = shared.table.wait(state, Duration::from_secs(1));
+        state = context.table.wait(state, Duration::from_secs(1));
     }
 }
 
-/// Asks one broker and notes what it says.
-fn look<'a>(
-    shared: &'a Shared<'a>,
+/// Requests metadata from one broker and applies it to the partition table. Uses the open
+/// connection if there is one.
+fn refresh_metadata<'a>(
+    context: &'a FetchContext<'a>,
     connection: &mut Option<Connection<'a>>,
-    turn: usize,
-) -> Attempt<()> {
+    attempt: usize,
+) -> ClientResult<()> {
     let open = connection.take().filter(|connection| !connection.is_stale());
-    let answer = match open {
-        Some(mut open) => match ask(shared, &mut open) {
-            // It was idle for long, perhaps: that says nothing about the broker.
-            Err(Trouble::Lost(_)) => None,
-            answer => Some((open, answer?)),
+    let answered = match open {
+        Some(mut open) => match request_metadata(context, &mut open) {
+            // The broker may have closed an idle connection, which is no outage.
+            Err(ClientError::Retriable(_)) => None,
+            response => Some((open, response?)),
         },
         None => None,
     };
-    let (open, answer) = match answer {
+    let (open, response) = match answered {
         Some(answered) => answered,
         None => {
-            let mut known: Vec<_> = shared.settings.brokers.clone();
-            known.extend(shared.table.lock().nodes.values().cloned());
-            let (host, port) = &known[turn % known.len()];
-            let named = |trouble| match trouble {
-                Trouble::Lost(why) => Trouble::Lost(format!("{host}:{port}: {why}")),
-                other => other,
-            };
-            let mut open = Connection::open(&shared.dial, host, *port).map_err(named)?;
-            let answer = ask(shared, &mut open).map_err(named)?;
-            (open, answer)
+            let mut known: Vec<_> = context.settings.brokers.clone();
+            known.extend(context.table.lock().nodes.values().cloned());
+            let (host, port) = &known[attempt % known.len()];
+            let mut open = connect::open(&context.connections, host, *port)
+                .map_err(|error| error.at(host, *port))?;
+            let response =
+                request_metadata(context, &mut open).map_err(|error| error.at(host, *port))?;
+            (open, response)
         }
     };
     *connection = Some(open);
-    let mut state = shared.table.lock();
-    note(&mut state, &answer)?;
+    let mut state = context.table.lock();
+    apply_metadata(&mut state, &response)?;
     drop(state);
-    shared.table.wake();
+    context.table.wake();
     Ok(())
 }
 
-fn ask(shared: &Shared<'_>, connection: &mut Connection<'_>) -> Attempt<MetadataResponse> {
-    connection.agreed::<FetchRequest>(i16::MAX)?;
-    let topics = shared.table.lock().topics();
-    metadata(connection, topics.iter())
+fn request_metadata(
+    context: &FetchContext<'_>,
+    connection: &mut Connection<'_>,
+) -> ClientResult<MetadataResponse> {
+    connection.require_version::<FetchRequest>(i16::MAX)?;
+    let topics = context.table.lock().topics();
+    fetch_metadata(connection, topics.iter())
 }
 
-/// What a broker knows of topics. It makes none.
-pub(super) fn metadata<'a>(
+/// Requests the metadata of topics. It creates no topics.
+pub(super) fn fetch_metadata<'a>(
     connection: &mut Connection<'_>,
     topics: impl Iterator<Item = &'a Arc<str>>,
-) -> Attempt<MetadataResponse> {
+) -> ClientResult<MetadataResponse> {
     let version = connection
-        .version::<MetadataRequest>(12)
-        .filter(|version| *version >= LEAST_METADATA)
-        .ok_or_else(|| Trouble::Beyond("the brokers are too old for it".to_owned()))?;
+        .supported_version::<MetadataRequest>(12)
+        .filter(|version| *version >= MIN_METADATA_VERSION)
+        .ok_or_else(|| too_old("Metadata version 4"))?;
     let topic = |name: &Arc<str>| MetadataRequestTopic::default().with_name(Some(topic_name(name)));
     let request = MetadataRequest::default()
         .with_topics(Some(topics.map(topic).collect()))
         .with_allow_auto_topic_creation(false);
-    connection.ask(&request, version, Duration::ZERO)
+    connection.call(&request, version, Duration::ZERO)
 }
 
-/// Where the brokers of an answer are.
-pub(super) fn addresses(answer: &MetadataResponse) -> HashMap<NodeId, (String, u16)> {
+/// The addresses of the brokers in a response.
+pub(super) fn broker_addresses(response: &MetadataResponse) -> HashMap<NodeId, (String, u16)> {
     let address = |broker: &MetadataResponseBroker| {
         Some((broker.node_id.0, (broker.host.to_string(), u16::try_from(broker.port).ok()?)))
     };
-    answer.brokers.iter().filter_map(address).collect()
+    response.brokers.iter().filter_map(address).collect()
 }
 
-/// Notes an answer.
-fn note(state: &mut State, answer: &MetadataResponse) -> Attempt<()> {
-    state.nodes = addresses(answer);
+/// Updates brokers and leaders from a response.
+fn apply_metadata(state: &mut TableState, response: &MetadataResponse) -> ClientResult<()> {
+    state.nodes = broker_addresses(response);
     for partition in &mut state.partitions {
-        let named = |topic: &&MetadataResponseTopic| {
+        let is_topic = |topic: &&MetadataResponseTopic| {
             topic.name.as_ref().is_some_and(|name| *name.0 == *partition.tp.topic)
         };
-        if let Some(topic) = answer.topics.iter().find(named) {
-            note_topic(partition, topic)?;
+        if let Some(topic) = response.topics.iter().find(is_topic) {
+            apply_topic(partition, topic)?;
         }
     }
     Ok(())
 }
 
-fn note_topic(partition: &mut Partition, topic: &MetadataResponseTopic) -> Attempt<()> {
+fn apply_topic(partition: &mut PartitionEntry, topic: &MetadataResponseTopic) -> ClientResult<()> {
+    if let Some(ResponseError::UnknownTopicOrPartition) =
+        ResponseError::try_from_code(topic.error_code)
+    {
+        return handle_missing_partition(partition, "there is no such topic");
+    }
+    check_topic(partition, topic)?;
+    let id = partition.tp.partition;
+    let Some(found) = topic.partitions.iter().find(|found| found.partition_index == id) else {
+        return match topic.error_code {
+            0 => handle_missing_partition(partition, "the topic has fewer partitions"),
+            _ => Ok(()),
+        };
+    };
+    partition.missing_since = None;
+    // A response with an older epoch comes from a broker that lags behind. Without topic ids it
+    // may also come from a topic that was recreated.
+    let is_newer = topic.topic_id.is_nil()
+        || partition.leader.is_none_or(|(_, epoch)| found.leader_epoch >= epoch);
+    if found.leader_id.0 < 0 {
+        partition.leader = None;
+    } else if is_newer {
+        partition.leader = Some((found.leader_id.0, found.leader_epoch));
+    }
+    Ok(())
+}
+
+/// Checks that the topic is readable and still the same topic, and records its id.
+fn check_topic(partition: &mut PartitionEntry, topic: &MetadataResponseTopic) -> ClientResult<()> {
     let tp = &partition.tp;
     match ResponseError::try_from_code(topic.error_code) {
         None | Some(ResponseError::LeaderNotAvailable) => {}
-        Some(ResponseError::UnknownTopicOrPartition) => return missing(partition, "no such topic"),
         Some(ResponseError::TopicAuthorizationFailed) => {
-            let error = Error::new(Kind::Kafka, format!("{tp} cannot be read: no permission"));
-            return Err(Trouble::Final(error.hint("this Kafka user lacks a permission (ACL)")));
+            let error = Error::new(Kind::Kafka, format!("cannot read {tp}: permission denied"));
+            return Err(ClientError::Fatal(error.hint("this Kafka user lacks a permission (ACL)")));
         }
         Some(ResponseError::InvalidTopicException) => {
-            let error = Error::new(Kind::Recovery, format!("{tp} is not in Kafka (any more)"));
-            return Err(Trouble::Final(error.detail("the topic's name is none that Kafka takes")));
+            let error = Error::new(Kind::Recovery, format!("{tp} does not exist in Kafka"));
+            return Err(ClientError::Fatal(error.detail("Kafka rejects the name of the topic")));
         }
-        Some(other) => return Err(Trouble::Lost(format!("{tp} is not told of: {other}"))),
+        Some(other) => {
+            return Err(ClientError::Retriable(format!("no metadata for {tp}: {other}")));
+        }
     }
     if !topic.topic_id.is_nil() {
         if partition.topic_id.is_nil() {
             partition.topic_id = topic.topic_id;
         } else if partition.topic_id != topic.topic_id {
-            return Err(Trouble::Final(
-                Error::new(Kind::Recovery, format!("the topic of {tp} was made anew"))
-                    .detail(format!("it was {} and is {}", partition.topic_id, topic.topic_id))
-                    .hint("its offsets are others now: see docs/running.md before starting over with --reset"),
+            return Err(ClientError::Fatal(
+                Error::new(Kind::Recovery, format!("the topic of {tp} was recreated"))
+                    .detail(format!(
+                        "its topic id was {} and is now {}",
+                        partition.topic_id, topic.topic_id
+                    ))
+                    .hint(
+                        "its old offsets are no longer valid: see docs/running.md before starting \
+                         over with --reset",
+                    ),
             ));
         }
-    }
-    let number = partition.tp.partition;
-    let told = topic.partitions.iter().find(|told| told.partition_index == number);
-    let Some(told) = told else {
-        return match topic.error_code {
-            0 => missing(partition, "the topic has fewer partitions"),
-            _ => Ok(()),
-        };
-    };
-    partition.missing_since = None;
-    // One of an older epoch comes from a broker that is behind; without ids, perhaps from a topic
-    // that was made anew.
-    let newer = topic.topic_id.is_nil()
-        || partition.leader.is_none_or(|(_, epoch)| told.leader_epoch >= epoch);
-    if told.leader_id.0 < 0 {
-        partition.leader = None;
-    } else if newer {
-        partition.leader = Some((told.leader_id.0, told.leader_epoch));
     }
     Ok(())
 }
 
-/// There is no such partition: for some time that may be because it was just made.
-fn missing(partition: &mut Partition, why: &str) -> Attempt<()> {
+/// Handles a partition that does not exist. It is an error only after a grace period, because a
+/// new partition is not known to all brokers at once.
+fn handle_missing_partition(partition: &mut PartitionEntry, reason: &str) -> ClientResult<()> {
     partition.leader = None;
     let since = *partition.missing_since.get_or_insert_with(Instant::now);
-    if since.elapsed() < UNKNOWN {
+    if since.elapsed() < UNKNOWN_TOPIC_GRACE {
         return Ok(());
     }
     let tp = &partition.tp;
-    Err(Trouble::Final(
-        Error::new(Kind::Recovery, format!("{tp} is not in Kafka (any more)"))
-            .detail(why)
-            .hint("was the topic deleted, or its number of partitions lessened?"),
+    Err(ClientError::Fatal(
+        Error::new(Kind::Recovery, format!("{tp} does not exist in Kafka"))
+            .detail(reason)
+            .hint("check whether the topic was deleted or its number of partitions was reduced"),
     ))
 }

@@ -1,8 +1,7 @@
-//! Record batches of message format v2: headers and records, read in place.
+//! Parses record batches of message format v2: headers and records, read in place.
 //!
-//! Promises: pure functions over bytes; nothing is allocated per record; whatever the bytes are,
-//! the answer is a value or [`Malformed`], never a panic, and every range given lies within the
-//! bytes.
+//! Promises: the functions are pure; nothing is allocated per record; for any input the result is
+//! a value or [`MalformedBatch`], never a panic, and every returned range lies within the input.
 //!
 //! ```text
 //!  0 base offset   8 length   12 leader epoch   16 magic   17 crc   21 attributes
@@ -16,78 +15,78 @@ use std::ops::Range;
 use crate::source::chunk::{Headers, Record};
 use crate::source::varint;
 
-/// Bytes of a batch's header.
+/// The size of a batch header.
 pub(super) const HEADER_BYTES: usize = 61;
-/// Bytes before the part that a batch's length counts.
+/// The size of the fields that the length of a batch does not include.
 const PREFIX_BYTES: usize = 12;
-/// Where the bytes that the checksum covers begin.
+/// The start of the bytes that the checksum covers.
 const CHECKED_FROM: usize = 21;
-/// The only message format that is read here.
+/// The only supported message format.
 const MAGIC: u8 = 2;
 
-/// Bytes that are no record batch, and why.
+/// Why bytes are not a record batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Malformed(pub(super) &'static str);
+pub(super) struct MalformedBatch(pub(super) &'static str);
 
-/// A batch's header.
+/// The header of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
-    /// Offset of the first record that was in it when it was written.
+pub(super) struct BatchHeader {
+    /// The offset of the first record of the original batch.
     pub(super) base_offset: i64,
-    /// All of the batch, header included.
+    /// The size of the batch, including the header.
     pub(super) bytes: usize,
-    /// Of the leader that appended it; -1: unknown.
+    /// The epoch of the leader that appended the batch; -1: unknown.
     pub(super) leader_epoch: i32,
     pub(super) crc: u32,
     attributes: i16,
     last_offset_delta: i32,
     base_timestamp_ms: i64,
     max_timestamp_ms: i64,
-    /// -1: written without idempotence.
+    /// The producer id; -1: written by a producer without idempotence.
     pub(super) producer_id: i64,
-    /// Records in it now; fewer than offsets where it was compacted.
+    /// The number of records; compaction makes it smaller than the number of offsets.
     pub(super) records: usize,
 }
 
-/// What the bytes of a Fetch response begin with.
+/// What is at the start of the bytes of a Fetch response.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum First {
-    /// A whole batch.
-    Whole(Header),
-    /// The beginning of one that has this many bytes, if so much of it is there.
+pub(super) enum BatchStart {
+    /// A complete batch.
+    Complete(BatchHeader),
+    /// A truncated batch, with its full size if that can be read.
     Partial(Option<usize>),
     /// A message of format 0 or 1.
-    Old(u8),
+    OldFormat(u8),
 }
 
-impl Header {
-    /// The offset after the batch, gaps at its end included.
+impl BatchHeader {
+    /// The offset after the batch, including gaps at its end.
     pub(super) fn next_offset(&self) -> i64 {
         self.last_offset() + 1
     }
 
-    /// The last offset that was in it when it was written.
+    /// The last offset of the original batch.
     pub(super) fn last_offset(&self) -> i64 {
         self.base_offset + i64::from(self.last_offset_delta)
     }
 
-    /// The number of its compression codec; 0: none.
+    /// The number of the compression codec; 0: none.
     pub(super) fn codec(&self) -> u8 {
         (self.attributes & 7) as u8
     }
 
-    /// Whether the broker stamped the records.
-    pub(super) fn append_time(&self) -> bool {
+    /// Whether the timestamps are those of the broker (LogAppendTime).
+    pub(super) fn is_append_time(&self) -> bool {
         self.attributes & 8 != 0
     }
 
-    /// Whether it belongs to a transaction.
-    pub(super) fn transactional(&self) -> bool {
+    /// Whether the batch belongs to a transaction.
+    pub(super) fn is_transactional(&self) -> bool {
         self.attributes & 16 != 0
     }
 
-    /// Whether it holds a transaction's marker in place of records.
-    pub(super) fn control(&self) -> bool {
+    /// Whether the batch contains a transaction marker instead of records.
+    pub(super) fn is_control(&self) -> bool {
         self.attributes & 32 != 0
     }
 }
@@ -104,37 +103,40 @@ fn i64_at(bytes: &[u8], at: usize) -> Option<i64> {
     array(bytes, at).map(i64::from_be_bytes)
 }
 
-/// Looks at the batch that `bytes` begin with.
+/// Parses the header of the batch at the start of `bytes`.
 ///
 /// # Errors
-/// A length or number that no batch has.
-pub(super) fn first(bytes: &[u8]) -> Result<First, Malformed> {
-    let Some(length) = i32_at(bytes, 8) else { return Ok(First::Partial(None)) };
-    let length = usize::try_from(length).map_err(|_| Malformed("a batch of negative length"))?;
-    let whole = length + PREFIX_BYTES;
-    let Some(&magic) = bytes.get(16) else { return Ok(First::Partial(Some(whole))) };
+/// A field with an invalid value.
+pub(super) fn parse_batch_start(bytes: &[u8]) -> Result<BatchStart, MalformedBatch> {
+    let Some(body_length) = i32_at(bytes, 8) else { return Ok(BatchStart::Partial(None)) };
+    let body_length =
+        usize::try_from(body_length).map_err(|_| MalformedBatch("the length is negative"))?;
+    let length = body_length + PREFIX_BYTES;
+    let Some(&magic) = bytes.get(16) else { return Ok(BatchStart::Partial(Some(length))) };
     match magic {
-        0 | 1 => return Ok(First::Old(magic)),
+        0 | 1 => return Ok(BatchStart::OldFormat(magic)),
         MAGIC => {}
-        _ => return Err(Malformed("a batch of an unknown message format")),
+        _ => return Err(MalformedBatch("the message format is unknown")),
     }
-    if whole < HEADER_BYTES {
-        return Err(Malformed("a batch shorter than its header"));
+    if length < HEADER_BYTES {
+        return Err(MalformedBatch("the batch is shorter than its header"));
     }
-    if bytes.len() < whole {
-        return Ok(First::Partial(Some(whole)));
+    if bytes.len() < length {
+        return Ok(BatchStart::Partial(Some(length)));
     }
-    header(bytes, whole).ok_or(Malformed("a batch with an impossible header")).map(First::Whole)
+    parse_header(bytes, length)
+        .ok_or(MalformedBatch("the header is invalid"))
+        .map(BatchStart::Complete)
 }
 
-fn header(bytes: &[u8], whole: usize) -> Option<Header> {
+fn parse_header(bytes: &[u8], length: usize) -> Option<BatchHeader> {
     let base_offset = i64_at(bytes, 0).filter(|offset| *offset >= 0)?;
     let last_offset_delta = i32_at(bytes, 23).filter(|delta| *delta >= 0)?;
-    // So that every offset of the batch, and the one after it, is a number.
+    // The offsets of the batch, and the one after it, must not overflow.
     base_offset.checked_add(i64::from(last_offset_delta))?.checked_add(1)?;
-    Some(Header {
+    Some(BatchHeader {
         base_offset,
-        bytes: whole,
+        bytes: length,
         leader_epoch: i32_at(bytes, 12)?,
         crc: array(bytes, 17).map(u32::from_be_bytes)?,
         attributes: array(bytes, 21).map(i16::from_be_bytes)?,
@@ -146,53 +148,54 @@ fn header(bytes: &[u8], whole: usize) -> Option<Header> {
     })
 }
 
-/// Whether a whole batch is as it was written, by its CRC-32C.
-pub(super) fn intact(header: &Header, batch: &[u8]) -> bool {
+/// Whether the CRC-32C of a complete batch is correct.
+pub(super) fn has_valid_crc(header: &BatchHeader, batch: &[u8]) -> bool {
     batch.get(CHECKED_FROM..).is_some_and(|checked| crc32c::crc32c(checked) == header.crc)
 }
 
-/// Whether a control batch ends an aborted transaction. One whose record was compacted away, or
-/// of a type that is not known, does not.
+/// Whether a control batch is an abort marker. A batch whose record was removed by compaction, or
+/// with an unknown type, is not.
 pub(super) fn is_abort(batch: &[u8]) -> bool {
     let Some(records) = batch.get(HEADER_BYTES..) else { return false };
     let mut cursor = Cursor { bytes: records, at: 0 };
     let Some(key) = cursor.control_key() else { return false };
-    // Version and type, of two bytes each; 0 is an abort and 1 a commit.
+    // Version and type, two bytes each; type 0 is an abort and 1 a commit.
     array::<2>(key, 2).is_some_and(|kind| i16::from_be_bytes(kind) == 0)
 }
 
-/// Appends the records of one batch, from `from_offset` on, whose plain bytes are
-/// `buffer[start..]`; ranges are into `buffer`.
+/// Appends the records of one batch, starting at `from_offset`. `buffer[start..]` contains the
+/// decompressed records; the ranges of the records refer to `buffer`.
 ///
 /// # Errors
-/// Bytes that are not the records that the header announces. `out` may hold some of them then.
-pub(super) fn records(
-    header: &Header,
+/// Bytes that do not match the header. `out` may then contain some of the records.
+pub(super) fn read_records(
+    header: &BatchHeader,
     buffer: &[u8],
     start: usize,
     from_offset: i64,
     out: &mut Vec<Record>,
-) -> Result<(), Malformed> {
+) -> Result<(), MalformedBatch> {
     if u32::try_from(buffer.len()).is_err() {
-        return Err(Malformed("a batch of more than 4 GiB"));
+        return Err(MalformedBatch("the batch has more than 4 GiB"));
     }
-    let fixed_ms = header.append_time().then_some(header.max_timestamp_ms);
+    let append_time_ms = header.is_append_time().then_some(header.max_timestamp_ms);
     let mut cursor = Cursor { bytes: buffer, at: start };
-    let mut least_delta = 0;
+    let mut min_delta = 0;
     for _ in 0..header.records {
-        let raw = cursor.record().ok_or(Malformed("a record that is cut off or out of shape"))?;
-        // Records ascend; so a reader never sees an offset twice.
-        if raw.offset_delta < least_delta || raw.offset_delta > i64::from(header.last_offset_delta)
-        {
-            return Err(Malformed("a record whose offset is not its batch's"));
+        let raw = cursor.record().ok_or(MalformedBatch("a record is truncated or malformed"))?;
+        // Offsets must ascend, so that no offset is read twice.
+        if raw.offset_delta < min_delta || raw.offset_delta > i64::from(header.last_offset_delta) {
+            return Err(MalformedBatch(
+                "the offset of a record is outside its batch or not ascending",
+            ));
         }
-        least_delta = raw.offset_delta + 1;
+        min_delta = raw.offset_delta + 1;
         let offset = header.base_offset + raw.offset_delta;
         if offset < from_offset {
             continue;
         }
-        let stamped = header.base_timestamp_ms.wrapping_add(raw.timestamp_delta);
-        let timestamp_ms = fixed_ms.unwrap_or(stamped);
+        let create_time_ms = header.base_timestamp_ms.wrapping_add(raw.timestamp_delta);
+        let timestamp_ms = append_time_ms.unwrap_or(create_time_ms);
         out.push(Record {
             offset,
             timestamp_ms,
@@ -201,16 +204,20 @@ pub(super) fn records(
             headers: raw.headers,
         });
     }
-    if cursor.at == buffer.len() { Ok(()) } else { Err(Malformed("bytes after a batch's records")) }
+    if cursor.at == buffer.len() {
+        Ok(())
+    } else {
+        Err(MalformedBatch("there are bytes after the last record"))
+    }
 }
 
-/// One record as it lies in the bytes.
-struct Raw {
+/// One record with its ranges in the buffer.
+struct RawRecord {
     offset_delta: i64,
     timestamp_delta: i64,
     key: Option<Range<u32>>,
     value: Option<Range<u32>>,
-    /// Its headers, their number first; empty: it has none.
+    /// The headers, preceded by their number; empty: there are none.
     headers: Range<u32>,
 }
 
@@ -220,9 +227,9 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    // The hot loop: always inlined, for the crate is built with little optimisation.
+    // The hot loop. Always inlined, because the crate is built with little optimisation.
     #[inline(always)]
-    fn record(&mut self) -> Option<Raw> {
+    fn record(&mut self) -> Option<RawRecord> {
         let length = usize::try_from(self.varint()?).ok()?;
         let end = self.at.checked_add(length).filter(|end| *end <= self.bytes.len())?;
         self.at += 1; // attributes: none are defined
@@ -236,10 +243,10 @@ impl<'a> Cursor<'a> {
         } else {
             headers = self.headers(end)?;
         }
-        (self.at == end).then_some(Raw { offset_delta, timestamp_delta, key, value, headers })
+        (self.at == end).then_some(RawRecord { offset_delta, timestamp_delta, key, value, headers })
     }
 
-    /// A length and so many bytes; length -1 is null. The outer `None`: out of shape.
+    /// Reads a length and that many bytes; length -1 is null. The outer `None`: malformed.
     #[inline(always)]
     fn field(&mut self) -> Option<Option<Range<u32>>> {
         let length = self.varint()?;
@@ -256,12 +263,12 @@ impl<'a> Cursor<'a> {
         varint::read(self.bytes, &mut self.at)
     }
 
-    /// Headers take the rest of a record.
+    /// Reads the headers, which end with the record.
     fn headers(&mut self, end: usize) -> Option<Range<u32>> {
         let mut headers = Headers::new(self.bytes.get(self.at..end)?);
         headers.by_ref().for_each(drop);
         let start = std::mem::replace(&mut self.at, end);
-        headers.is_done().then_some(start as u32..end as u32)
+        headers.is_complete().then_some(start as u32..end as u32)
     }
 
     fn control_key(&mut self) -> Option<&'a [u8]> {
@@ -282,7 +289,7 @@ pub(super) mod tests {
 
     type Written<'a> = (i64, Option<&'a [u8]>, Option<&'a [u8]>, &'a [(&'a str, Option<&'a [u8]>)]);
 
-    /// One record: its offset's distance from the batch's first, key, value, headers.
+    /// Appends one record: offset delta, key, value, headers.
     pub(in super::super) fn put_record(
         out: &mut Vec<u8>,
         (delta, key, value, headers): Written<'_>,
@@ -301,7 +308,7 @@ pub(super) mod tests {
         out.extend_from_slice(&record);
     }
 
-    /// A batch around `records`, which may be compressed.
+    /// Builds a batch around `records`, which may be compressed.
     pub(in super::super) fn batch(
         base: i64,
         last_delta: i32,
@@ -335,24 +342,24 @@ pub(super) mod tests {
         batch(100, 9, 0, -1, 3, &body)
     }
 
-    fn whole(bytes: &[u8]) -> Header {
-        match first(bytes).unwrap() {
-            First::Whole(header) => header,
+    fn whole(bytes: &[u8]) -> BatchHeader {
+        match parse_batch_start(bytes).unwrap() {
+            BatchStart::Complete(header) => header,
             other => unreachable!("{other:?}"),
         }
     }
 
     #[test]
-    fn keys_values_headers_offsets_and_times_come_back() {
+    fn keys_values_headers_offsets_and_timestamps_are_read() {
         let bytes = sample();
         let header = whole(&bytes);
-        assert!(intact(&header, &bytes));
+        assert!(has_valid_crc(&header, &bytes));
         assert_eq!(
             (header.base_offset, header.last_offset(), header.next_offset()),
             (100, 109, 110)
         );
         let mut out = Vec::new();
-        records(&header, &bytes, HEADER_BYTES, 0, &mut out).unwrap();
+        read_records(&header, &bytes, HEADER_BYTES, 0, &mut out).unwrap();
         let get = |range: &Range<u32>| &bytes[range.start as usize..range.end as usize];
         let seen: Vec<_> = (out.iter())
             .map(|r| (r.offset, r.timestamp_ms, r.key.as_ref().map(get), r.value.as_ref().map(get)))
@@ -370,69 +377,69 @@ pub(super) mod tests {
         assert_eq!(headers, [(&b"h"[..], Some(&b"v"[..])), (b"none", None), (b"", Some(b""))]);
 
         out.clear();
-        records(&header, &bytes, HEADER_BYTES, 101, &mut out).unwrap();
+        read_records(&header, &bytes, HEADER_BYTES, 101, &mut out).unwrap();
         assert_eq!(out.iter().map(|r| r.offset).collect::<Vec<_>>(), [101, 105]);
     }
 
     #[test]
-    fn the_brokers_stamp_counts_where_it_stamps() {
+    fn append_time_replaces_the_timestamps_of_records() {
         let mut body = Vec::new();
         put_record(&mut body, (0, None, None, &[]));
         let bytes = batch(7, 0, 8, -1, 1, &body);
         let header = whole(&bytes);
-        assert!(header.append_time() && !header.control() && !header.transactional());
+        assert!(header.is_append_time() && !header.is_control() && !header.is_transactional());
         let mut out = Vec::new();
-        records(&header, &bytes, HEADER_BYTES, 0, &mut out).unwrap();
+        read_records(&header, &bytes, HEADER_BYTES, 0, &mut out).unwrap();
         assert_eq!(out[0].timestamp_ms, 2000);
     }
 
     #[test]
-    fn a_cut_batch_is_partial_and_says_how_long_it_is() {
+    fn a_truncated_batch_is_partial_with_its_length() {
         let bytes = sample();
         for cut in 0..bytes.len() {
-            match first(&bytes[..cut]).unwrap() {
-                First::Partial(None) => assert!(cut < 12, "{cut}"),
-                First::Partial(Some(whole)) => assert_eq!(whole, bytes.len(), "{cut}"),
+            match parse_batch_start(&bytes[..cut]).unwrap() {
+                BatchStart::Partial(None) => assert!(cut < 12, "{cut}"),
+                BatchStart::Partial(Some(whole)) => assert_eq!(whole, bytes.len(), "{cut}"),
                 other => unreachable!("{cut}: {other:?}"),
             }
         }
     }
 
     #[test]
-    fn old_and_unknown_formats_are_told_apart() {
+    fn old_and_unknown_formats_are_distinguished() {
         let mut bytes = sample();
         for magic in [0, 1] {
             bytes[16] = magic;
-            assert_eq!(first(&bytes), Ok(First::Old(magic)));
+            assert_eq!(parse_batch_start(&bytes), Ok(BatchStart::OldFormat(magic)));
         }
         bytes[16] = 3;
-        assert!(first(&bytes).is_err());
+        assert!(parse_batch_start(&bytes).is_err());
     }
 
     #[test]
-    fn a_changed_byte_is_seen() {
+    fn a_changed_byte_fails_the_crc() {
         let bytes = sample();
         for at in CHECKED_FROM..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 0x40;
-            if let Ok(First::Whole(header)) = first(&bad) {
-                assert!(!intact(&header, &bad), "{at}");
+            if let Ok(BatchStart::Complete(header)) = parse_batch_start(&bad) {
+                assert!(!has_valid_crc(&header, &bad), "{at}");
             }
         }
     }
 
     #[test]
-    fn bytes_out_of_shape_are_refused_and_never_a_panic() {
+    fn malformed_bytes_never_cause_a_panic() {
         let bytes = sample();
         let header = whole(&bytes);
-        let mut refused = 0;
+        let mut rejected = 0;
         for at in HEADER_BYTES..bytes.len() {
             for flip in [0x01, 0x02, 0x10, 0x40, 0x80, 0xff] {
                 let mut bad = bytes.clone();
                 bad[at] ^= flip;
                 let mut out = Vec::new();
-                match records(&header, &bad, HEADER_BYTES, 0, &mut out) {
-                    Err(_) => refused += 1,
+                match read_records(&header, &bad, HEADER_BYTES, 0, &mut out) {
+                    Err(_) => rejected += 1,
                     Ok(()) => assert!(out.is_sorted_by(|a, b| a.offset < b.offset)),
                 }
                 for range in out.iter().filter_map(|record| record.value.as_ref()) {
@@ -440,9 +447,9 @@ pub(super) mod tests {
                 }
             }
         }
-        assert!(refused > 100, "{refused}");
+        assert!(rejected > 100, "{rejected}");
         let cut = &bytes[..bytes.len() - 1];
-        assert!(records(&header, cut, HEADER_BYTES, 0, &mut Vec::new()).is_err());
+        assert!(read_records(&header, cut, HEADER_BYTES, 0, &mut Vec::new()).is_err());
     }
 
     #[test]
@@ -450,12 +457,12 @@ pub(super) mod tests {
         let bytes = batch(50, 3, 0, 7, 0, &[]);
         let header = whole(&bytes);
         let mut out = Vec::new();
-        records(&header, &bytes, HEADER_BYTES, 0, &mut out).unwrap();
+        read_records(&header, &bytes, HEADER_BYTES, 0, &mut out).unwrap();
         assert!(out.is_empty() && header.next_offset() == 54);
     }
 
     #[test]
-    fn markers_tell_abort_from_commit() {
+    fn abort_and_commit_markers_are_distinguished() {
         for (kind, abort) in [(0, true), (1, false)] {
             let mut body = Vec::new();
             put_record(&mut body, (0, Some(&[0, 0, 0, kind]), Some(&[0; 6]), &[]));

@@ -1,7 +1,7 @@
-//! TLS by rustls, under librdkafka's setting names.
+//! TLS with rustls, under librdkafka's setting names.
 //!
-//! Promise: a broker's certificate is checked against the CAs and the broker's host unless a
-//! setting says otherwise.
+//! Promise: the certificate of a broker is verified against the CAs and the host name of the broker
+//! unless a setting disables that.
 
 use std::io;
 use std::net::TcpStream;
@@ -18,52 +18,55 @@ use rustls::{
     SignatureScheme, StreamOwned,
 };
 
-use crate::source::native::connection_settings::Tls;
-use crate::source::native::diagnostics::{Attempt, Trouble};
-use crate::source::native::wire::is_wait;
+use crate::source::native::connection_settings::TlsSettings;
+use crate::source::native::diagnostics::{ClientError, ClientResult, is_timeout};
 use crate::{Error, Result};
 
-/// The cryptography: the one that the rest of the program uses already.
-fn provider() -> Arc<CryptoProvider> {
+/// The cryptography provider that the rest of the program also uses.
+fn crypto_provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// The client's side of every handshake.
+/// Builds the TLS configuration of the client.
 ///
 /// # Errors
-/// A file that cannot be read or holds something else.
-pub(super) fn config(settings: &Tls) -> Result<Arc<ClientConfig>> {
-    let provider = provider();
+/// A file that cannot be read or is not valid PEM.
+pub(super) fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>> {
+    let provider = crypto_provider();
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::internal("TLS cannot be set up").because(error))?;
-    let builder = if settings.verified && settings.named {
-        builder.with_root_certificates(roots(settings.ca.as_deref())?)
+        .map_err(|error| Error::internal("cannot set up TLS").because(error))?;
+    let builder = if settings.verify_certificate && settings.verify_hostname {
+        builder.with_root_certificates(load_root_certificates(settings.ca.as_deref())?)
     } else {
-        let chain = match settings.verified {
+        let chain = match settings.verify_certificate {
             true => {
-                let roots = Arc::new(roots(settings.ca.as_deref())?);
+                let roots = Arc::new(load_root_certificates(settings.ca.as_deref())?);
                 let verifier =
                     WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
                 Some(verifier.build().map_err(|error| {
-                    Error::config("no CA for the brokers' certificates").because(error)
+                    Error::config("there is no usable CA certificate to verify brokers")
+                        .because(error)
                 })?)
             }
             false => None,
         };
-        let lenient = Lenient { chain, provider };
+        let lenient = LenientVerifier { chain, provider };
         builder.dangerous().with_custom_certificate_verifier(Arc::new(lenient))
     };
     let config = match (&settings.certificate, &settings.key) {
         (Some(certificate), key) => {
             let key = key.as_ref().unwrap_or(certificate);
             builder
-                .with_client_auth_cert(certificates("ssl.certificate.location", certificate)?, {
-                    PrivateKeyDer::from_pem_file(key)
-                        .map_err(|error| unreadable("ssl.key.location", key, error))?
-                })
+                .with_client_auth_cert(
+                    read_certificates("ssl.certificate.location", certificate)?,
+                    {
+                        PrivateKeyDer::from_pem_file(key)
+                            .map_err(|error| pem_error("ssl.key.location", key, error))?
+                    },
+                )
                 .map_err(|error| {
-                    Error::config("the client's certificate and key do not fit").because(error)
+                    Error::config("the client certificate and key do not match").because(error)
                 })?
         }
         (None, _) => builder.with_no_client_auth(),
@@ -71,33 +74,33 @@ pub(super) fn config(settings: &Tls) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-fn unreadable(
+fn pem_error(
     setting: &str,
     file: &str,
     error: impl std::error::Error + Send + Sync + 'static,
 ) -> Error {
-    Error::config(format!("Kafka setting {setting}: {file} cannot be read as PEM")).because(error)
+    Error::config(format!("Kafka setting {setting}: cannot read {file} as PEM")).because(error)
 }
 
-fn certificates(setting: &str, file: &str) -> Result<Vec<CertificateDer<'static>>> {
+fn read_certificates(setting: &str, file: &str) -> Result<Vec<CertificateDer<'static>>> {
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
-    let read: Vec<_> = read.map_err(|error| unreadable(setting, file, error))?;
+    let read: Vec<_> = read.map_err(|error| pem_error(setting, file, error))?;
     if read.is_empty() {
-        let error = io::Error::new(io::ErrorKind::InvalidData, "there is no certificate in it");
-        return Err(unreadable(setting, file, error));
+        let error = io::Error::new(io::ErrorKind::InvalidData, "the file contains no certificate");
+        return Err(pem_error(setting, file, error));
     }
     Ok(read)
 }
 
-/// The CAs of a file, or those of the system.
-fn roots(file: Option<&str>) -> Result<RootCertStore> {
+/// Loads the CA certificates of a file, or those of the system.
+fn load_root_certificates(file: Option<&str>) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     match file {
         Some(file) => {
-            for certificate in certificates("ssl.ca.location", file)? {
+            for certificate in read_certificates("ssl.ca.location", file)? {
                 roots
                     .add(certificate)
-                    .map_err(|error| unreadable("ssl.ca.location", file, error))?;
+                    .map_err(|error| pem_error("ssl.ca.location", file, error))?;
             }
         }
         None => {
@@ -107,36 +110,39 @@ fn roots(file: Option<&str>) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-/// Shakes hands.
+/// Performs the TLS handshake.
 ///
 /// # Errors
-/// The broker refuses, or its certificate is refused.
+/// The broker rejects the client, or its certificate is invalid.
 pub(super) fn handshake(
     config: &Arc<ClientConfig>,
     socket: TcpStream,
     host: &str,
     deadline: Instant,
-    stopped: &dyn Fn() -> bool,
-) -> Attempt<StreamOwned<ClientConnection, TcpStream>> {
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| Trouble::Lost(format!("{host} is no name that a certificate can have")))?;
+    is_stopped: &dyn Fn() -> bool,
+) -> ClientResult<StreamOwned<ClientConnection, TcpStream>> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| {
+        ClientError::Retriable(format!(
+            "cannot verify a certificate for {host}: not a valid server name"
+        ))
+    })?;
     let client = ClientConnection::new(Arc::clone(config), name)
-        .map_err(|error| Trouble::Lost(error.to_string()))?;
+        .map_err(|error| ClientError::Retriable(error.to_string()))?;
     let mut stream = StreamOwned::new(client, socket);
     while stream.conn.is_handshaking() {
         match stream.conn.complete_io(&mut stream.sock) {
             Ok(_) => {}
-            Err(error) if is_wait(&error) => {
-                if stopped() {
-                    return Err(Trouble::Stopped);
+            Err(error) if is_timeout(&error) => {
+                if is_stopped() {
+                    return Err(ClientError::Stopped);
                 }
                 if Instant::now() >= deadline {
-                    return Err(Trouble::Lost("the TLS handshake takes too long".to_owned()));
+                    return Err(ClientError::Retriable("the TLS handshake timed out".to_owned()));
                 }
             }
             Err(error) => {
-                return Err(Trouble::Lost(format!(
-                    "the TLS handshake failed: {error}; look at the ssl.* settings"
+                return Err(ClientError::Retriable(format!(
+                    "the TLS handshake failed: {error}; check the ssl.* settings"
                 )));
             }
         }
@@ -144,15 +150,15 @@ pub(super) fn handshake(
     Ok(stream)
 }
 
-/// Checks less than it should, because a setting says so.
+/// A verifier that skips the checks that the settings disable.
 #[derive(Debug)]
-struct Lenient {
-    /// Checks all but the host's name; `None`: nothing is checked.
+struct LenientVerifier {
+    /// Verifies all but the host name; `None`: nothing is verified.
     chain: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Lenient {
+impl ServerCertVerifier for LenientVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -162,7 +168,7 @@ impl ServerCertVerifier for Lenient {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        // The name is looked at last: this error says that all else is well.
+        // The name is checked last, so this error means that all other checks passed.
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },

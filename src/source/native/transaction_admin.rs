@@ -1,7 +1,7 @@
-//! What the brokers know of one transactional id, and ending what they left open.
+//! The state of one transactional id on the brokers, and ending its hanging transactions.
 //!
-//! librdkafka has no call for any of this. The requests are those of KIP-664, and those of a
-//! producer that begins, adds partitions and ends, without a record.
+//! librdkafka has no API for this. The requests are those of KIP-664, and those of a producer that
+//! starts, adds partitions to a transaction and ends it without a record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,276 +18,295 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
-use crate::source::KafkaConfig;
-use crate::source::native::buffer_pool::Pool;
-use crate::source::native::connection_settings::Settings;
-use crate::source::native::diagnostics::{Attempt, Trouble};
-use crate::source::native::leaders::{addresses, metadata};
+use crate::source::config::KafkaConfig;
+use crate::source::native::buffer_pool::BufferPool;
+use crate::source::native::connect;
+use crate::source::native::connection_settings::ConnectionSettings;
+use crate::source::native::diagnostics::{ClientError, ClientResult};
+use crate::source::native::leaders::{broker_addresses, fetch_metadata};
 use crate::source::native::tls;
-use crate::source::native::wire::{Call, Connection, Dial, topic_name};
+use crate::source::native::wire::{ApiRequest, Connection, ConnectionContext, topic_name};
 use crate::types::TopicPartition;
 use crate::{Error, Kind};
 
-/// The kind of coordinator that transactions have.
-const OF_TRANSACTIONS: i8 = 1;
-/// How long the transaction that ends others may take.
-const TIMEOUT_MS: i32 = 60_000;
+/// FindCoordinator: the key type of transaction coordinators.
+const TRANSACTION_COORDINATOR: i8 = 1;
+/// The timeout of the transaction that ends hanging transactions.
+const TRANSACTION_TIMEOUT_MS: i32 = 60_000;
 
-/// A question that has no answer.
+/// Why a request about transactions failed.
 #[derive(Debug)]
-pub(crate) enum Unanswered {
-    /// It may have one soon.
-    Yet(String),
-    /// It has none, ever.
-    Ever(Error),
+pub(crate) enum TransactionAdminError {
+    /// A broker is unreachable or not ready: the caller may retry.
+    Retriable(String),
+    /// Retrying does not help.
+    Fatal(Error),
 }
 
-/// What became of the last transaction of an id.
+/// The state of the last transaction of a transactional id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// It was not ended. These are its partitions.
+pub(crate) enum TransactionState {
+    /// It has not ended. These are its partitions.
     Ongoing(BTreeSet<TopicPartition>),
     /// It was committed, or will be.
     Committed,
     /// It was aborted, or will be.
     Aborted,
-    /// A producer has begun since, or the broker's word for it is unknown.
+    /// A new producer has started since, or the state that the broker reports is unknown.
     Unknown,
 }
 
-/// The last transaction of an id.
+/// The last transaction of a transactional id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LastTransaction {
-    pub(crate) producer: i64,
-    pub(crate) outcome: Outcome,
+    pub(crate) producer_id: i64,
+    pub(crate) state: TransactionState,
 }
 
-/// Asks the brokers about one transactional id.
-pub(crate) struct Transactions {
-    settings: Settings,
+/// Inspects and ends the transactions of one transactional id.
+pub(crate) struct TransactionAdmin {
+    settings: ConnectionSettings,
     tls: Option<Arc<rustls::ClientConfig>>,
     id: TransactionalId,
 }
 
-impl Transactions {
-    /// `None`: the settings are beyond this client (see [`Settings`]).
+impl TransactionAdmin {
+    /// Creates a client. `None`: the native client does not support the settings.
     pub(crate) fn new(kafka: &KafkaConfig, id: &str) -> Option<Self> {
-        let settings = Settings::from_kafka(kafka, &format!("{id}-look")).ok()?;
-        let tls = settings.tls.as_ref().map(tls::config).transpose().ok()?;
+        let client_id = format!("{id}-look");
+        let settings =
+            ConnectionSettings::from_properties(&kafka.brokers, &kafka.settings, &client_id)
+                .ok()?;
+        let tls = settings.tls.as_ref().map(tls::client_config).transpose().ok()?;
         Some(Self { settings, tls, id: TransactionalId(StrBytes::from_string(id.to_owned())) })
     }
 
-    /// The last transaction of this id; `None`: there was none, or the brokers do not tell.
+    /// Returns the last transaction of this id; `None`: there is none, or the brokers do not
+    /// support or permit the request.
     ///
     /// # Errors
-    /// No coordinator answers.
-    pub(crate) fn last(&self, stop: &AtomicBool) -> Result<Option<LastTransaction>, Unanswered> {
-        told(self.dialled(stop, |dial| self.describe(dial))).map(Option::flatten)
+    /// The coordinator is unreachable.
+    pub(crate) fn describe_last(
+        &self,
+        stop: &AtomicBool,
+    ) -> Result<Option<LastTransaction>, TransactionAdminError> {
+        let described = self.with_connections(stop, |context| self.describe_transaction(context));
+        permitted(described).map(Option::flatten)
     }
 
-    /// Where a producer has a transaction open, in partitions of `topics`. A topic that is not
-    /// there, or may not be looked at, has none.
+    /// Returns the partitions of `topics` in which a producer has an open transaction. Topics that
+    /// do not exist or may not be inspected are left out.
     ///
     /// # Errors
-    /// A broker does not answer, or a partition has no leader.
-    pub(crate) fn open_in(
+    /// A broker is unreachable, or a partition has no leader.
+    pub(crate) fn find_open_partitions(
         &self,
         topics: &[Arc<str>],
-        producer: i64,
+        producer_id: i64,
         stop: &AtomicBool,
-    ) -> Result<Vec<TopicPartition>, Unanswered> {
-        let found = self.dialled(stop, |dial| {
-            let leaders = self.leaders(dial, topics)?;
+    ) -> Result<Vec<TopicPartition>, TransactionAdminError> {
+        let found = self.with_connections(stop, |context| {
+            let mut any = self.connect_any(context)?;
+            let leaders = group_by_leader(&fetch_metadata(&mut any, topics.iter())?)?;
             let mut open = Vec::new();
             for ((host, port), partitions) in leaders {
-                let mut connection = Connection::open(dial, &host, port)?;
-                open.extend(open_at(&mut connection, &partitions, producer)?);
+                let mut connection = connect::open(context, &host, port)?;
+                open.extend(open_partitions_at(&mut connection, &partitions, producer_id)?);
             }
             Ok(open)
         });
-        told(found).map(Option::unwrap_or_default)
+        permitted(found).map(Option::unwrap_or_default)
     }
 
-    /// Ends what is open in these partitions: a transaction of this id without a record, of which
-    /// they are told the end. It fences every producer of this id.
+    /// Ends open transactions in these partitions with a transaction of this id that has no
+    /// record: its end marker is written to them. Fences every producer of this id.
     ///
     /// # Errors
-    /// A broker does not answer, or refuses.
-    pub(crate) fn end(
+    /// A broker is unreachable or rejects a request.
+    pub(crate) fn end_open(
         &self,
         partitions: &[TopicPartition],
         committed: bool,
         stop: &AtomicBool,
-    ) -> Result<(), Unanswered> {
-        let ended = self.dialled(stop, |dial| {
-            let mut connection = self.coordinator(dial)?;
-            let (producer, epoch) = self.begin(&mut connection)?;
-            self.add(&mut connection, partitions, (producer, epoch))?;
+    ) -> Result<(), TransactionAdminError> {
+        let ended = self.with_connections(stop, |context| {
+            let mut connection = self.connect_coordinator(context)?;
+            let (producer_id, epoch) = self.init_producer_id(&mut connection)?;
+            self.add_partitions(&mut connection, partitions, (producer_id, epoch))?;
             let request = EndTxnRequest::default()
                 .with_transactional_id(self.id.clone())
-                .with_producer_id(producer.into())
+                .with_producer_id(producer_id.into())
                 .with_producer_epoch(epoch)
                 .with_committed(committed);
-            let answer = ask(&mut connection, &request, 4)?;
-            refused("EndTxn", answer.error_code)
+            let response = call(&mut connection, &request, 4)?;
+            check_error_code("EndTxn", response.error_code)
         });
-        // Who may not end it must not believe that it has ended.
-        told(ended)?.ok_or_else(|| Unanswered::Ever(unended(partitions)))
+        // Without the permission the transaction is still open, so this must be an error.
+        permitted(ended)?.ok_or_else(|| TransactionAdminError::Fatal(cannot_end_error(partitions)))
     }
 
-    fn dialled<T>(
+    fn with_connections<T>(
         &self,
         stop: &AtomicBool,
-        act: impl FnOnce(&Dial<'_>) -> Attempt<T>,
-    ) -> Attempt<T> {
-        let stopped = || stop.load(Ordering::Acquire);
-        let pool = Arc::new(Pool::default());
-        act(&Dial {
+        action: impl FnOnce(&ConnectionContext<'_>) -> ClientResult<T>,
+    ) -> ClientResult<T> {
+        let is_stopped = || stop.load(Ordering::Acquire);
+        let pool = Arc::new(BufferPool::default());
+        action(&ConnectionContext {
             settings: &self.settings,
             tls: self.tls.as_ref(),
             pool: &pool,
-            stopped: &stopped,
+            is_stopped: &is_stopped,
         })
     }
 
-    /// A connection to the first broker that answers.
-    fn any<'a>(&self, dial: &'a Dial<'a>) -> Attempt<Connection<'a>> {
-        let mut failed = Trouble::Lost("no broker is named".to_owned());
+    /// Connects to the first broker that is reachable.
+    fn connect_any<'a>(&self, context: &'a ConnectionContext<'a>) -> ClientResult<Connection<'a>> {
+        let mut last_error = ClientError::Retriable("the list of brokers is empty".to_owned());
         for (host, port) in &self.settings.brokers {
-            match Connection::open(dial, host, *port) {
-                Err(Trouble::Lost(why)) => failed = Trouble::Lost(format!("{host}:{port}: {why}")),
+            match connect::open(context, host, *port) {
+                Err(error @ ClientError::Retriable(_)) => last_error = error.at(host, *port),
                 other => return other,
             }
         }
-        Err(failed)
+        Err(last_error)
     }
 
-    fn coordinator<'a>(&self, dial: &'a Dial<'a>) -> Attempt<Connection<'a>> {
+    fn connect_coordinator<'a>(
+        &self,
+        context: &'a ConnectionContext<'a>,
+    ) -> ClientResult<Connection<'a>> {
         let request = FindCoordinatorRequest::default()
             .with_key(self.id.0.clone())
-            .with_key_type(OF_TRANSACTIONS);
-        let answer = ask(&mut self.any(dial)?, &request, 3)?;
-        refused("FindCoordinator", answer.error_code)?;
-        let port = u16::try_from(answer.port)
-            .map_err(|_| Trouble::Lost("there is no coordinator now".to_owned()))?;
-        Connection::open(dial, &answer.host, port)
+            .with_key_type(TRANSACTION_COORDINATOR);
+        let response = call(&mut self.connect_any(context)?, &request, 3)?;
+        check_error_code("FindCoordinator", response.error_code)?;
+        let port = u16::try_from(response.port)
+            .map_err(|_| ClientError::Retriable("the coordinator is not available".to_owned()))?;
+        connect::open(context, &response.host, port)
     }
 
-    fn describe(&self, dial: &Dial<'_>) -> Attempt<Option<LastTransaction>> {
-        let mut connection = self.coordinator(dial)?;
+    fn describe_transaction(
+        &self,
+        context: &ConnectionContext<'_>,
+    ) -> ClientResult<Option<LastTransaction>> {
+        let mut connection = self.connect_coordinator(context)?;
         let request =
             DescribeTransactionsRequest::default().with_transactional_ids(vec![self.id.clone()]);
-        let answer = ask(&mut connection, &request, 0)?;
-        let Some(state) = answer.transaction_states.into_iter().next() else { return Ok(None) };
-        if state.error_code == ResponseError::TransactionalIdNotFound.code() {
+        let response = call(&mut connection, &request, 0)?;
+        let Some(described) = response.transaction_states.into_iter().next() else {
+            return Ok(None);
+        };
+        if described.error_code == ResponseError::TransactionalIdNotFound.code() {
             return Ok(None);
         }
-        refused("DescribeTransactions", state.error_code)?;
-        let partitions = state.topics.iter().flat_map(|topic| {
-            topic.partitions.iter().map(|number| TopicPartition::new(&*topic.topic.0, *number))
+        check_error_code("DescribeTransactions", described.error_code)?;
+        let partitions = described.topics.iter().flat_map(|topic| {
+            topic.partitions.iter().map(|id| TopicPartition::new(&*topic.topic.0, *id))
         });
-        let outcome = match &*state.transaction_state {
-            "Ongoing" | "PrepareEpochFence" => Outcome::Ongoing(partitions.collect()),
-            "PrepareCommit" | "CompleteCommit" => Outcome::Committed,
-            // Its partitions get fewer as they are told.
-            "PrepareAbort" | "CompleteAbort" => Outcome::Aborted,
-            _ => Outcome::Unknown,
+        let state = match &*described.transaction_state {
+            "Ongoing" | "PrepareEpochFence" => TransactionState::Ongoing(partitions.collect()),
+            "PrepareCommit" | "CompleteCommit" => TransactionState::Committed,
+            // The list of partitions shrinks while their markers are written.
+            "PrepareAbort" | "CompleteAbort" => TransactionState::Aborted,
+            _ => TransactionState::Unknown,
         };
-        Ok(Some(LastTransaction { producer: state.producer_id.0, outcome }))
+        Ok(Some(LastTransaction { producer_id: described.producer_id.0, state }))
     }
 
-    /// The partitions of topics, by the address of their leader.
-    fn leaders(
-        &self,
-        dial: &Dial<'_>,
-        topics: &[Arc<str>],
-    ) -> Attempt<BTreeMap<(String, u16), Vec<TopicPartition>>> {
-        by_leader(&metadata(&mut self.any(dial)?, topics.iter())?)
-    }
-
-    /// A producer id and its epoch; every earlier producer of this id is fenced.
-    fn begin(&self, connection: &mut Connection<'_>) -> Attempt<(i64, i16)> {
+    /// Gets a producer id and its epoch, which fences every earlier producer of this id.
+    fn init_producer_id(&self, connection: &mut Connection<'_>) -> ClientResult<(i64, i16)> {
         let request = InitProducerIdRequest::default()
             .with_transactional_id(Some(self.id.clone()))
-            .with_transaction_timeout_ms(TIMEOUT_MS)
+            .with_transaction_timeout_ms(TRANSACTION_TIMEOUT_MS)
             .with_producer_id((-1).into())
             .with_producer_epoch(-1);
-        let answer = ask(connection, &request, 4)?;
-        refused("InitProducerId", answer.error_code)?;
-        Ok((answer.producer_id.0, answer.producer_epoch))
+        let response = call(connection, &request, 4)?;
+        check_error_code("InitProducerId", response.error_code)?;
+        Ok((response.producer_id.0, response.producer_epoch))
     }
 
-    fn add(
+    fn add_partitions(
         &self,
         connection: &mut Connection<'_>,
         partitions: &[TopicPartition],
-        (producer, epoch): (i64, i16),
-    ) -> Attempt<()> {
+        (producer_id, epoch): (i64, i16),
+    ) -> ClientResult<()> {
         let mut topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
         for tp in partitions {
             topics.entry(&tp.topic).or_default().push(tp.partition);
         }
-        let topic = |(name, numbers)| {
-            AddPartitionsToTxnTopic::default().with_name(topic_name(name)).with_partitions(numbers)
+        let topic = |(name, ids)| {
+            AddPartitionsToTxnTopic::default().with_name(topic_name(name)).with_partitions(ids)
         };
         let request = AddPartitionsToTxnRequest::default()
             .with_v3_and_below_transactional_id(self.id.clone())
-            .with_v3_and_below_producer_id(producer.into())
+            .with_v3_and_below_producer_id(producer_id.into())
             .with_v3_and_below_producer_epoch(epoch)
             .with_v3_and_below_topics(topics.into_iter().map(topic).collect());
-        let answer = ask(connection, &request, 3)?;
-        let results = answer.results_by_topic_v3_and_below.iter();
+        let response = call(connection, &request, 3)?;
+        let results = response.results_by_topic_v3_and_below.iter();
         let mut results = results.flat_map(|topic| &topic.results_by_partition);
-        results.try_for_each(|one| refused("AddPartitionsToTxn", one.partition_error_code))
+        results.try_for_each(|one| check_error_code("AddPartitionsToTxn", one.partition_error_code))
     }
 }
 
-fn ask<R: Call>(connection: &mut Connection<'_>, request: &R, most: i16) -> Attempt<R::Answer> {
-    let version = connection.agreed::<R>(most)?;
-    connection.ask(request, version, Duration::ZERO)
+fn call<R: ApiRequest>(
+    connection: &mut Connection<'_>,
+    request: &R,
+    max_version: i16,
+) -> ClientResult<R::Response> {
+    let version = connection.require_version::<R>(max_version)?;
+    connection.call(request, version, Duration::ZERO)
 }
 
-/// What a code of an answer means: who may not ask is not told, all else may be other soon.
-fn refused(what: &str, code: i16) -> Attempt<()> {
+/// Converts the error code of a response: a missing permission is `Unsupported`, any other error
+/// may be temporary.
+fn check_error_code(request: &str, code: i16) -> ClientResult<()> {
     match ResponseError::try_from_code(code) {
         None => Ok(()),
         Some(
             error @ (ResponseError::TransactionalIdAuthorizationFailed
             | ResponseError::ClusterAuthorizationFailed
             | ResponseError::TopicAuthorizationFailed),
-        ) => Err(Trouble::Beyond(format!("{what}: {error}"))),
-        Some(error) => Err(Trouble::Lost(format!("{what}: {error}"))),
+        ) => Err(ClientError::Unsupported(format!("{request}: {error}"))),
+        Some(error) => Err(ClientError::Retriable(format!("{request}: {error}"))),
     }
 }
 
-fn by_leader(answer: &MetadataResponse) -> Attempt<BTreeMap<(String, u16), Vec<TopicPartition>>> {
-    let nodes = addresses(answer);
+/// Groups the partitions of topics by the address of their leader.
+fn group_by_leader(
+    response: &MetadataResponse,
+) -> ClientResult<BTreeMap<(String, u16), Vec<TopicPartition>>> {
+    let addresses = broker_addresses(response);
     let mut leaders: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for topic in &answer.topics {
+    for topic in &response.topics {
         let Some(name) = &topic.name else { continue };
         match ResponseError::try_from_code(topic.error_code) {
             None | Some(ResponseError::LeaderNotAvailable) => {}
             Some(
                 ResponseError::UnknownTopicOrPartition | ResponseError::TopicAuthorizationFailed,
             ) => continue,
-            Some(error) => return Err(Trouble::Lost(format!("Metadata: {error}"))),
+            Some(error) => return Err(ClientError::Retriable(format!("Metadata: {error}"))),
         }
         for partition in &topic.partitions {
             let tp = TopicPartition::new(&*name.0, partition.partition_index);
-            let address = nodes.get(&partition.leader_id.0).cloned();
-            let address = address.ok_or_else(|| Trouble::Lost(format!("{tp} has no leader")))?;
+            let address = addresses.get(&partition.leader_id.0).cloned();
+            let address =
+                address.ok_or_else(|| ClientError::Retriable(format!("{tp} has no leader")))?;
             leaders.entry(address).or_default().push(tp);
         }
     }
     Ok(leaders)
 }
 
-/// Which of these partitions, all led by one broker, have an open transaction of the producer.
-fn open_at(
+/// Returns which of these partitions, all led by one broker, have an open transaction of the
+/// producer.
+fn open_partitions_at(
     connection: &mut Connection<'_>,
     partitions: &[TopicPartition],
-    producer: i64,
-) -> Attempt<Vec<TopicPartition>> {
+    producer_id: i64,
+) -> ClientResult<Vec<TopicPartition>> {
     let mut topics: Vec<TopicRequest> = Vec::new();
     for tp in partitions {
         if topics.last().is_none_or(|topic| *topic.name.0 != *tp.topic) {
@@ -297,19 +316,19 @@ fn open_at(
             topic.partition_indexes.push(tp.partition);
         }
     }
-    let answer = ask(connection, &DescribeProducersRequest::default().with_topics(topics), 0)?;
+    let response = call(connection, &DescribeProducersRequest::default().with_topics(topics), 0)?;
     let mut open = Vec::new();
-    for topic in &answer.topics {
+    for topic in &response.topics {
         for partition in &topic.partitions {
-            match refused("DescribeProducers", partition.error_code) {
-                Err(Trouble::Beyond(why)) => {
-                    tracing::debug!(topic = %topic.name.0, "not looked at: {why}");
+            match check_error_code("DescribeProducers", partition.error_code) {
+                Err(ClientError::Unsupported(reason)) => {
+                    tracing::debug!(topic = %topic.name.0, "cannot inspect producers: {reason}");
                     continue;
                 }
                 other => other?,
             }
             let is_open = (partition.active_producers.iter())
-                .any(|one| one.producer_id.0 == producer && one.current_txn_start_offset >= 0);
+                .any(|one| one.producer_id.0 == producer_id && one.current_txn_start_offset >= 0);
             if is_open {
                 open.push(TopicPartition::new(&*topic.name.0, partition.partition_index));
             }
@@ -318,23 +337,24 @@ fn open_at(
     Ok(open)
 }
 
-fn unended(partitions: &[TopicPartition]) -> Error {
+fn cannot_end_error(partitions: &[TopicPartition]) -> Error {
     let first = partitions.first().map(ToString::to_string).unwrap_or_default();
-    let what = format!("a transaction that is open in {first} cannot be ended");
-    Error::new(Kind::Kafka, what)
-        .hint("this Kafka user lacks a permission (ACL); `kafka-transactions.sh abort` ends it too")
+    let message = format!("cannot end a hanging transaction in {first}");
+    Error::new(Kind::Kafka, message).hint(
+        "this Kafka user lacks a permission (ACL); `kafka-transactions.sh abort` also ends it",
+    )
 }
 
-/// `None`: the brokers do not tell.
-fn told<T>(attempt: Attempt<T>) -> Result<Option<T>, Unanswered> {
-    match attempt {
-        Ok(answer) => Ok(Some(answer)),
-        Err(Trouble::Beyond(why)) => {
-            tracing::debug!("transactions are not looked at: {why}");
+/// Converts the result. `None`: the brokers do not support or permit the request.
+fn permitted<T>(result: ClientResult<T>) -> Result<Option<T>, TransactionAdminError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(ClientError::Unsupported(reason)) => {
+            tracing::debug!("cannot inspect transactions: {reason}");
             Ok(None)
         }
-        Err(Trouble::Final(error)) => Err(Unanswered::Ever(error)),
-        Err(Trouble::Lost(why)) => Err(Unanswered::Yet(why)),
-        Err(Trouble::Stopped) => Err(Unanswered::Yet("stopped".to_owned())),
+        Err(ClientError::Fatal(error)) => Err(TransactionAdminError::Fatal(error)),
+        Err(ClientError::Retriable(reason)) => Err(TransactionAdminError::Retriable(reason)),
+        Err(ClientError::Stopped) => Err(TransactionAdminError::Retriable("stopped".to_owned())),
     }
 }

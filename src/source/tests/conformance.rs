@@ -451,7 +451,7 @@ async fn librdkafka_goes_on_where_the_native_reader_came_to() {
         follower.step(&mut reader).await.unwrap();
     }
     reader.pause(std::slice::from_ref(&b));
-    reader.give_up();
+    reader.request_fallback();
     follower.until_end(&mut reader, &a, 5000).await;
     fill(&kafka, &topic, 0, "later", 5);
     follower.until_end(&mut reader, &a, 5005).await;

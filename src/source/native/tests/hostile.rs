@@ -1,37 +1,40 @@
-//! Record batches from bytes that nobody can trust, read twice: by the reader, and by a slow and
-//! plain one. Both must say the same of anything; for tests and fuzzing.
+//! Differential test of the batch parser: untrusted bytes are read by the parser and by a simple,
+//! slow reference. Both must agree on any input; for tests and fuzzing.
 
 use crate::source::chunk::Record;
-use crate::source::native::record_batch::{First, HEADER_BYTES, first, intact, is_abort, records};
+use crate::source::native::record_batch::{
+    BatchStart, HEADER_BYTES, has_valid_crc, is_abort, parse_batch_start, read_records,
+};
 
-/// Reads what `bytes` begin with and compares; `Some`: the number of records of a good batch.
+/// Reads the batch at the start of `bytes` with both and compares the results. `Some`: the number
+/// of records of a valid batch.
 ///
 /// # Errors
-/// A difference, as text.
+/// The difference, as text.
 pub fn check(bytes: &[u8]) -> Result<Option<usize>, String> {
-    let Ok(First::Whole(header)) = first(bytes) else { return Ok(None) };
-    let batch = bytes.get(..header.bytes).ok_or("a whole batch is longer than its bytes")?;
-    let _ = (intact(&header, batch), is_abort(batch));
+    let Ok(BatchStart::Complete(header)) = parse_batch_start(bytes) else { return Ok(None) };
+    let batch = bytes.get(..header.bytes).ok_or("a complete batch is longer than its bytes")?;
+    let _ = (has_valid_crc(&header, batch), is_abort(batch));
     if header.next_offset() <= header.base_offset {
         return Err("a batch ends before it begins".to_owned());
     }
-    let expected = reference(batch);
+    let expected = read_reference(batch);
     let middle = header.base_offset + (header.last_offset() - header.base_offset) / 2;
     for from in [0, middle, i64::MAX] {
         let mut found = Vec::new();
-        let read = records(&header, batch, HEADER_BYTES, from, &mut found).is_ok();
+        let is_read = read_records(&header, batch, HEADER_BYTES, from, &mut found).is_ok();
         let expected = expected.as_ref().map(|all| {
             all.iter().filter(|record| record.offset >= from).cloned().collect::<Vec<_>>()
         });
-        if read.then_some(&found) != expected.as_ref() {
-            return Err(format!("from {from}: {read} {found:?}, expected {expected:?}"));
+        if is_read.then_some(&found) != expected.as_ref() {
+            return Err(format!("from {from}: {is_read} {found:?}, expected {expected:?}"));
         }
     }
     Ok(expected.map(|all| all.len()))
 }
 
-/// The records of a batch, as <https://kafka.apache.org/documentation/#record> has them.
-fn reference(batch: &[u8]) -> Option<Vec<Record>> {
+/// Reads the records of a batch as described in <https://kafka.apache.org/documentation/#record>.
+fn read_reference(batch: &[u8]) -> Option<Vec<Record>> {
     let number = |at: usize, length: usize| {
         let bytes = &batch[at..at + length];
         let sign = if bytes[0] >= 0x80 { -1 } else { 0 };
@@ -43,31 +46,31 @@ fn reference(batch: &[u8]) -> Option<Vec<Record>> {
     for _ in 0..count {
         let length = usize::try_from(varint(batch, &mut at)?).ok()?;
         let end = at.checked_add(length).filter(|end| *end <= batch.len())?;
-        let own = &batch[..end];
+        let record = &batch[..end];
         at += 1;
-        let (time, delta) = (varint(own, &mut at)?, varint(own, &mut at)?);
+        let (time, delta) = (varint(record, &mut at)?, varint(record, &mut at)?);
         if !(least..=last).contains(&delta) {
             return None;
         }
         least = delta + 1;
-        let (key, value) = (field(own, &mut at)?, field(own, &mut at)?);
+        let (key, value) = (field(record, &mut at)?, field(record, &mut at)?);
         let start = at;
-        let headers = varint(own, &mut at).filter(|headers| *headers >= 0)?;
+        let headers = varint(record, &mut at).filter(|headers| *headers >= 0)?;
         for _ in 0..headers {
-            field(own, &mut at)??;
-            field(own, &mut at)?;
+            field(record, &mut at)??;
+            field(record, &mut at)?;
         }
         if at != end {
             return None;
         }
-        let headers = if own[start..] == [0] { 0..0 } else { start as u32..end as u32 };
+        let headers = if record[start..] == [0] { 0..0 } else { start as u32..end as u32 };
         let timestamp_ms = if stamped { most_ms } else { base_ms.wrapping_add(time) };
         all.push(Record { offset: base + delta, timestamp_ms, key, value, headers });
     }
     (at == batch.len()).then_some(all)
 }
 
-/// A number in groups of seven bits, ten of them at most.
+/// Reads an integer in groups of seven bits, at most ten of them.
 fn varint(bytes: &[u8], at: &mut usize) -> Option<i64> {
     let mut value = 0u64;
     for group in 0..10 {
@@ -82,7 +85,7 @@ fn varint(bytes: &[u8], at: &mut usize) -> Option<i64> {
     None
 }
 
-/// The outer `None`: none can be read; the inner: it is null.
+/// Reads a length and that many bytes. The outer `None`: malformed; the inner `None`: null.
 fn field(bytes: &[u8], at: &mut usize) -> Option<Option<std::ops::Range<u32>>> {
     let length = varint(bytes, at)?;
     if length == -1 {
@@ -102,7 +105,7 @@ mod tests {
     use super::*;
     use crate::source::native::record_batch::tests::{batch, put_record};
 
-    fn good(random: &mut StdRng) -> Vec<u8> {
+    fn valid_batch(random: &mut StdRng) -> Vec<u8> {
         let (mut body, mut delta, count) = (Vec::new(), 0, random.random_range(0..6));
         for _ in 0..count {
             let most = if random.random_bool(0.9) { 3 } else { 100_000 };
@@ -130,7 +133,7 @@ mod tests {
         if bytes.is_empty() {
             return;
         }
-        // Mostly the records and the header's numbers: a batch of another length is only partial.
+        // Mostly mutates the records and header fields: a batch of another length is only partial.
         let from = [0, 17, HEADER_BYTES][random.random_range(0..3)].min(bytes.len() - 1);
         let at = random.random_range(from..bytes.len());
         match random.random_range(0..6) {
@@ -148,23 +151,26 @@ mod tests {
     }
 
     #[test]
-    fn hostile_batches_are_read_as_the_reference_does() {
+    fn hostile_batches_are_read_as_by_the_reference() {
         let cases = std::env::var("MILLSTREAM_FUZZ_CASES").map_or(40_000, |n| n.parse().unwrap());
         let mut random = StdRng::seed_from_u64(2);
-        let (mut read, mut refused) = (0_u64, 0_u64);
+        let (mut accepted, mut rejected) = (0_u64, 0_u64);
         for case in 0..cases {
-            let mut bytes = good(&mut random);
+            let mut bytes = valid_batch(&mut random);
             let changes = random.random_range(0..3);
             for _ in 0..changes {
                 mutate(&mut random, &mut bytes);
             }
             match check(&bytes) {
-                Ok(Some(_)) => read += 1,
-                Ok(None) => refused += 1,
+                Ok(Some(_)) => accepted += 1,
+                Ok(None) => rejected += 1,
                 Err(difference) => panic!("case {case}: {difference}\n{bytes:?}"),
             }
         }
-        println!("{cases} batches: {read} read, {refused} refused");
-        assert!(read > cases / 4 && refused > cases / 4, "{read} read, {refused} refused");
+        println!("{cases} batches: {accepted} accepted, {rejected} rejected");
+        assert!(
+            accepted > cases / 4 && rejected > cases / 4,
+            "{accepted} accepted, {rejected} rejected"
+        );
     }
 }
