@@ -23,7 +23,7 @@ use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group,
 use millstream::catalog;
 use millstream::planner::{QueryPlan, Relations, plan_customer};
 use millstream::time::{HOUR, MIN_TIME, MINUTE, Micros, SECOND};
-use millstream::window::{InputRows, Operator};
+use millstream::window::{EpochEnd, InputRows, Operator, operator_for};
 use tokio::runtime::Runtime;
 
 /// Rows of a batch: about as many as one Fetch response of 1 MB decodes to.
@@ -113,13 +113,13 @@ fn batch(keys: usize, from: Micros, span: Micros, seed: usize) -> (RecordBatch, 
     (rows.unwrap(), times)
 }
 
-fn operator(plan: &Arc<QueryPlan>) -> Operator {
-    Operator::new(plan.clone(), chrono_tz::UTC).unwrap()
+fn operator(plan: &Arc<QueryPlan>) -> Box<dyn Operator> {
+    operator_for(plan.clone(), chrono_tz::UTC).unwrap()
 }
 
 /// Pushes all batches and ends the epoch at `watermark`; returns the number of result rows.
 async fn epoch(
-    operator: &mut Operator,
+    operator: &mut Box<dyn Operator>,
     batches: &[(RecordBatch, Vec<Micros>)],
     watermark: Micros,
     relations: &Relations,
@@ -131,7 +131,8 @@ async fn epoch(
         let pushed = operator.push(&part, relations).await.unwrap();
         rows += pushed.output.map_or(0, |output| output.num_rows());
     }
-    let emissions = operator.end_epoch(watermark, false, false, relations).await.unwrap();
+    let end = EpochEnd { watermark, is_emission_due: false, relations_changed: false, relations };
+    let emissions = operator.end_epoch(end).await.unwrap();
     rows + emissions.iter().map(|e| e.result.as_ref().unwrap().upserts.num_rows()).sum::<usize>()
 }
 

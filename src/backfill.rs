@@ -18,7 +18,7 @@ use crate::history::{self, EventScan};
 use crate::pipeline::{self, history_root, reference_tables};
 use crate::planner::{Input, QueryPlan, Relations, StreamPlan};
 use crate::time::{Clock, MAX_TIME, MIN_TIME, Micros};
-use crate::window::{InputRows, Operator};
+use crate::window::{EpochEnd, InputRows, Operator, operator_for};
 use crate::{Error, Result};
 
 /// The query to run, and the part of history to run it over.
@@ -39,7 +39,7 @@ pub struct Replay {
 /// One query of the chain that ends with the requested one.
 struct Step {
     plan: Arc<QueryPlan>,
-    operator: Operator,
+    operator: Box<dyn Operator>,
     results: Vec<RecordBatch>,
     /// Rows and windows that failed.
     failed: u64,
@@ -102,7 +102,7 @@ fn chain(queries: &[Arc<QueryPlan>], name: &str, customer: &Customer) -> Result<
         .iter()
         .filter(|plan| wanted.contains(&plan.name))
         .map(|plan| {
-            let operator = Operator::new(plan.clone(), customer.zone)?;
+            let operator = operator_for(plan.clone(), customer.zone)?;
             Ok(Step { operator, plan: plan.clone(), results: Vec::new(), failed: 0 })
         })
         .collect::<Result<_>>()?;
@@ -310,7 +310,13 @@ async fn close_windows(steps: &mut [Step], relations: &mut Relations) -> Result<
                 step.results.extend(pushed.output.filter(|o| o.num_rows() > 0));
             }
         }
-        for emission in step.operator.end_epoch(MAX_TIME, false, true, relations).await? {
+        let end = EpochEnd {
+            watermark: MAX_TIME,
+            is_emission_due: false,
+            relations_changed: true,
+            relations,
+        };
+        for emission in step.operator.end_epoch(end).await? {
             match emission.result {
                 Ok(changes) => step.results.push(changes.upserts),
                 Err(reason) => {

@@ -41,7 +41,7 @@ use crate::planner::planning_session::{
 
 pub use exec::placeholder::Relations;
 pub use functions::EpochNow;
-pub use query_plan::{Input, PlanKind, QueryPlan, QueryState};
+pub use query_plan::{Input, PlanKind, QueryPlan, WindowState};
 pub use stream_plan::StreamPlan;
 
 /// All plans of a customer.

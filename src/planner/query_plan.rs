@@ -272,11 +272,11 @@ impl QueryPlan {
     /// must be there once, see [`QueryPlan::dedup_key_sets`].
     pub async fn run_final_plan(
         &self,
-        content: impl Into<QueryState>,
+        content: impl Into<WindowState>,
         window: Option<Window>,
         relations: &Relations,
     ) -> Result<RecordBatch> {
-        let QueryState { batches: kept, counts } = &content.into();
+        let WindowState { batches: kept, counts } = &content.into();
         let inputs = Inputs { rows: &[], kept, counts, window, relations };
         let result =
             placeholder::run(&self.executable.final_plan, &inputs, &self.final_context).await;
@@ -352,7 +352,7 @@ impl QueryPlan {
 
 /// What was kept of a window or a view, by slot.
 #[derive(Debug, Default)]
-pub struct QueryState {
+pub struct WindowState {
     /// Rows and partial rows.
     pub batches: Vec<Vec<RecordBatch>>,
     /// Of slots that [`QueryPlan::uses_counts`] says so of, instead: the columns of each group, and
@@ -360,7 +360,7 @@ pub struct QueryState {
     pub counts: Vec<Option<RecordBatch>>,
 }
 
-impl From<Vec<Vec<RecordBatch>>> for QueryState {
+impl From<Vec<Vec<RecordBatch>>> for WindowState {
     fn from(kept: Vec<Vec<RecordBatch>>) -> Self {
         Self { batches: kept, counts: Vec::new() }
     }

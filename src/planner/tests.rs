@@ -650,7 +650,7 @@ async fn counts_by_group_close_a_window_as_its_keys_do() {
         let uses_counts = (0..plan.slots()).map(|slot| plan.uses_counts(slot)).collect::<Vec<_>>();
         assert_eq!(uses_counts, counted, "{select}");
         let kept = keep(&plan, &events(400, 6), Some(window), &mut StdRng::seed_from_u64(2)).await;
-        let mut content = QueryState::from(kept.clone());
+        let mut content = WindowState::from(kept.clone());
         for slot in (0..plan.slots()).filter(|slot| plan.uses_counts(*slot)) {
             let mut in_panes = plan.new_sliding_key_set(slot).unwrap();
             let mut in_window = plan.new_key_set(slot).unwrap();

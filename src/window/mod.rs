@@ -1,15 +1,20 @@
-//! Windows: which ones an event belongs to, what is kept for them, and when they close.
+//! Windows: which windows an event belongs to, the state that they need, and when they close.
 //!
 //! ```text
-//!   rows ─► intake ─► buckets of the epoch ─► tiers, one stack a bucket ─► close ─► results
-//!              │            keep.rs               tiers.rs, panes.rs        │
-//!              └─► late rows                                    views.rs ◄──┘ what changed
+//!   rows ─► row assigner ─► epoch buffer ─► merge tree or panes ─► final plan ─► emissions
+//!               │                           (one per window)           ▲            │
+//!               └─► late rows, failed rows          operator ──────────┘    changelog: what changed
 //! ```
 //!
-//! Pure but for the plans that it runs: no I/O, no clock. The same epochs give the same state.
+//! [`Operator`] is one query and its state; each kind of query has an operator of its own below
+//! `operator/`.
+//!
+//! **Promise:** this module is pure except for the plans that it runs: no I/O, no clock. The same
+//! epochs give the same state.
 
 pub mod assigner;
 mod changelog;
+mod closing_order;
 mod epoch_buffer;
 mod failed_rows;
 mod merge_tree;
@@ -26,7 +31,7 @@ mod tests;
 pub use assigner::Assigner;
 pub use epoch_buffer::EpochBuffer;
 pub use failed_rows::{Isolated, isolate};
-pub use operator::{Changes, Emission, Operator};
+pub use operator::{Changes, Emission, EpochEnd, Operator, operator_for, restore_operator};
 pub use operator_state::OperatorState;
 pub use row_assigner::{FailedRow, InputRows, Late, Pushed, RowAssigner};
 pub use state_digest::Digests;

@@ -1,124 +1,102 @@
-//! An operator's state as a manifest and named batches, and back.
+//! The state of an operator as a manifest and named batches, and back.
 //!
-//! Promise: a restored operator goes on exactly as the one that was saved would have. Batches are
-//! shared, not copied. Running merges of panes are rebuilt from the panes, in the same order.
+//! **Promise:** a restored operator continues exactly as the one that was saved would have. Batches
+//! are shared, not copied. Running merges of panes are rebuilt from the panes, in the same order.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use chrono_tz::Tz;
 
 use crate::error::{Error, Kind, Result};
-use crate::planner::QueryPlan;
 use crate::state::manifest::{
     BatchNames, OperatorManifest, PaneManifest, PanesManifest, TreeNames, WindowManifest,
 };
-use crate::time::Window;
+use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::merge_tree::{Kept, MergeTree, Tier};
-use crate::window::operator::{OpenWindow, Operator};
+use crate::window::operator::result_state::ResultState;
 use crate::window::panes::{Pane, Panes, Stacks};
 
-/// The version of the manifest. Of version 1, sets of keys may have a key in several batches.
+/// The version of the manifest that is written.
 const VERSION: u32 = 2;
+/// In this version the batches of a key set may have keys in common.
+pub(super) const FIRST_VERSION: u32 = 1;
 
-/// A query's state between two epochs.
+/// The state of a query between two epochs.
 #[derive(Debug, Clone)]
 pub struct OperatorState {
     /// What the batches are.
     pub manifest: OperatorManifest,
-    /// The batches, by names that the manifest uses; fit for file names.
+    /// The batches, by names that the manifest uses; the names are fit for files.
     pub batches: Vec<(String, RecordBatch)>,
 }
 
-impl Operator {
-    /// The state, as shared references. To be called between an epoch's end and the next rows.
-    ///
-    /// # Errors
-    /// Rows have been pushed since the last epoch's end.
-    pub fn snapshot(&self) -> Result<OperatorState> {
-        if self.is_amid_epoch() {
-            return Err(Error::internal("a snapshot was asked for in the middle of an epoch"));
-        }
-        let mut saver = Saver::default();
-        let manifest = OperatorManifest {
-            version: VERSION,
-            watermark: self.watermark,
-            windows: (self.windows.iter())
-                .map(|((end, start), state)| {
-                    (Window { start: *start, end: *end }, saver.window(state))
-                })
-                .collect(),
-            view: saver.window(&self.view),
-            panes: self.panes.as_ref().map(|panes| saver.panes(panes)),
-        };
-        Ok(OperatorState { manifest, batches: saver.batches })
-    }
+/// The state of a stateless query.
+pub(super) fn stateless_state() -> OperatorState {
+    StateWriter::default().finish(MIN_TIME, Vec::new(), empty_view(), None)
+}
 
-    /// The operator of which `state` was saved.
-    ///
-    /// # Errors
-    /// The state is of another version or lacks batches (kind `Recovery`).
-    pub async fn restore(plan: Arc<QueryPlan>, zone: Tz, state: OperatorState) -> Result<Self> {
-        let mut operator = Self::new(plan, zone)?;
-        let manifest = state.manifest;
-        if !(1..=VERSION).contains(&manifest.version) {
-            return Err(unreadable(format!("it has version {}", manifest.version)));
-        }
-        let batches = Loader { batches: state.batches.into_iter().collect() };
-        operator.watermark = manifest.watermark;
-        for (window, state) in manifest.windows {
-            operator.windows.insert((window.end, window.start), batches.window(state)?);
-        }
-        operator.view = batches.window(manifest.view)?;
-        if manifest.version == 1 {
-            let states = operator.windows.values_mut().chain([&mut operator.view]);
-            for state in states {
-                state.tiers.part_sets(&operator.plan).await?;
-            }
-        }
-        if let Some(panes) = manifest.panes {
-            let mut panes = batches.panes(panes)?;
-            panes.rebuild_front(&operator.plan).await?;
-            operator.panes = Some(panes);
-        }
-        Ok(operator)
+/// What queries that are not views write in the place of a view's state.
+pub(super) fn empty_view() -> WindowManifest {
+    WindowManifest { tree: Vec::new(), changed: true, closed: false, published: None, revision: 0 }
+}
+
+/// Checks that this code can read a manifest.
+///
+/// # Errors
+/// Kind `Recovery`: it has another version.
+pub(super) fn check_version(manifest: &OperatorManifest) -> Result<()> {
+    match (FIRST_VERSION..=VERSION).contains(&manifest.version) {
+        true => Ok(()),
+        false => Err(unreadable(format!("it has version {}", manifest.version))),
     }
 }
 
-fn unreadable(what: impl Into<String>) -> Error {
-    Error::new(Kind::Recovery, "a query's saved state cannot be used").detail(what)
+fn unreadable(detail: impl Into<String>) -> Error {
+    Error::new(Kind::Recovery, "the saved state of a query cannot be used").detail(detail)
 }
 
+/// Turns state into a manifest and named batches.
 #[derive(Default)]
-pub(super) struct Saver {
+pub(super) struct StateWriter {
     pub(super) batches: Vec<(String, RecordBatch)>,
 }
 
-impl Saver {
+impl StateWriter {
     fn batch(&mut self, batch: &RecordBatch) -> String {
         let name = format!("{:06}", self.batches.len());
         self.batches.push((name.clone(), batch.clone()));
         name
     }
 
+    /// Completes the state.
+    pub(super) fn finish(
+        self,
+        watermark: Micros,
+        windows: Vec<(Window, WindowManifest)>,
+        view: WindowManifest,
+        panes: Option<PanesManifest>,
+    ) -> OperatorState {
+        let manifest = OperatorManifest { version: VERSION, watermark, windows, view, panes };
+        OperatorState { manifest, batches: self.batches }
+    }
+
     fn kept(&mut self, kept: &Kept) -> BatchNames {
         kept.iter().map(|slot| slot.as_ref().map(|batch| self.batch(batch))).collect()
     }
 
-    fn tiers(&mut self, tiers: &MergeTree) -> TreeNames {
-        let slots = tiers.slots.iter();
+    fn tree(&mut self, tree: &MergeTree) -> TreeNames {
+        let slots = tree.slots.iter();
         slots
             .map(|stack| stack.iter().map(|tier| (tier.level, self.batch(&tier.batch))).collect())
             .collect()
     }
 
-    pub(super) fn window(&mut self, state: &OpenWindow) -> WindowManifest {
+    pub(super) fn result(&mut self, state: &ResultState) -> WindowManifest {
         WindowManifest {
-            tree: self.tiers(&state.tiers),
-            changed: state.changed,
-            closed: state.closed,
-            published: state.said.as_ref().map(|said| self.batch(said)),
+            tree: self.tree(&state.tree),
+            changed: state.is_changed,
+            closed: state.is_closed,
+            published: state.emitted.as_ref().map(|emitted| self.batch(emitted)),
             revision: state.revision,
         }
     }
@@ -131,7 +109,7 @@ impl Saver {
                     window: pane.window,
                     last_end: pane.last_end,
                     known_from: pane.known_from,
-                    tree: self.tiers(&pane.tiers),
+                    tree: self.tree(&pane.tiers),
                     late: (pane.late.iter())
                         .map(|(refused, kept)| (*refused, self.kept(kept)))
                         .collect(),
@@ -146,11 +124,16 @@ impl Saver {
     }
 }
 
-struct Loader {
+/// Finds the batches that a manifest names.
+pub(super) struct StateReader {
     batches: HashMap<String, RecordBatch>,
 }
 
-impl Loader {
+impl StateReader {
+    pub(super) fn new(batches: Vec<(String, RecordBatch)>) -> Self {
+        Self { batches: batches.into_iter().collect() }
+    }
+
     fn batch(&self, name: String) -> Result<RecordBatch> {
         let batch = self.batches.get(&name).cloned();
         batch.ok_or_else(|| unreadable(format!("its batch {name} is missing")))
@@ -160,23 +143,23 @@ impl Loader {
         kept.into_iter().map(|slot| slot.map(|name| self.batch(name)).transpose()).collect()
     }
 
-    fn tiers(&self, slots: TreeNames) -> Result<MergeTree> {
+    fn tree(&self, slots: TreeNames) -> Result<MergeTree> {
         let tier = |(level, name)| Ok(Tier { level, batch: self.batch(name)? });
         let stacks = slots.into_iter().map(|stack| stack.into_iter().map(tier).collect());
         Ok(MergeTree::new(stacks.collect::<Result<_>>()?))
     }
 
-    fn window(&self, state: WindowManifest) -> Result<OpenWindow> {
-        Ok(OpenWindow {
-            tiers: self.tiers(state.tree)?,
-            changed: state.changed,
-            closed: state.closed,
-            said: state.published.map(|name| self.batch(name)).transpose()?,
+    pub(super) fn result(&self, state: WindowManifest) -> Result<ResultState> {
+        Ok(ResultState {
+            tree: self.tree(state.tree)?,
+            is_changed: state.changed,
+            is_closed: state.closed,
+            emitted: state.published.map(|name| self.batch(name)).transpose()?,
             revision: state.revision,
         })
     }
 
-    fn panes(&self, saved: PanesManifest) -> Result<Panes> {
+    pub(super) fn panes(&self, saved: PanesManifest) -> Result<Panes> {
         let mut panes = Panes::new();
         for pane in saved.panes {
             let late = pane.late.into_iter();
@@ -185,7 +168,7 @@ impl Loader {
                 window: pane.window,
                 last_end: pane.last_end,
                 known_from: pane.known_from,
-                tiers: self.tiers(pane.tree)?,
+                tiers: self.tree(pane.tree)?,
                 late: late.collect::<Result<_>>()?,
             };
             panes.panes.insert(pane.window.start, restored);

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use arrow::array::RecordBatch;
 
 use crate::error::Result;
-use crate::planner::{QueryPlan, QueryState};
+use crate::planner::{QueryPlan, WindowState};
 use crate::state::SlidingKeySet;
 use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::epoch_buffer::Bucket;
@@ -161,7 +161,7 @@ impl Panes {
     }
 
     /// What `window`, which closes, holds. To be called in the order of ends.
-    pub async fn close(&mut self, plan: &QueryPlan, window: Window) -> Result<QueryState> {
+    pub async fn close(&mut self, plan: &QueryPlan, window: Window) -> Result<WindowState> {
         if window.start < self.stacks.served || window.end < self.stacks.until {
             return Ok(self.gather(plan, window).await?.into());
         }
@@ -186,7 +186,7 @@ impl Panes {
         }
         let sources = found.iter().map(Vec::len).max();
         let found = if sources > Some(1) { plan.dedup_key_sets(found).await? } else { found };
-        Ok(QueryState { batches: rewindow(plan, found, window)?, counts })
+        Ok(WindowState { batches: rewindow(plan, found, window)?, counts })
     }
 
     /// How many keys each group has in the running merges and in `late`, if that is all that is

@@ -17,9 +17,9 @@ use crate::error::Result;
 use crate::planner::{PlanKind, QueryPlan, Relations};
 use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::assigner::Assigner;
+use crate::window::closing_order::closing_key;
 use crate::window::epoch_buffer::{Bucket, EpochBuffer, Runs, row_of, select};
 use crate::window::failed_rows::isolate;
-use crate::window::operator::closing;
 use crate::window::panes::ANY_WINDOW;
 
 /// Rows of one source partition, in offset order.
@@ -179,9 +179,9 @@ impl RowAssigner {
             // All windows end with their pane or later, so that one look is mostly enough.
             let (refused, taken_until) = if gone(&&pane) {
                 let refused = windows.iter().filter(gone).copied();
-                let first = refused.clone().min_by_key(|w| closing(*w));
+                let first = refused.clone().min_by_key(|w| closing_key(*w));
                 let taken = windows.iter().filter(|w| !gone(w)).map(|w| w.end).min();
-                (first.zip(refused.max_by_key(|w| closing(*w))), taken)
+                (first.zip(refused.max_by_key(|w| closing_key(*w))), taken)
             } else {
                 (None, (!windows.is_empty()).then_some(pane.end))
             };

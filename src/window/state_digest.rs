@@ -12,70 +12,88 @@ use arrow::row::{RowConverter, SortField};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::time::Window;
-use crate::window::operator::Operator;
-use crate::window::operator_state::Saver;
+use crate::time::{Micros, Window};
+use crate::window::operator::result_state::ResultState;
+use crate::window::operator_state::{StateWriter, empty_view};
+use crate::window::panes::Panes;
 
 /// A digest of each part of a state, by what the part is.
 pub type Digests = BTreeMap<String, String>;
 
 /// Up to so many windows have a digest each; of more there is one for all.
-const MOST_WINDOWS: usize = 64;
+const MAX_WINDOWS: usize = 64;
 /// Bytes of a digest that are kept: a difference is told, not an attack.
 const KEPT_BYTES: usize = 8;
 
-impl Operator {
-    /// Digests of the state. To be called between an epoch's end and the next rows.
-    ///
-    /// # Errors
-    /// Rows have been pushed since the last epoch's end.
-    pub fn digests(&self) -> Result<Digests> {
-        if self.is_amid_epoch() {
-            return Err(Error::internal("a digest was asked for in the middle of an epoch"));
-        }
-        let mut digests = Digests::new();
-        digests.insert("watermark".to_owned(), self.watermark.to_string());
-        let each = self.windows.len() <= MOST_WINDOWS;
+/// Collects the digests of one operator's state.
+pub(super) struct StateDigests {
+    digests: Digests,
+}
+
+impl StateDigests {
+    pub(super) fn new(watermark: Micros) -> Self {
+        let digests = Digests::from([("watermark".to_owned(), watermark.to_string())]);
+        Self { digests }
+    }
+
+    /// Adds the windows: one digest each, or one for all if there are many.
+    pub(super) fn add_windows<'a>(
+        &mut self,
+        windows: impl ExactSizeIterator<Item = (Window, &'a ResultState)>,
+    ) -> Result<()> {
+        let count = windows.len();
         let mut all = Sha256::new();
-        for ((end, start), state) in &self.windows {
-            let mut saver = Saver::default();
-            let manifest = saver.window(state);
-            let digest = digest(&manifest, &saver)?;
-            let window = Window { start: *start, end: *end };
+        for (window, state) in windows {
+            let mut writer = StateWriter::default();
+            let manifest = writer.result(state);
+            let digest = digest(&manifest, &writer)?;
             all.update(format!("{window:?} {digest}"));
-            if each {
-                digests.insert(format!("window [{start}, {end})"), digest);
+            if count <= MAX_WINDOWS {
+                let Window { start, end } = window;
+                self.digests.insert(format!("window [{start}, {end})"), digest);
             }
         }
-        if !each {
-            digests.insert(format!("{} windows", self.windows.len()), short(all));
+        if count > MAX_WINDOWS {
+            self.digests.insert(format!("{count} windows"), shorten(all));
         }
-        if let Some(panes) = &self.panes {
-            let mut saver = Saver::default();
-            let manifest = saver.panes(panes);
-            digests.insert("panes".to_owned(), digest(&manifest, &saver)?);
-        }
-        let mut saver = Saver::default();
-        let manifest = saver.window(&self.view);
-        digests.insert("view".to_owned(), digest(&manifest, &saver)?);
-        Ok(digests)
+        Ok(())
+    }
+
+    /// Adds the panes of a windowed query.
+    pub(super) fn add_panes(&mut self, panes: &Panes) -> Result<()> {
+        let mut writer = StateWriter::default();
+        let manifest = writer.panes(panes);
+        self.digests.insert("panes".to_owned(), digest(&manifest, &writer)?);
+        Ok(())
+    }
+
+    /// Adds the state of a view; other queries have an empty one.
+    pub(super) fn add_view(&mut self, view: Option<&ResultState>) -> Result<()> {
+        let mut writer = StateWriter::default();
+        let manifest = view.map_or_else(empty_view, |state| writer.result(state));
+        self.digests.insert("view".to_owned(), digest(&manifest, &writer)?);
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> Digests {
+        self.digests
     }
 }
 
-fn digest(manifest: &impl serde::Serialize, saver: &Saver) -> Result<String> {
+fn digest(manifest: &impl serde::Serialize, writer: &StateWriter) -> Result<String> {
     let manifest = serde_json::to_vec(manifest)
-        .map_err(|error| Error::internal("a manifest cannot be written").because(error))?;
+        .map_err(|error| Error::internal("a manifest cannot be serialised").because(error))?;
     let mut hash = Sha256::new();
     hash.update(&manifest);
-    for (name, batch) in &saver.batches {
+    for (name, batch) in &writer.batches {
         hash.update(format!("\n{name} {} rows\n", batch.num_rows()));
-        content(batch, &mut hash)?;
+        hash_content(batch, &mut hash)?;
     }
-    Ok(short(hash))
+    Ok(shorten(hash))
 }
 
 /// Column names, types and rows, in order.
-fn content(batch: &RecordBatch, hash: &mut Sha256) -> Result<()> {
+fn hash_content(batch: &RecordBatch, hash: &mut Sha256) -> Result<()> {
     let schema = batch.schema();
     let exact = schema.fields().iter().zip(batch.columns());
     let exact: Vec<_> = exact.filter(|(field, _)| !has_floats(field.data_type())).collect();
@@ -114,7 +132,7 @@ fn has_floats(data_type: &DataType) -> bool {
     }
 }
 
-fn short(hash: Sha256) -> String {
+fn shorten(hash: Sha256) -> String {
     hex::encode(&hash.finalize()[..KEPT_BYTES])
 }
 
@@ -128,8 +146,8 @@ mod tests {
 
     fn of(batch: &RecordBatch) -> String {
         let mut hash = Sha256::new();
-        content(batch, &mut hash).unwrap();
-        short(hash)
+        hash_content(batch, &mut hash).unwrap();
+        shorten(hash)
     }
 
     fn batch(numbers: Vec<Option<i64>>, texts: Vec<&str>, float: f64) -> RecordBatch {

@@ -11,7 +11,7 @@ use crate::sink::{Publication, ResultSink};
 use crate::state::manifest::QueryManifest;
 use crate::time::{MIN_TIME, Micros};
 use crate::types::OutRecord;
-use crate::window::{Operator, OperatorState};
+use crate::window::{Operator, OperatorState, operator_for, restore_operator};
 
 /// The number of a query's newest results that the status shows.
 const NEWEST: usize = 5;
@@ -19,7 +19,7 @@ const NEWEST: usize = 5;
 /// A query and its state.
 pub struct QueryState {
     pub(super) plan: Arc<QueryPlan>,
-    pub(super) operator: Operator,
+    pub(super) operator: Box<dyn Operator>,
     pub(super) sink: ResultSink,
     pub(super) late: u64,
     /// The watermark last forwarded to the queries that read this one.
@@ -34,7 +34,7 @@ impl QueryState {
         let columns = plan.output.fields().len();
         let sink = ResultSink::new(&plan.query.topic, publication(plan), plan.key.clone(), columns);
         Ok(Self {
-            operator: Operator::new(plan.clone(), zone)?,
+            operator: operator_for(plan.clone(), zone)?,
             plan: plan.clone(),
             sink,
             emitted: 0,
@@ -50,8 +50,8 @@ impl QueryState {
     }
 
     /// The query's operator with its window state.
-    pub fn operator(&self) -> &Operator {
-        &self.operator
+    pub fn operator(&self) -> &dyn Operator {
+        self.operator.as_ref()
     }
 
     /// The sink that turns results into records.
@@ -112,7 +112,7 @@ impl QueryState {
     ) -> Result<()> {
         self.forwarded = saved.forwarded;
         let state = OperatorState { manifest: saved.operator, batches };
-        self.operator = Operator::restore(self.plan.clone(), zone, state).await?;
+        self.operator = restore_operator(self.plan.clone(), zone, state).await?;
         if saved.fingerprint != self.plan.fingerprint {
             self.operator.mark_dirty();
         }
@@ -121,7 +121,7 @@ impl QueryState {
 
     /// Drops the query's state.
     pub(super) fn reset(&mut self, zone: Tz) -> Result<()> {
-        self.operator = Operator::new(self.plan.clone(), zone)?;
+        self.operator = operator_for(self.plan.clone(), zone)?;
         Ok(())
     }
 }

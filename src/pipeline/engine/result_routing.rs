@@ -15,7 +15,7 @@ use crate::planner::Input;
 use crate::sink::{self, DeadLetter, FailureStage};
 use crate::time::{MIN_TIME, Micros, Window};
 use crate::types::OutRecord;
-use crate::window::{self, Changes, FailedRow, Pushed};
+use crate::window::{self, Changes, EpochEnd, FailedRow, Pushed};
 
 /// The bytes that a record takes besides its key and its value, roughly.
 const RECORD_OVERHEAD_BYTES: usize = 64;
@@ -25,10 +25,13 @@ impl Engine {
     pub(super) async fn end_query(&mut self, index: usize, emits: &[String]) -> Result<()> {
         let watermark = self.watermark(&self.queries[index].plan.input);
         let query = &mut self.queries[index];
-        let early = emits.contains(&query.plan.name);
-        let relations_changed = query.plan.tables.iter().any(|t| self.changed.contains(t));
-        let emissions =
-            query.operator.end_epoch(watermark, early, relations_changed, &self.relations).await?;
+        let end = EpochEnd {
+            watermark,
+            is_emission_due: emits.contains(&query.plan.name),
+            relations_changed: query.plan.tables.iter().any(|t| self.changed.contains(t)),
+            relations: &self.relations,
+        };
+        let emissions = query.operator.end_epoch(end).await?;
         let previous = query.forwarded;
         query.forwarded = watermark;
         let is_view = query.plan.is_view();

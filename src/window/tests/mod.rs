@@ -40,11 +40,11 @@ fn query(shape: Shape) -> TestQuery {
     TestQuery { shape, early: false, lateness: 0 }
 }
 
-fn operator(query: TestQuery) -> Operator {
-    Operator::new(plan(query), UTC).unwrap()
+fn operator(query: TestQuery) -> Box<dyn Operator> {
+    operator_for(plan(query), UTC).unwrap()
 }
 
-async fn push(operator: &mut Operator, rows: &[Row], before: Micros) -> Pushed {
+async fn push(operator: &mut Box<dyn Operator>, rows: &[Row], before: Micros) -> Pushed {
     let times: Vec<_> = rows.iter().map(|r| r.0).collect();
     let before = vec![before; rows.len()];
     let batch = batch(rows);
@@ -52,8 +52,10 @@ async fn push(operator: &mut Operator, rows: &[Row], before: Micros) -> Pushed {
     operator.push(&rows, &Relations::default()).await.unwrap()
 }
 
-async fn end(operator: &mut Operator, watermark: Micros, emit: bool) -> Vec<Emission> {
-    operator.end_epoch(watermark, emit, false, &Relations::default()).await.unwrap()
+async fn end(operator: &mut Box<dyn Operator>, watermark: Micros, emit: bool) -> Vec<Emission> {
+    let relations = &Relations::default();
+    let end = EpochEnd { watermark, is_emission_due: emit, relations_changed: false, relations };
+    operator.end_epoch(end).await.unwrap()
 }
 
 /// (k, n, s) of each row.
@@ -202,7 +204,7 @@ async fn a_view_says_what_changed() {
             );
         }
         let state = view.snapshot().unwrap();
-        view = Operator::restore(plan(query(Shape::View)), UTC, state).await.unwrap();
+        view = restore_operator(plan(query(Shape::View)), UTC, state).await.unwrap();
     }
     assert_eq!(groups(&view.content().unwrap()), [(1, 1, 100), (2, 29, 2900)]);
 }
@@ -220,7 +222,7 @@ async fn a_large_set_counts_each_value_once() {
         end(&mut hourly, 0, false).await;
         if epoch % 10 == 7 {
             let state = hourly.snapshot().unwrap();
-            hourly = Operator::restore(plan(test), UTC, state).await.unwrap();
+            hourly = restore_operator(plan(test), UTC, state).await.unwrap();
         }
     }
     let values = usize::try_from((EPOCHS + 1) * NEW).unwrap();
@@ -288,7 +290,7 @@ async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (T
         assert_eq!(state.manifest, same.manifest);
         assert_eq!(state.batches, same.batches);
         if epoch == restart {
-            twin = Operator::restore(plan(test), UTC, state).await.unwrap();
+            twin = restore_operator(plan(test), UTC, state).await.unwrap();
         }
     }
     assert_eq!(query.state_rows(), 0);
