@@ -1,7 +1,7 @@
-//! Dates of the years 0 to 9999, as days since 1970.
+//! Converts dates of the years 0 to 9999 to days since 1970-01-01.
 
-/// The days since 1970-01-01 of a date of the proleptic Gregorian calendar, if there is such a
-/// date in the years 0 to 9999. (Howard Hinnant's `days_from_civil`.)
+/// Returns the days since 1970-01-01 of a date in the proleptic Gregorian calendar, or `None` if the
+/// date does not exist or is outside the years 0 to 9999. (Howard Hinnant's `days_from_civil`.)
 #[inline]
 pub(super) fn days(year: i32, month: u32, day: u32) -> Option<i64> {
     const LENGTHS: [u8; 13] = [0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
@@ -11,8 +11,8 @@ pub(super) fn days(year: i32, month: u32, day: u32) -> Option<i64> {
     if day == 0 || day > length + leap_day {
         return None;
     }
-    // Years begin in March, so that the leap day is the last; and 400 years earlier, so that
-    // nothing is negative.
+    // A year begins in March, so that the leap day is its last day. 400 years are added, so that no
+    // intermediate value is negative.
     let year = year + 400 - u32::from(month <= 2);
     let month = if month <= 2 { month + 9 } else { month - 3 };
     let day_of_year = (153 * month + 2) / 5 + day - 1;
@@ -20,14 +20,14 @@ pub(super) fn days(year: i32, month: u32, day: u32) -> Option<i64> {
     Some(i64::from(days) - (719_468 + 146_097))
 }
 
-/// The days since 1970-01-01 of the day `day_of_year`, from 1, of a year.
+/// Returns the days since 1970-01-01 of the day `day_of_year` (from 1) of a year.
 pub(super) fn days_by_ordinal(year: i32, day_of_year: u32) -> Option<i64> {
     let first = days(year, 1, 1)?;
     let length = 365 + u32::from(u32::try_from(year).is_ok_and(is_leap));
     (1..=length).contains(&day_of_year).then(|| first + i64::from(day_of_year) - 1)
 }
 
-/// The days since 1970-01-01 of an ISO date, `2019-10-30`.
+/// Returns the days since 1970-01-01 of an ISO date such as `2019-10-30`.
 pub(super) fn parse(text: &[u8]) -> Option<i32> {
     let [a, b, c, d, b'-', e, f, b'-', g, h] = *text else { return None };
     let year = two(a, b)? * 100 + two(c, d)?;
@@ -57,7 +57,7 @@ mod tests {
     use chrono::{Datelike, NaiveDate};
 
     #[test]
-    fn every_day_is_where_chrono_has_it() {
+    fn days_match_chrono_for_every_date() {
         for year in -1..=10_000 {
             for (month, day) in (0..=13).flat_map(|month| (0..=32).map(move |day| (month, day))) {
                 let date = NaiveDate::from_ymd_opt(year, month, day);
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_iso_and_nothing_else() {
+    fn only_iso_dates_are_parsed() {
         assert_eq!(parse(b"1970-01-02"), Some(1));
         assert_eq!(parse(b"0000-01-01"), Some(-719_528));
         for text in ["2019-1-03", "2019-02-29", "2019-10-30 ", "20191030", "+2019-1-1", ""] {

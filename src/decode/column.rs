@@ -1,8 +1,9 @@
 //! Builds one column: reads JSON values and produces an Arrow array.
 //!
-//! A column holds `len` values. A value that is refused leaves nothing behind; a row that is
-//! refused is result back by [`ColumnBuilder::truncate`]. What a declared type takes from another kind of
-//! JSON value is only what loses nothing: see [`ColumnBuilder::push_text`] and [`ColumnBuilder::number`].
+//! A column holds `len` values. A rejected value leaves nothing in the column;
+//! [`ColumnBuilder::truncate`] removes the values of a rejected row. A declared type accepts another
+//! kind of JSON value only if no information is lost: see [`ColumnBuilder::push_text`] and
+//! [`ColumnBuilder::push_number`].
 
 use std::sync::Arc;
 
@@ -27,16 +28,16 @@ use crate::decode::text_builder::TextBuilder;
 use crate::decode::timestamp::TimestampFormat;
 use crate::{Error, Result};
 
-/// What became of a value: result, or refused for a reason. (That the text is JSON at all is
-/// another question: [`ScanResult`].)
+/// Whether a column accepted a value, or the reason why it rejected it. Syntax errors are reported
+/// separately, by [`ScanResult`].
 pub(super) type ValueResult = Result<(), Reason>;
 
-/// The values of one column so far.
+/// The values of one column read so far.
 #[derive(Debug)]
 pub(super) struct ColumnBuilder {
     len: usize,
     nullable: bool,
-    /// Used only if `nullable`.
+    /// The validity bitmap. Used only if `nullable`.
     nulls: NullBufferBuilder,
     values: Values,
 }
@@ -60,7 +61,8 @@ enum Values {
 }
 
 impl ColumnBuilder {
-    /// An empty column of `data_type`; `name` is for errors, `format` for timestamps.
+    /// Creates an empty column of `data_type`. `name` appears in errors; `format` is the declared format
+    /// of a TIMESTAMP. Timestamps without an offset are local times in `zone`.
     pub fn new(
         name: &str,
         data_type: &DataType,
@@ -69,10 +71,10 @@ impl ColumnBuilder {
         zone: Tz,
     ) -> Result<Self> {
         if format.is_some() && !matches!(data_type, DataType::Timestamp(..)) {
-            let message = format!("column '{name}' has a FORMAT, but is not a TIMESTAMP");
+            let message = format!("column '{name}' has a FORMAT but is not a TIMESTAMP");
             return Err(Error::sql(message));
         }
-        let of = |field: &FieldRef| {
+        let child = |field: &FieldRef| {
             ColumnBuilder::new(field.name(), field.data_type(), field.is_nullable(), None, zone)
         };
         let values = match data_type {
@@ -91,21 +93,21 @@ impl ColumnBuilder {
                 let limit = 10i128.pow(u32::from((*precision).min(DECIMAL128_MAX_PRECISION)));
                 Values::Decimal { values: Vec::new(), precision: *precision, scale: *scale, limit }
             }
-            DataType::Timestamp(TimeUnit::Microsecond, shown) => {
+            DataType::Timestamp(TimeUnit::Microsecond, display_zone) => {
                 let format = match format {
                     Some(format) => TimestampFormat::compile(format, zone)?,
                     None => TimestampFormat::rfc3339(zone),
                 };
-                Values::Timestamp { values: Vec::new(), format, zone: shown.clone() }
+                Values::Timestamp { values: Vec::new(), format, zone: display_zone.clone() }
             }
             DataType::List(item) => Values::List {
                 offsets: vec![0],
                 item: Arc::clone(item),
-                values: Box::new(of(item)?),
+                values: Box::new(child(item)?),
             },
             DataType::Struct(fields) => Values::Struct {
                 fields: fields.clone(),
-                columns: fields.iter().map(of).collect::<Result<_>>()?,
+                columns: fields.iter().map(child).collect::<Result<_>>()?,
                 key_order: KeyOrder::default(),
             },
             other => {
@@ -119,14 +121,14 @@ impl ColumnBuilder {
         Ok(Self { len: 0, nullable, nulls: NullBufferBuilder::new(0), values })
     }
 
-    /// How many values it holds.
+    /// The number of values.
     #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Reads the value at which the scanner stands, which is inside `depth` objects and arrays.
-    /// The scanner passes it, result or refused, unless it is no JSON.
+    /// Reads the value at the scanner's position, which is inside `depth` objects and arrays.
+    /// The scanner advances past the value, accepted or rejected, unless it is not valid JSON.
     #[inline]
     pub fn read(
         &mut self,
@@ -155,11 +157,12 @@ impl ColumnBuilder {
                 scanner.number(&mut number)?;
                 Ok(self.push_number(&number))
             }
-            _ => self.read_rare(scanner, depth, scratch),
+            _ => self.read_other(scanner, depth, scratch),
         }
     }
 
-    fn read_rare(
+    /// Reads a value that is neither a string nor a number.
+    fn read_other(
         &mut self,
         scanner: &mut Scanner<'_>,
         depth: u32,
@@ -175,7 +178,7 @@ impl ColumnBuilder {
         }
     }
 
-    /// After a value was pushed.
+    /// Counts a non-null value after it was pushed.
     #[inline]
     fn count_value(&mut self) -> ValueResult {
         self.len += 1;
@@ -185,7 +188,7 @@ impl ColumnBuilder {
         Ok(())
     }
 
-    /// A string: as it is for VARCHAR; otherwise what it spells, if that is all it spells.
+    /// Pushes a string: unchanged for VARCHAR, otherwise parsed as a value of the column's type.
     #[inline]
     pub fn push_text(&mut self, text: &[u8]) -> ValueResult {
         match &mut self.values {
@@ -207,8 +210,8 @@ impl ColumnBuilder {
         self.count_value()
     }
 
-    /// A number: its value if the type has it exactly (DOUBLE and REAL: the nearest); its text
-    /// for VARCHAR.
+    /// Pushes a number: its value if the type represents it exactly (DOUBLE and REAL: the nearest
+    /// value), or its text for VARCHAR.
     #[inline]
     pub fn push_number(&mut self, number: &Number<'_>) -> ValueResult {
         match &mut self.values {
@@ -238,7 +241,7 @@ impl ColumnBuilder {
         self.count_value()
     }
 
-    /// A null, if the column may hold one; otherwise it is refused because of `reason`.
+    /// Pushes a null; a NOT NULL column rejects it with `reason`.
     pub fn push_null(&mut self, reason: Reason) -> ValueResult {
         if !self.nullable {
             return Err(reason);
@@ -248,7 +251,7 @@ impl ColumnBuilder {
         Ok(())
     }
 
-    /// Pushes a value that a null, here or in a struct around it, hides.
+    /// Pushes a value below a null of this column or of an enclosing struct.
     fn push_placeholder(&mut self) {
         self.len += 1;
         match &mut self.values {
@@ -272,6 +275,7 @@ impl ColumnBuilder {
         }
     }
 
+    /// Reads an array as a list. The scanner is at the opening bracket.
     fn read_list(
         &mut self,
         scanner: &mut Scanner<'_>,
@@ -281,7 +285,7 @@ impl ColumnBuilder {
         let Values::List { offsets, values, .. } = &mut self.values else {
             return Ok(Err(Reason::WrongType));
         };
-        let before = values.len;
+        let start = values.len;
         let (mut result, mut first) = (Ok(()), true);
         scanner.enter(depth)?;
         while scanner.element(first)? {
@@ -292,14 +296,15 @@ impl ColumnBuilder {
             }
         }
         if result.is_err() {
-            values.truncate(before);
+            values.truncate(start);
             return Ok(result);
         }
         offsets.push(values.len as i32);
         Ok(self.count_value())
     }
 
-    /// An object as a struct. A key that comes twice: the last wins. Unknown keys are skipped.
+    /// Reads an object as a struct. If a key occurs twice, the last value counts. Unknown keys are
+    /// skipped.
     fn read_object(
         &mut self,
         scanner: &mut Scanner<'_>,
@@ -310,9 +315,9 @@ impl ColumnBuilder {
             return Ok(Err(Reason::WrongType));
         };
         let row = self.len;
-        let mut refused: Vec<(usize, Reason)> = Vec::new();
+        let mut rejected: Vec<(usize, Reason)> = Vec::new();
         let (mut filled, mut next_segment) = (0, 0);
-        scanner.may_enter(depth)?;
+        scanner.check_depth(depth)?;
         loop {
             let target = match key_order.match_next(&mut next_segment, scanner) {
                 Some(target) => target,
@@ -327,10 +332,10 @@ impl ColumnBuilder {
                         column.truncate(row);
                         filled -= 1;
                     }
-                    refused.retain(|(refused, _)| *refused != index);
+                    rejected.retain(|(rejected, _)| *rejected != index);
                     match column.read(scanner, depth + 1, scratch)? {
                         Ok(()) => filled += 1,
-                        Err(reason) => refused.push((index, reason)),
+                        Err(reason) => rejected.push((index, reason)),
                     }
                 }
                 ValueTarget::Unknown => scanner.skip_value(depth + 1)?,
@@ -341,7 +346,7 @@ impl ColumnBuilder {
             return Ok(self.count_value());
         }
         let missing = columns.iter_mut().filter(|column| column.len == row);
-        let result = match refused.first() {
+        let result = match rejected.first() {
             Some((_, reason)) => Err(*reason),
             None => { missing }.try_for_each(|column| column.push_null(Reason::Missing)),
         };
@@ -352,7 +357,7 @@ impl ColumnBuilder {
         Ok(self.count_value())
     }
 
-    /// Keeps the first `len` values only.
+    /// Retains only the first `len` values.
     pub fn truncate(&mut self, len: usize) {
         match &mut self.values {
             Values::Boolean(values) => values.truncate(len),
@@ -380,7 +385,10 @@ impl ColumnBuilder {
         }
     }
 
-    /// The values as an array; the column is empty afterwards. Fails if a text is not UTF-8.
+    /// Returns the values as an array and leaves the column empty, with capacity for as many values.
+    ///
+    /// Text columns are built without validation: the decoder has rolled back rows of messages that
+    /// are not valid UTF-8.
     pub fn finish(&mut self) -> Result<ArrayRef> {
         let len = std::mem::take(&mut self.len);
         let nulls = if self.nullable { self.nulls.finish() } else { None };
@@ -411,8 +419,8 @@ impl ColumnBuilder {
             Values::Text(builder) => {
                 let (offsets, bytes) = builder.finish();
                 debug_assert!(StringArray::try_new(offsets.clone(), bytes.clone(), None).is_ok());
-                // SAFETY: the decoder takes back every row of a message that is not UTF-8, and
-                // values are whole strings of theirs, or have gone through `unescape`.
+                // SAFETY: the decoder rolls back every row of a message that is not UTF-8. The
+                // values are whole strings or numbers of valid messages, or results of `unescape`.
                 Arc::new(unsafe { StringArray::new_unchecked(offsets, bytes, nulls) })
             }
             Values::Binary(builder) => {
@@ -433,13 +441,14 @@ impl ColumnBuilder {
     }
 }
 
+/// The number as an integer of a type narrower than BIGINT.
 #[inline]
 fn narrow_integer<T: TryFrom<i64>>(number: &Number<'_>) -> Result<T, Reason> {
     T::try_from(number.integer()?).map_err(|_| Reason::OutOfRange)
 }
 
-/// Takes the values, leaving room for as many again.
+/// Moves the values into a buffer and leaves an empty vector of the same capacity.
 fn finish_values<T: arrow::datatypes::ArrowNativeType>(values: &mut Vec<T>) -> ScalarBuffer<T> {
-    let room = Vec::with_capacity(values.len());
-    ScalarBuffer::from(std::mem::replace(values, room))
+    let empty = Vec::with_capacity(values.len());
+    ScalarBuffer::from(std::mem::replace(values, empty))
 }

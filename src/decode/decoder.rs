@@ -17,56 +17,57 @@ use crate::decode::scanner::{ScanResult, Scanner, SyntaxError};
 use crate::source::chunk::Chunk;
 use crate::{Error, Kind, Result};
 
-/// What a chunk held.
+/// The result of decoding one chunk.
 #[derive(Debug, Clone)]
 pub struct Decoded {
-    /// The good messages: the payload columns, in order.
+    /// The valid messages as rows: the payload columns, in declared order.
     pub batch: RecordBatch,
-    /// Of each row: the index of its record in the chunk. Ascending.
+    /// For each row, the index of its record in the chunk. Ascending.
     pub records: Vec<u32>,
-    /// Of each row: which message of its record it was, from 0.
+    /// For each row, the index of its message within the record, from 0.
     pub positions: Vec<u32>,
-    /// The bad messages, in order.
+    /// The rejected messages, in order.
     pub rejected: Vec<RejectedMessage>,
-    /// Records without a value.
+    /// The number of records without a value.
     pub tombstones: u64,
-    /// Keys of good messages that are no columns.
+    /// The number of keys in valid messages that match no column.
     pub unknown_fields: u64,
 }
 
-/// Why a message is refused, and by which column.
+/// The column that rejected a message, if one did, and the reason.
 type RowRejection = (Option<usize>, Reason);
 
-/// Decodes chunks of JSON by a schema.
+/// Decodes chunks of JSON records into batches of one schema.
 #[derive(Debug)]
 pub struct Decoder {
     schema: SchemaRef,
-    /// As declared, to say what was wanted.
+    /// The declared fields, for error descriptions.
     fields: Vec<Field>,
     names: HashMap<Vec<u8>, usize>,
     row: RowBuilder,
     key_order: KeyOrder,
 }
 
-/// The rows so far, and the one that is being read.
+/// The complete rows of the batch, and the row that is being read.
 #[derive(Debug)]
 struct RowBuilder {
     columns: Vec<ColumnBuilder>,
-    /// Complete rows.
+    /// The number of complete rows.
     rows: usize,
-    /// Columns that have a value for the next row.
+    /// The number of columns that have a value for the row being read.
     filled: usize,
-    /// Columns that refused theirs.
-    refused: Vec<(usize, Reason)>,
+    /// The columns that rejected their value in the row being read.
+    rejected: Vec<(usize, Reason)>,
     unknown_fields: u64,
-    /// Strings without their escapes.
+    /// A buffer for unescaped strings.
     scratch: Vec<u8>,
 }
 
 impl Decoder {
-    /// A decoder for `fields`; timestamps without an offset are local times of `zone`.
+    /// Creates a decoder for `fields`. Timestamps without an offset are local times in `zone`.
     ///
-    /// Fails for types that JSON cannot be read as, and formats that are not supported.
+    /// Fails if a type cannot be decoded from JSON, a format is not supported, or a name is declared
+    /// twice.
     pub fn new(fields: Vec<Field>, zone: Tz) -> Result<Self> {
         let mut columns = Vec::with_capacity(fields.len());
         let mut names = HashMap::with_capacity(fields.len());
@@ -82,7 +83,7 @@ impl Decoder {
             columns,
             rows: 0,
             filled: 0,
-            refused: Vec::new(),
+            rejected: Vec::new(),
             unknown_fields: 0,
             scratch: Vec::new(),
         };
@@ -97,10 +98,11 @@ impl Decoder {
 
     /// Decodes every record of the chunk, in order.
     ///
-    /// Fails only for chunks of 2 GiB and more, and for defects of Millstream.
+    /// Fails only if the chunk has 2 GiB or more, or on an internal error.
     pub fn decode(&mut self, chunk: &Chunk) -> Result<Decoded> {
         if i32::try_from(chunk.bytes.len()).is_err() {
-            let message = format!("a chunk of {} bytes is too large", chunk.bytes.len());
+            let message =
+                format!("a chunk of {} bytes is too large (limit: 2 GiB)", chunk.bytes.len());
             return Err(Error::new(Kind::Data, message));
         }
         let mut out = DecodedRows {
@@ -146,8 +148,8 @@ impl Decoder {
             }
             let begin = scanner.position();
             let unknown_fields = self.row.unknown_fields;
-            let refusal = self.decode_message(&mut scanner, utf8).err();
-            match refusal {
+            let rejection = self.decode_message(&mut scanner, utf8).err();
+            match rejection {
                 None => {
                     self.row.rows += 1;
                     out.records.push(record);
@@ -157,11 +159,11 @@ impl Decoder {
                     self.row.roll_back();
                     self.row.unknown_fields = unknown_fields;
                     let field = column.map(|index| &self.fields[index]);
-                    let own = begin..scanner.position();
-                    let text = rejection::describe(kind, field, bytes, own.clone(), end);
+                    let message = begin..scanner.position();
+                    let text = rejection::describe(kind, field, bytes, message.clone(), end);
                     let column = field.map(|field| field.name.clone());
                     let (reason, bytes) =
-                        (Rejection { kind, text }, own.start as u32..own.end as u32);
+                        (Rejection { kind, text }, message.start as u32..message.end as u32);
                     out.rejected.push(RejectedMessage { record, position, column, reason, bytes });
                 }
             }
@@ -175,7 +177,7 @@ impl Decoder {
         }
     }
 
-    /// Reads one message; good or bad, the scanner passes all of it.
+    /// Decodes one message. The scanner advances past the whole message even if it is rejected.
     #[inline]
     fn decode_message(
         &mut self,
@@ -207,7 +209,7 @@ impl Decoder {
         outcome
     }
 
-    /// Reads one object into the row.
+    /// Reads one object into the row being built.
     #[inline]
     fn read_object(&mut self, scanner: &mut Scanner<'_>) -> ScanResult<()> {
         let mut next_segment = 0;
@@ -232,17 +234,17 @@ impl Decoder {
     }
 }
 
-/// What [`Decoder::decode`] fills besides the columns.
+/// The outputs of [`Decoder::decode`] besides the columns.
 struct DecodedRows {
-    /// Where all bytes are known to be ASCII.
+    /// The range of the chunk's bytes that is known to be ASCII.
     ascii: Range<usize>,
     records: Vec<u32>,
     positions: Vec<u32>,
     rejected: Vec<RejectedMessage>,
 }
 
-/// The part of the chunk's bytes from its first value to its last, if it is all ASCII: then no
-/// record needs to be checked for UTF-8.
+/// Returns the byte range from the first to the last value if all of it is ASCII, otherwise an
+/// empty range. Records in the range need no UTF-8 check.
 fn ascii_range(chunk: &Chunk) -> Range<usize> {
     let mut values = chunk.records.iter().filter_map(|record| record.value.clone());
     let Some(first) = values.next() else { return 0..0 };
@@ -255,14 +257,15 @@ fn ascii_range(chunk: &Chunk) -> Range<usize> {
 }
 
 impl RowBuilder {
-    /// Forgets what an earlier batch may have left behind when it failed.
+    /// Resets the state that a failed batch may have left behind.
     fn begin_batch(&mut self) {
         self.rows = 0;
         self.unknown_fields = 0;
         self.roll_back();
     }
 
-    /// Reads the value at which the scanner stands into a column.
+    /// Reads the value at the scanner's position into column `index`. If the key occurred before in
+    /// this object, the new value replaces the earlier one.
     #[inline]
     fn read(&mut self, index: usize, scanner: &mut Scanner<'_>) -> ScanResult<()> {
         let column = &mut self.columns[index];
@@ -270,17 +273,17 @@ impl RowBuilder {
             column.truncate(self.rows);
             self.filled -= 1;
         }
-        if !self.refused.is_empty() {
-            self.refused.retain(|(refused, _)| *refused != index);
+        if !self.rejected.is_empty() {
+            self.rejected.retain(|(rejected, _)| *rejected != index);
         }
         match column.read(scanner, 1, &mut self.scratch)? {
             Ok(()) => self.filled += 1,
-            Err(reason) => self.refused.push((index, reason)),
+            Err(reason) => self.rejected.push((index, reason)),
         }
         Ok(())
     }
 
-    /// Ends the row's object: every column has one value more, or the row is refused.
+    /// Completes the row: on success every column has one more value. Missing values become nulls.
     #[inline]
     fn complete(&mut self) -> Result<(), RowRejection> {
         if self.filled != self.columns.len() {
@@ -291,7 +294,7 @@ impl RowBuilder {
     }
 
     fn fill_missing(&mut self) -> Result<(), RowRejection> {
-        if let Some((index, reason)) = self.refused.first() {
+        if let Some((index, reason)) = self.rejected.first() {
             return Err((Some(*index), *reason));
         }
         for (index, column) in self.columns.iter_mut().enumerate() {
@@ -302,10 +305,10 @@ impl RowBuilder {
         Ok(())
     }
 
-    /// Takes back what the row left in the columns.
+    /// Removes the values of the row being read from all columns.
     fn roll_back(&mut self) {
         self.columns.iter_mut().for_each(|column| column.truncate(self.rows));
-        self.refused.clear();
+        self.rejected.clear();
         self.filled = 0;
     }
 }

@@ -1,50 +1,52 @@
-//! The key_order of a message: which keys come in which order, spelled how.
+//! The key order of a message: its keys, their order and their exact spelling.
 //!
-//! Records of one producer look alike. So what stood between two values (`, "room": `) is kept
-//! from the last message, and compared in one step with what stands there now; only where it
-//! differs is it read piece by piece. A text that was valid in this place once is valid again:
-//! it depends on nothing but standing after a value, or at the message's beginning.
+//! Messages of one producer have the same structure. The decoder therefore remembers the text
+//! between two values (a segment, such as `, "room": `) of the previous message and compares it in
+//! one step with the current text. It parses token by token only if the two differ. A segment that
+//! was valid once is always valid there: its validity depends only on its place after a value, or at
+//! the beginning of the message.
 
 use crate::decode::scanner::{ScanResult, Scanner};
 
-/// Between two values more than this many bytes are read piece by piece every time.
+/// The maximum length of a remembered segment. Longer segments are always parsed token by token.
 const MAX_SEGMENT_BYTES: usize = 64;
 
-/// Keys beyond this one are read piece by piece every time.
+/// The maximum number of remembered segments. Later keys are always parsed token by token.
 const MAX_KEYS: usize = 256;
 
-/// Where the value that follows belongs.
+/// The destination of the value after a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ValueTarget {
-    /// To this column.
+    /// The column with this index.
     Column(usize),
-    /// To no column.
+    /// No column: the key is unknown.
     Unknown,
-    /// There is none: the object ended.
+    /// No value follows: the object ended.
     End,
 }
 
-/// What stood between two values of the last message, or around all of them.
+/// The text before, between or after the values of the previous message.
 #[derive(Debug, Clone)]
 struct KeySegment {
-    /// The first 16 bytes (fewer: zeros), and which of their bits count.
+    /// The first 16 bytes, padded with zeros.
     head: u128,
+    /// The bits of `head` to compare.
     mask: u128,
     bytes: [u8; MAX_SEGMENT_BYTES],
-    /// `usize::MAX`: nothing matches.
+    /// The number of bytes used. `usize::MAX` for a segment that is too long and matches nothing.
     length: usize,
     target: ValueTarget,
 }
 
-/// The segments of the last message, in order.
+/// The segments of the previous message, in order.
 #[derive(Debug, Default)]
 pub(super) struct KeyOrder {
     segments: Vec<KeySegment>,
 }
 
 impl KeyOrder {
-    /// If the segment expected at `next_segment` stands here, passes it and gives its target; the next
-    /// one is expected then.
+    /// If the segment with the index `next_segment` matches at the scanner's position, advances past
+    /// it, increments `next_segment` and returns its target.
     #[inline]
     pub fn match_next(
         &self,
@@ -58,15 +60,15 @@ impl KeyOrder {
         scanner.advance(segment.length);
         *next_segment += 1;
         if segment.target != ValueTarget::End {
-            // The object before may have had less white space here.
+            // The previous object may have had less white space here.
             scanner.skip_white_space();
         }
         Some(segment.target)
     }
 
-    /// Reads the way to the next value piece by piece, and keeps it for the next object. The
-    /// scanner stands at the object's brace (`next_segment` is 0), or after a value. `column` finds the
-    /// column of a key.
+    /// Parses the text up to the next value token by token, and remembers it for the next object.
+    /// The scanner is at the object's brace (`next_segment` is 0) or after a value. `column` returns
+    /// the column of a key.
     #[cold]
     pub fn read_next(
         &mut self,
@@ -91,12 +93,13 @@ impl KeyOrder {
         Ok(target)
     }
 
-    /// Keeps what stood before the value of `target`, and gives the next_segment of the next segment.
-    /// If a later next_segment says the same (an optional key is missing here), goes on from there
-    /// without forgetting what lies between.
+    /// Remembers `text`, which precedes the value of `target`, and returns the index of the next
+    /// segment. If a later segment is the same (an optional key is missing here), continues after that
+    /// one and retains the segments in between.
     fn remember(&mut self, next_segment: usize, text: &[u8], target: ValueTarget) -> usize {
-        let later = self.segments.iter().skip(next_segment + 1);
-        if let Some(skipped) = { later }.position(|segment| segment.is_same(text, target)) {
+        let later_segments = self.segments.iter().skip(next_segment + 1);
+        if let Some(skipped) = { later_segments }.position(|segment| segment.is_same(text, target))
+        {
             return next_segment + skipped + 2;
         }
         let segment = KeySegment::new(text, target);
@@ -112,10 +115,10 @@ impl KeyOrder {
 impl KeySegment {
     fn new(text: &[u8], target: ValueTarget) -> Self {
         let (mut bytes, mut head) = ([0; MAX_SEGMENT_BYTES], [0; 16]);
-        let Some(kept) = bytes.get_mut(..text.len()) else {
+        let Some(prefix) = bytes.get_mut(..text.len()) else {
             return Self { head: 0, mask: 0, bytes, length: usize::MAX, target };
         };
-        kept.copy_from_slice(text);
+        prefix.copy_from_slice(text);
         head.copy_from_slice(&bytes[..16]);
         let bits = 8 * text.len().min(16) as u32;
         let mask = u128::MAX.checked_shr(128 - bits).unwrap_or(0);
@@ -144,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_segment_matches_itself_only() {
+    fn a_segment_matches_only_itself() {
         for length in 1..=MAX_SEGMENT_BYTES {
             let text: Vec<u8> = (0..length as u8).map(|byte| b'A' + byte % 26).collect();
             let segment = KeySegment::new(&text, ValueTarget::Unknown);

@@ -1,42 +1,44 @@
-//! JSON numbers: their grammar, and their exact value in the type that a column declares.
+//! JSON numbers: the grammar, and the conversion to the declared type of a column.
 
 use crate::decode::reason::Reason;
 
-/// A number as RFC 8259 spells it. Its value is `text`; the rest was learnt on the way.
+/// A number in the grammar of RFC 8259. `text` defines the value; the other fields are derived from
+/// it while it is parsed.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Number<'a> {
     /// The number's text.
     pub text: &'a [u8],
     negative: bool,
-    /// All digits before the exponent as one integer, exact if there are at most 19.
+    /// All digits before the exponent as one integer. Exact if there are at most 19.
     mantissa: u64,
-    /// How many digits there are before the exponent, and how many of them before the point.
+    /// The number of digits before the exponent.
     digits: usize,
+    /// The number of digits before the decimal point.
     whole_digits: usize,
-    /// The exponent as written; cut off far outside of every type's range.
+    /// The exponent as written, limited to a magnitude far outside the range of every type.
     exponent: i64,
 }
 
-/// No type's range and no text's length comes near this exponent.
-const FAR: i64 = 1 << 60;
+/// An exponent bound far beyond the range of every type and the length of every text.
+const EXPONENT_LIMIT: i64 = 1 << 60;
 
-/// The powers of ten that a DOUBLE holds exactly.
+/// The powers of ten that a DOUBLE represents exactly.
 const POWERS: [f64; 23] = [
     1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16,
     1e17, 1e18, 1e19, 1e20, 1e21, 1e22,
 ];
 
 impl<'a> Number<'a> {
-    /// Becomes the number at the beginning of `text`, or fails with the place where that goes
-    /// wrong. What stands after the number is the caller's to judge.
+    /// Parses the number at the beginning of `text` into `self`, or fails with the byte position of
+    /// the error. The caller checks the bytes after the number.
     ///
-    /// It is written in place: to hand a number on by value costs as much as to read it.
+    /// Parses in place, because returning a number by value costs as much as parsing it.
     #[inline]
     pub fn read(&mut self, text: &'a [u8]) -> Result<(), usize> {
         self.negative = text.first() == Some(&b'-');
         let start = usize::from(self.negative);
         let mut mantissa = 0;
-        let mut at = digits(text, start, &mut mantissa);
+        let mut at = read_digits(text, start, &mut mantissa);
         let whole_digits = at - start;
         if whole_digits == 0 || (whole_digits > 1 && text[start] == b'0') {
             return Err(at.min(start + 1));
@@ -46,18 +48,18 @@ impl<'a> Number<'a> {
         self.whole_digits = whole_digits;
         self.exponent = 0;
         if let Some(b'.' | b'e' | b'E') = text.get(at) {
-            at = self.read_rest(text, at)?;
+            at = self.read_fraction_and_exponent(text, at)?;
         }
         self.text = &text[..at];
         Ok(())
     }
 
-    /// Reads fraction and exponent, which begin at `at` of `text`; gives the number's end.
+    /// Reads the fraction and exponent that begin at `text[at]` and returns the end of the number.
     #[inline]
-    fn read_rest(&mut self, text: &[u8], mut at: usize) -> Result<usize, usize> {
+    fn read_fraction_and_exponent(&mut self, text: &[u8], mut at: usize) -> Result<usize, usize> {
         if text[at] == b'.' {
             let start = at + 1;
-            at = digits(text, start, &mut self.mantissa);
+            at = read_digits(text, start, &mut self.mantissa);
             if at == start {
                 return Err(at);
             }
@@ -69,7 +71,7 @@ impl<'a> Number<'a> {
         }
     }
 
-    /// Reads an exponent behind its letter; gives its end.
+    /// Reads the exponent after its letter and returns its end.
     fn read_exponent(&mut self, text: &[u8], mut at: usize) -> Result<usize, usize> {
         let negative = text.get(at) == Some(&b'-');
         if let Some(b'-' | b'+') = text.get(at) {
@@ -77,7 +79,7 @@ impl<'a> Number<'a> {
         }
         let start = at;
         while let Some(digit @ b'0'..=b'9') = text.get(at) {
-            self.exponent = (self.exponent * 10 + i64::from(digit - b'0')).min(FAR / 10);
+            self.exponent = (self.exponent * 10 + i64::from(digit - b'0')).min(EXPONENT_LIMIT / 10);
             at += 1;
         }
         if at == start {
@@ -89,39 +91,39 @@ impl<'a> Number<'a> {
         Ok(at)
     }
 
-    /// The number that `text` is as a whole, or `None`.
+    /// Parses all of `text` as one number; `None` if it is not a number.
     pub fn parse(text: &'a [u8]) -> Option<Self> {
         let mut number = Self::default();
         number.read(text).ok()?;
         (number.text.len() == text.len()).then_some(number)
     }
 
-    /// The value as an integer; 12.0 and 1e2 are integers, 12.5 is not.
+    /// The value as an integer. 12.0 and 1e2 are integers, 12.5 is not.
     #[inline]
     pub fn integer(&self) -> Result<i64, Reason> {
         if self.digits <= 18 && self.text.len() == self.digits + usize::from(self.negative) {
-            // At most 18 digits: far below i64's end.
+            // At most 18 digits always fit into an i64.
             let magnitude = self.mantissa as i64;
             return Ok(if self.negative { -magnitude } else { magnitude });
         }
         i64::try_from(self.scaled(0)?).map_err(|_| Reason::OutOfRange)
     }
 
-    /// value × 10^scale, if that is an integer.
+    /// Returns value × 10^scale; fails if that is not an integer.
     pub fn scaled(&self, scale: i32) -> Result<i128, Reason> {
         let (value, exact) = self.scaled_floor(scale)?;
         if exact { Ok(value) } else { Err(Reason::WrongType) }
     }
 
-    /// The largest integer that is at most value × 10^scale, and whether it is equal.
+    /// Returns the largest integer that is at most value × 10^scale, and whether the two are equal.
     pub fn scaled_floor(&self, scale: i32) -> Result<(i128, bool), Reason> {
-        let kept = self.whole_digits as i64 + self.exponent + i64::from(scale);
+        let integer_digits = self.whole_digits as i64 + self.exponent + i64::from(scale);
         let unsigned = &self.text[usize::from(self.negative)..];
         let all = unsigned.iter().filter(|&&byte| byte != b'.').take(self.digits);
         let (mut value, mut exact) = (0i128, true);
         for (index, byte) in all.enumerate() {
             let digit = i128::from(byte - b'0');
-            if (index as i64) < kept {
+            if (index as i64) < integer_digits {
                 value = (value.checked_mul(10))
                     .and_then(|value| value.checked_add(digit))
                     .ok_or(Reason::OutOfRange)?;
@@ -129,7 +131,7 @@ impl<'a> Number<'a> {
                 exact &= digit == 0;
             }
         }
-        let missing = kept - self.digits as i64;
+        let missing = integer_digits - self.digits as i64;
         if missing > 0 && value != 0 {
             let power = u32::try_from(missing).ok().and_then(|power| 10i128.checked_pow(power));
             let product = power.and_then(|power| value.checked_mul(power));
@@ -141,13 +143,13 @@ impl<'a> Number<'a> {
         Ok((value, exact))
     }
 
-    /// The nearest DOUBLE.
+    /// The nearest DOUBLE; fails if it is not finite.
     #[inline]
     pub fn double(&self) -> Result<f64, Reason> {
         let exponent = self.exponent - (self.digits - self.whole_digits) as i64;
         let power = POWERS.get(exponent.unsigned_abs() as usize);
         let value = match power {
-            // Both operands are exact, so the one rounding gives the nearest DOUBLE (Clinger).
+            // Both operands are exact, so the single rounding yields the nearest DOUBLE (Clinger).
             Some(power) if self.digits <= 19 && self.mantissa <= 1 << 53 => {
                 let magnitude = self.mantissa as f64;
                 let magnitude = if exponent < 0 { magnitude / power } else { magnitude * power };
@@ -158,7 +160,7 @@ impl<'a> Number<'a> {
         if value.is_finite() { Ok(value) } else { Err(Reason::OutOfRange) }
     }
 
-    /// The nearest REAL.
+    /// The nearest REAL; fails if it is not finite.
     pub fn real(&self) -> Result<f32, Reason> {
         let value: f32 = self.nearest()?;
         if value.is_finite() { Ok(value) } else { Err(Reason::OutOfRange) }
@@ -170,9 +172,9 @@ impl<'a> Number<'a> {
     }
 }
 
-/// Passes digits from `at` on, adding them to `sum` (which wraps); gives their end.
+/// Reads digits from `at` on, appends them to the decimal `sum` (which wraps), and returns their end.
 #[inline]
-fn digits(text: &[u8], mut at: usize, sum: &mut u64) -> usize {
+fn read_digits(text: &[u8], mut at: usize, sum: &mut u64) -> usize {
     while let Some(digit @ b'0'..=b'9') = text.get(at) {
         *sum = sum.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
         at += 1;
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_are_exact_or_refused() {
+    fn integers_are_exact_or_rejected() {
         let cases = [
             ("0", Ok(0)),
             ("-0", Ok(0)),
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn scaled_values_round_down_and_say_so() {
+    fn scaled_values_round_down_and_report_inexactness() {
         assert_eq!(number("1.999").scaled_floor(2), Ok((199, false)));
         assert_eq!(number("-1.999").scaled_floor(2), Ok((-200, false)));
         assert_eq!(number("-1.990").scaled_floor(2), Ok((-199, true)));
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn doubles_are_the_nearest_ones() {
+    fn doubles_are_correctly_rounded() {
         let texts = [
             "0",
             "-0.0",
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_grammar_of_rfc_8259_is_a_number() {
+    fn texts_outside_the_rfc_8259_grammar_are_not_numbers() {
         for text in
             ["", "-", "01", "-01", "+1", "1.", ".5", "1e", "1e+", "1.e1", "0x1", "NaN", "1_0", " 1"]
         {

@@ -1,37 +1,37 @@
-//! The JSON scanner: RFC 8259 and nothing else, over the bytes of one record.
+//! The JSON scanner: accepts exactly RFC 8259, over the bytes of one record.
 //!
-//! It looks for the end of a string eight bytes at a time, and to do so reads past the record
-//! into the rest of the chunk's buffer; what it finds there never counts. It does not look at
-//! UTF-8: whoever gives it bytes has checked them, or checks the message afterwards.
+//! It searches for the end of a string eight bytes at a time. The search may read past the record
+//! into the rest of the chunk's buffer, but never uses a match there. The scanner does not validate
+//! UTF-8: the caller validates the bytes before scanning, or the message afterwards.
 
 use crate::decode::number::Number;
 
-/// Objects and arrays may stand in one another this deep, the message's own object included.
+/// The maximum nesting depth of objects and arrays, including the message's own object.
 pub(super) const MAX_DEPTH: u32 = 128;
 
-/// Why a text is no JSON. Where: the scanner's position.
+/// Why a text is not valid JSON. The scanner's position is the position of the error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SyntaxError {
-    /// Not what RFC 8259 allows here.
+    /// The text violates the grammar of RFC 8259.
     NotJson,
-    /// Nested deeper than [`MAX_DEPTH`].
+    /// The nesting exceeds [`MAX_DEPTH`].
     TooDeep,
 }
 
-/// What scanning gives.
+/// The result of a scan.
 pub(super) type ScanResult<T> = Result<T, SyntaxError>;
 
-/// A string's content between its quotes, as it stands in the text.
+/// The content of a string between its quotes, as written in the text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ScannedString<'a> {
-    /// The bytes between the quotes; escapes in it are valid.
+    /// The bytes between the quotes. All escapes in them are valid.
     pub raw: &'a [u8],
-    /// Whether there are escapes.
+    /// Whether `raw` contains escapes.
     pub escaped: bool,
 }
 
 impl<'a> ScannedString<'a> {
-    /// The string's value; `scratch` holds it when there are escapes.
+    /// The unescaped value. It is written to `scratch` only if there are escapes.
     #[inline]
     pub fn value<'b>(&self, scratch: &'b mut Vec<u8>) -> &'b [u8]
     where
@@ -55,72 +55,72 @@ pub(super) struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    /// A scanner over `bytes[start..end]`; both are cut to the length of `bytes`.
+    /// Creates a scanner over `bytes[start..end]`; both bounds are limited to the length of `bytes`.
     pub fn new(bytes: &'a [u8], start: usize, end: usize) -> Self {
         let end = end.min(bytes.len());
         Self { bytes, pos: start.min(end), end }
     }
 
-    /// Where it stands, as an index into the bytes.
+    /// The current position, as an index into the bytes.
     #[inline]
     pub fn position(&self) -> usize {
         self.pos
     }
 
-    /// Moves to `position`, at most to the end.
+    /// Moves to `position`, but not past the end of the record.
     #[inline]
     pub fn move_to(&mut self, position: usize) {
         self.pos = position.min(self.end);
     }
 
-    /// The bytes from `start` to `end`, which the scanner has passed.
+    /// The bytes from `start` to `end`, which the scanner has already passed.
     pub fn between(&self, start: usize, end: usize) -> &'a [u8] {
         self.bytes.get(start..end).unwrap_or_default()
     }
 
-    /// The bytes that are left of the record.
+    /// The remaining bytes of the record.
     #[inline]
     pub fn rest(&self) -> &'a [u8] {
         &self.bytes[self.pos..self.end]
     }
 
-    /// Sixteen bytes from here, if the buffer (not only the record) has as many.
+    /// The next sixteen bytes, if the buffer (not only the record) has as many.
     #[inline]
     pub fn peek_16(&self) -> Option<&'a [u8; 16]> {
         self.bytes[self.pos..].first_chunk()
     }
 
-    /// Sixteen bytes from `start`, which it has passed, if the buffer has as many.
+    /// Sixteen bytes from `start`, which the scanner has passed, if the buffer has as many.
     #[inline]
     pub fn window(&self, start: usize) -> Option<&'a [u8; 16]> {
         self.bytes.get(start..)?.first_chunk()
     }
 
-    /// How many bytes are left of the record.
+    /// The number of remaining bytes of the record.
     #[inline]
     pub fn remaining(&self) -> usize {
         self.end - self.pos
     }
 
-    /// Whether the record has been read.
+    /// Whether the scanner is at the end of the record.
     #[inline]
     pub fn at_end(&self) -> bool {
         self.pos == self.end
     }
 
-    /// The next byte.
+    /// The next byte, without advancing.
     #[inline]
     pub fn peek(&self) -> Option<u8> {
         if self.pos < self.end { Some(self.bytes[self.pos]) } else { None }
     }
 
-    /// Passes `count` bytes that the caller has looked at.
+    /// Advances past `count` bytes that the caller has inspected.
     #[inline]
     pub fn advance(&mut self, count: usize) {
         self.move_to(self.pos + count);
     }
 
-    /// Passes white space.
+    /// Advances past white space.
     #[inline]
     pub fn skip_white_space(&mut self) {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
@@ -128,7 +128,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Passes `byte`, or fails.
+    /// Advances past `byte`, or fails if another byte follows.
     #[inline]
     pub fn expect(&mut self, byte: u8) -> ScanResult<()> {
         if self.peek() == Some(byte) {
@@ -139,7 +139,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Passes `null`, `true` or `false`, or fails.
+    /// Advances past `word` (`null`, `true` or `false`), or fails if it does not follow.
     pub fn literal(&mut self, word: &[u8]) -> ScanResult<()> {
         if !self.rest().starts_with(word) {
             return Err(SyntaxError::NotJson);
@@ -148,7 +148,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// Passes a string, from its opening to its closing quote.
+    /// Reads a string, from its opening to its closing quote.
     #[inline]
     pub fn string(&mut self) -> ScanResult<ScannedString<'a>> {
         self.expect(b'"')?;
@@ -159,13 +159,13 @@ impl<'a> Scanner<'a> {
             self.pos += 1;
             return Ok(ScannedString { raw, escaped: false });
         }
-        self.rest_of_escaped(start)
+        self.finish_escaped_string(start)
     }
 
-    /// The slow path of [`Scanner::string`]: the scanner stands at the first byte that is not
-    /// plain text.
+    /// The slow path of [`Scanner::string`]: the scanner is at the first byte that is not plain
+    /// text.
     #[cold]
-    fn rest_of_escaped(&mut self, start: usize) -> ScanResult<ScannedString<'a>> {
+    fn finish_escaped_string(&mut self, start: usize) -> ScanResult<ScannedString<'a>> {
         loop {
             match self.peek() {
                 Some(b'"') => {
@@ -173,15 +173,15 @@ impl<'a> Scanner<'a> {
                     self.pos += 1;
                     return Ok(ScannedString { raw, escaped: true });
                 }
-                Some(b'\\') => self.escape()?,
+                Some(b'\\') => self.skip_escape()?,
                 _ => return Err(SyntaxError::NotJson),
             }
             self.find_special();
         }
     }
 
-    /// Passes one escape; both halves of a surrogate pair are one.
-    fn escape(&mut self) -> ScanResult<()> {
+    /// Advances past one escape. A surrogate pair counts as one escape.
+    fn skip_escape(&mut self) -> ScanResult<()> {
         self.pos += 1;
         match self.peek() {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
@@ -229,7 +229,7 @@ impl<'a> Scanner<'a> {
         self.pos = pos.min(self.end);
     }
 
-    /// Passes a number, which `number` becomes.
+    /// Reads a number into `number`.
     #[inline]
     pub fn number(&mut self, number: &mut Number<'a>) -> ScanResult<()> {
         match number.read(self.rest()) {
@@ -244,8 +244,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Passes one value of any kind, checking all of it. `depth` is how many objects and arrays
-    /// it stands in.
+    /// Advances past one value of any kind and validates all of it. `depth` is the number of objects
+    /// and arrays around it.
     pub fn skip_value(&mut self, depth: u32) -> ScanResult<()> {
         match self.peek() {
             Some(b'"') => self.string().map(|_| ()),
@@ -275,24 +275,24 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Passes the bracket that opens an object or array inside `depth` others.
+    /// Advances past the bracket that opens an object or array inside `depth` others.
     #[inline]
     pub fn enter(&mut self, depth: u32) -> ScanResult<()> {
-        self.may_enter(depth)?;
+        self.check_depth(depth)?;
         self.advance(1);
         Ok(())
     }
 
-    /// Whether an object or array may stand here, inside `depth` others.
+    /// Fails if an object or array inside `depth` others would exceed [`MAX_DEPTH`].
     #[inline]
-    pub fn may_enter(&self, depth: u32) -> ScanResult<()> {
+    pub fn check_depth(&self, depth: u32) -> ScanResult<()> {
         if depth >= MAX_DEPTH { Err(SyntaxError::TooDeep) } else { Ok(()) }
     }
 
-    /// In an object, after its brace or a value: passes the way to the next value and gives its
-    /// key, or passes the closing brace and gives nothing.
+    /// Within an object, after the opening brace (`first`) or a value: advances to the next value
+    /// and returns its key, or advances past the closing brace and returns `None`.
     pub fn key(&mut self, first: bool) -> ScanResult<Option<ScannedString<'a>>> {
-        if !self.next(first, b'}')? {
+        if !self.advance_to_next(first, b'}')? {
             return Ok(None);
         }
         let key = self.string()?;
@@ -302,13 +302,13 @@ impl<'a> Scanner<'a> {
         Ok(Some(key))
     }
 
-    /// In an array, after its bracket or a value: passes the way to the next value, or passes
-    /// the closing bracket and gives false.
+    /// Within an array, after the opening bracket (`first`) or a value: advances to the next value
+    /// and returns true, or advances past the closing bracket and returns false.
     pub fn element(&mut self, first: bool) -> ScanResult<bool> {
-        self.next(first, b']')
+        self.advance_to_next(first, b']')
     }
 
-    fn next(&mut self, first: bool, close: u8) -> ScanResult<bool> {
+    fn advance_to_next(&mut self, first: bool, close: u8) -> ScanResult<bool> {
         self.skip_white_space();
         if self.peek() == Some(close) {
             self.pos += 1;
@@ -321,8 +321,8 @@ impl<'a> Scanner<'a> {
         Ok(true)
     }
 
-    /// After a message: passes what may stand before the next one. That is the record's end, or
-    /// white space with a newline in it, or white space and the next object's brace.
+    /// After a message: advances past the separator to the next message. A separator is the end of
+    /// the record, white space with a newline, or white space before the next object's brace.
     #[inline]
     pub fn separator(&mut self) -> ScanResult<()> {
         if self.at_end() {
@@ -339,9 +339,9 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// The end of a bad message that began at `start`: the first newline at or after the place
-    /// where it went wrong; but a line that begins with a brace is a message of its own, for a
-    /// line that was cut off must not take the next one with it.
+    /// Moves to the end of an invalid message that began at `start`: the first newline at or after
+    /// the error. A line that begins with a brace is a separate message, so that a truncated line
+    /// does not invalidate the next one.
     pub fn resynchronise(&mut self, start: usize) {
         let newline = memchr::memchr(b'\n', self.rest()).map_or(self.end, |at| self.pos + at);
         let brace = memchr::memmem::find(self.between(start, newline), b"\n{");
@@ -349,8 +349,9 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// The high bit of each byte that is a quote, a backslash or a control character; exact for the
-/// lowest such byte ("Bit Twiddling Hacks", determine if a word has a byte less than n).
+/// Returns a mask with the high bit of each byte that is a quote, a backslash or a control
+/// character. It is exact for the lowest such byte ("Bit Twiddling Hacks", determine if a word has
+/// a byte less than n).
 #[inline]
 fn special(word: u64) -> u64 {
     const ONES: u64 = u64::MAX / 255;
@@ -362,7 +363,7 @@ fn special(word: u64) -> u64 {
     (quote | backslash | control) & (ONES * 0x80)
 }
 
-/// The number that four hexadecimal digits at `at` spell.
+/// The value of the four hexadecimal digits at `at`.
 fn hex4(text: &[u8], at: usize) -> Option<u32> {
     let digits = text.get(at..at + 4)?;
     digits.iter().try_fold(0, |sum, &digit| Some(sum * 16 + char::from(digit).to_digit(16)?))
@@ -370,7 +371,7 @@ fn hex4(text: &[u8], at: usize) -> Option<u32> {
 
 /// Appends the value of a string whose escapes are valid.
 pub(super) fn unescape(raw: &[u8], out: &mut Vec<u8>) {
-    // An escape is never shorter than its value; eight more, for words are copied whole.
+    // An escape is never shorter than its value. Eight extra bytes, because whole words are copied.
     out.reserve(raw.len() + 8);
     let mut rest = raw;
     loop {
@@ -405,7 +406,7 @@ pub(super) fn unescape(raw: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Appends the character of the `\u` escape that `text` begins with, and gives what follows it.
+/// Appends the character of the `\u` escape at the beginning of `text` and returns the bytes after it.
 fn unescape_unit<'a>(text: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
     let high = hex4(text, 2).unwrap_or_default();
     let (code, length) = if (0xd800..0xdc00).contains(&high) {
@@ -419,7 +420,8 @@ fn unescape_unit<'a>(text: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
     text.get(length..).unwrap_or_default()
 }
 
-/// The high bit of each byte that is a backslash; exact for the lowest.
+/// Returns a mask with the high bit of each byte that is a backslash. It is exact for the lowest
+/// such byte.
 #[inline]
 fn backslash(word: u64) -> u64 {
     const ONES: u64 = u64::MAX / 255;
@@ -432,14 +434,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_special_byte_is_found_at_every_place_and_after_every_byte() {
+    fn special_finds_the_first_special_byte_at_every_position() {
         for before in 0..=255u8 {
             let plain = before >= 0x20 && before != b'"' && before != b'\\';
-            for place in 0..8 {
+            for position in 0..8 {
                 for found in [b'"', b'\\', 0, 0x1f, b'\n'] {
                     let mut word = [before; 8];
-                    word[place..].fill(found);
-                    let expected = if plain { place } else { 0 };
+                    word[position..].fill(found);
+                    let expected = if plain { position } else { 0 };
                     let mask = special(u64::from_le_bytes(word));
                     assert_eq!(mask.trailing_zeros() / 8, expected as u32, "{word:?}");
                 }
@@ -449,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_string_that_ends_in_the_next_record_is_none() {
+    fn a_string_that_ends_in_the_next_record_is_invalid() {
         let bytes = b"\"abcdefghijkl\"";
         for end in 0..bytes.len() {
             assert!(Scanner::new(bytes, 0, end).string().is_err(), "{end}");
@@ -458,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_message_ends_at_the_newline_or_where_a_line_begins_with_a_brace() {
+    fn an_invalid_message_ends_at_a_newline_or_before_a_line_that_begins_with_a_brace() {
         let end_of_first = |text: &str, wrong: &str| {
             let mut scanner = Scanner::new(text.as_bytes(), 0, text.len());
             scanner.move_to(text.find(wrong).unwrap());

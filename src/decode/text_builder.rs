@@ -1,11 +1,11 @@
-//! Builds a column of texts or byte strings: all bytes in one buffer, and the end of each string.
+//! Builds a column of texts or byte strings: one buffer of bytes, and the end offset of each string.
 
 use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 
 use crate::decode::reason::Reason;
 use crate::decode::scanner::unescape;
 
-/// Byte strings, one after the other; `ends[i]` is where the one before `i` ends.
+/// Concatenated byte strings. String `i` is `bytes[ends[i]..ends[i + 1]]`.
 #[derive(Debug)]
 pub(super) struct TextBuilder {
     ends: Vec<i32>,
@@ -13,14 +13,14 @@ pub(super) struct TextBuilder {
 }
 
 impl TextBuilder {
-    /// An empty builder.
+    /// Creates an empty builder.
     pub fn new() -> Self {
         Self { ends: vec![0], bytes: Vec::new() }
     }
 
-    /// What was appended to the bytes since is one of them.
+    /// Ends a string: the bytes appended since the previous end are its content.
     ///
-    /// The decoder refuses chunks whose bytes could overflow this.
+    /// The offset cannot overflow, because the decoder rejects chunks of 2 GiB and more.
     #[inline]
     pub fn end(&mut self) {
         self.ends.push(self.bytes.len() as i32);
@@ -33,8 +33,8 @@ impl TextBuilder {
         self.end();
     }
 
-    /// As [`TextBuilder::push`], of a value that begins where `window` does: to copy all of that at once
-    /// is quicker than to copy as much as is needed.
+    /// Appends `value`, whose bytes are the first bytes of `window`. A copy of the constant-sized
+    /// window is faster than a copy of the exact length.
     #[inline]
     pub fn push_from(&mut self, value: &[u8], window: Option<&[u8; 16]>) {
         match window {
@@ -48,13 +48,14 @@ impl TextBuilder {
         self.end();
     }
 
-    /// As [`TextBuilder::push`], of a string as it is written, whose escapes are valid.
+    /// Appends the unescaped value of a raw string, whose escapes must be valid.
     pub fn push_escaped(&mut self, raw: &[u8]) {
         unescape(raw, &mut self.bytes);
         self.end();
     }
 
-    /// Pairs of hexadecimal digits, as results are written; nothing happens to others.
+    /// Appends the bytes of a hexadecimal text, the format of BYTEA in results. Fails without a change
+    /// if `text` does not consist of pairs of hexadecimal digits.
     pub fn push_hex(&mut self, text: &[u8]) -> Result<(), Reason> {
         let digit = |byte: u8| char::from(byte).to_digit(16);
         if !text.len().is_multiple_of(2) || text.iter().any(|&byte| digit(byte).is_none()) {
@@ -72,17 +73,14 @@ impl TextBuilder {
         self.bytes.truncate(self.ends.last().map_or(0, |&end| end as usize));
     }
 
-    /// Returns all strings and starts over with the same capacity.
+    /// Returns all strings and leaves an empty builder with at least the same capacity.
     pub fn finish(&mut self) -> (OffsetBuffer<i32>, Buffer) {
-        let expected = (self.ends.len(), self.bytes.len());
-        let whole = std::mem::replace(
+        let (ends, bytes) = (self.ends.len(), self.bytes.len());
+        let finished = std::mem::replace(
             self,
-            Self {
-                ends: Vec::with_capacity(expected.0),
-                bytes: Vec::with_capacity(expected.1 + expected.1 / 8),
-            },
+            Self { ends: Vec::with_capacity(ends), bytes: Vec::with_capacity(bytes + bytes / 8) },
         );
         self.ends.push(0);
-        (OffsetBuffer::new(ScalarBuffer::from(whole.ends)), Buffer::from_vec(whole.bytes))
+        (OffsetBuffer::new(ScalarBuffer::from(finished.ends)), Buffer::from_vec(finished.bytes))
     }
 }

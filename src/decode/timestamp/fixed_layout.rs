@@ -1,51 +1,55 @@
-//! The part of a timestamp format whose pieces have their full width, read all at once.
+//! Parses the leading fixed-width items of a timestamp format in one step.
 //!
-//! `%Y%m%d %H:%M:%S` is 17 bytes with digits and literals in known places. The text is laid over
-//! a pattern of zeros and literals (`00000000 00:00:00`); their exclusive or is zero at each
-//! literal and the digit's value at each digit, and both are checked eight bytes at a time. A
-//! text that differs (`7:41:38`) is not wrong, but read piece by piece.
+//! `%Y%m%d %H:%M:%S` is 17 bytes with digits and literals at known positions. The exclusive or of
+//! the text and a pattern of zeros and literals (`00000000 00:00:00`) is zero at each literal and the
+//! digit's value at each digit. Both are checked eight bytes at a time. A text that does not match
+//! (`7:41:38`) is not invalid; it is parsed item by item.
 
 use crate::decode::timestamp::format_item::{FormatItem, ParsedParts};
 
-/// The longest part that is read at once; a power of two.
+/// The maximum width of a layout in bytes; a power of two.
 const WIDTH: usize = 32;
 
-/// Where nothing is read: all digits are zero there.
-const NOWHERE: usize = WIDTH - 4;
+/// The position of items that are absent. All digits are zero there.
+const ABSENT: usize = WIDTH - 4;
 
-/// The pieces with which a format begins that have a fixed width.
+/// The leading items of a format that have a fixed width.
 #[derive(Debug)]
 pub(super) struct FixedLayout {
-    /// How many pieces, and how many bytes they have: none, or eight at least.
+    /// The number of items.
     pub items: usize,
+    /// The number of bytes of the items: 0, or at least 8.
     length: usize,
     words: Vec<PatternWord>,
+    /// The position of the four-digit year.
     year: usize,
+    /// The positions of the two-digit numbers, by `DatePart`.
     numbers: [usize; 5],
-    /// `T` or a space.
+    /// The position of `T` or a space.
     separator: Option<usize>,
 }
 
-/// Eight bytes; the last ones of a layout may share bytes with those before.
+/// Eight bytes of the pattern. The last word of a layout may overlap the word before.
 #[derive(Debug)]
 struct PatternWord {
     at: usize,
     pattern: u64,
-    /// 0x80 at each digit, and 0xff at each literal.
+    /// 0x80 at each digit.
     digits: u64,
+    /// 0xff at each literal.
     literals: u64,
 }
 
 impl FixedLayout {
-    /// The layout of the pieces with which `items` begins.
+    /// Returns the layout of the leading fixed-width items of `items`.
     pub fn of(items: &[FormatItem]) -> Self {
-        let (year, numbers) = (NOWHERE, [NOWHERE; 5]);
+        let (year, numbers) = (ABSENT, [ABSENT; 5]);
         let mut layout =
             Self { items: 0, length: 0, words: Vec::new(), year, numbers, separator: None };
         let (mut pattern, mut digits, mut literals) = ([b'0'; WIDTH], [0; WIDTH], [0; WIDTH]);
         for item in items {
             let (at, end) = (layout.length, layout.length + item.width());
-            if end == at || end > NOWHERE {
+            if end == at || end > ABSENT {
                 break;
             }
             match item {
@@ -79,24 +83,24 @@ impl FixedLayout {
         layout
     }
 
-    /// Reads the pieces from the beginning of `text` and gives what is left; `None` if the text
-    /// has to be read piece by piece.
+    /// Parses the items at the beginning of `text` and returns the remaining text; `None` if the text
+    /// does not match and has to be parsed item by item.
     #[inline]
     pub fn read<'a>(&self, text: &'a [u8], parts: &mut ParsedParts) -> Option<&'a [u8]> {
         let (text, rest) = text.split_at_checked(self.length)?;
         let mut values = [0; WIDTH + 8];
-        let mut wrong = 0;
+        let mut mismatches = 0;
         for word in &self.words {
             let value = u64::from_le_bytes(*text[word.at..].first_chunk()?) ^ word.pattern;
-            // Above 9 in a byte either has or gets the high bit. A byte that overflows into the
-            // next can only make that look wrong, never right.
+            // A byte above 9 either has the high bit or gets it from the addition. A carry into the
+            // next byte can only reject a matching text, never accept another one.
             let above_9 = value | value.wrapping_add(u64::MAX / 255 * 0x76);
-            wrong |= above_9 & word.digits | value & word.literals;
+            mismatches |= above_9 & word.digits | value & word.literals;
             let at = word.at % WIDTH;
             values[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
         let separated = self.separator.is_none_or(|at| matches!(text[at], b'T' | b't' | b' '));
-        if wrong != 0 || !separated {
+        if mismatches != 0 || !separated {
             return None;
         }
         let two = |at: usize| {
@@ -116,41 +120,41 @@ mod tests {
     use crate::decode::timestamp::specifiers::parse_format;
 
     #[test]
-    fn every_byte_in_every_place_is_judged() {
+    fn every_byte_at_every_position_is_checked() {
         let mut items = Vec::new();
         parse_format("%Y-%m-%dx%H:%M:%S%z", &mut items).unwrap();
         items[5] = FormatItem::Separator;
         let layout = FixedLayout::of(&items);
         assert_eq!((layout.items, layout.length), (11, 19));
-        let good = b"2019-10-30T14:06:35+0200";
-        for place in 0..19 {
+        let valid = b"2019-10-30T14:06:35+0200";
+        for position in 0..19 {
             for byte in 0..=255 {
-                let mut text = *good;
-                text[place] = byte;
-                let fits = match good[place] {
+                let mut text = *valid;
+                text[position] = byte;
+                let matches_pattern = match valid[position] {
                     b'0'..=b'9' => byte.is_ascii_digit(),
                     b'T' => matches!(byte, b'T' | b't' | b' '),
                     literal => byte == literal,
                 };
                 let mut parts = ParsedParts::default();
                 let rest = layout.read(&text, &mut parts);
-                assert_eq!(rest, fits.then_some(&b"+0200"[..]), "{byte} at {place}");
-                if fits && place > 11 {
+                assert_eq!(rest, matches_pattern.then_some(&b"+0200"[..]), "{byte} at {position}");
+                if matches_pattern && position > 11 {
                     assert_eq!((parts.year, parts.numbers[DatePart::Day as usize]), (2019, 30));
                 }
             }
         }
-        assert_eq!(layout.read(&good[..18], &mut ParsedParts::default()), None);
+        assert_eq!(layout.read(&valid[..18], &mut ParsedParts::default()), None);
     }
 
     #[test]
-    fn what_has_no_fixed_width_is_left_over() {
+    fn items_without_a_fixed_width_end_the_layout() {
         for (format, expected) in [
             ("%e %b %Y", (0, 0)),
             ("%Y-%j", (0, 0)),
             ("%Y-%m-%dT%j", (6, 11)),
             ("%s", (0, 0)),
-            ("at what was in Helsinki about %F", (28, 28)),
+            ("literals before the full date %F", (28, 28)),
         ] {
             let mut items = Vec::new();
             parse_format(format, &mut items).unwrap();
