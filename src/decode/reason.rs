@@ -2,35 +2,35 @@
 
 use std::fmt;
 
-/// The kinds of fault that make a message no row.
+/// The kind of error for which a message is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// Not what RFC 8259 allows, or followed by something else on its line.
+    /// The text violates RFC 8259, or other text follows the message on its line.
     NotJson,
-    /// Nested more than 128 deep.
+    /// The nesting is deeper than 128 levels.
     TooDeep,
-    /// JSON, but no object.
+    /// The message is valid JSON but not an object.
     NotAnObject,
-    /// A record without a byte but white space.
+    /// The record contains only white space.
     Empty,
-    /// Not UTF-8.
+    /// The message is not valid UTF-8.
     InvalidUtf8,
     /// The key of a NOT NULL column is missing.
     Missing,
     /// The value of a NOT NULL column is null.
     Null,
-    /// A value of another kind, from which the column's type cannot be had without loss.
+    /// The value cannot be converted to the column's type without loss.
     WrongType,
-    /// A number beyond the column's type.
+    /// The number is out of the range of the column's type.
     OutOfRange,
-    /// A text that is no timestamp in the column's format.
+    /// The text is not a timestamp in the column's format.
     BadTimestamp,
-    /// A text that is no ISO date.
+    /// The text is not an ISO date.
     BadDate,
 }
 
 impl Reason {
-    /// A word for metrics.
+    /// The label value for metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::NotJson => "not_json",

@@ -1,4 +1,4 @@
-//! Describes for people why a message was rejected.
+//! Describes why a message was rejected, for error messages and dead letters.
 //!
 //! The decoder reports only the column and the [`Reason`]. The value and its position are found here
 //! in the message's bytes, so that valid messages do not pay for them. Positions are bytes of the
@@ -13,9 +13,9 @@ use crate::decode::field::Field;
 use crate::decode::reason::Reason;
 use crate::decode::scanner::Scanner;
 
-/// Characters of a value or message that a text quotes at most.
+/// The maximum number of characters of a value or message that a description quotes.
 const MAX_QUOTED_CHARS: usize = 80;
-/// Characters quoted from the place on where a message is no JSON.
+/// The maximum number of characters quoted from the position of a syntax error.
 const MAX_SYNTAX_QUOTED_CHARS: usize = 20;
 
 /// A message that did not become a row.
@@ -23,27 +23,27 @@ const MAX_SYNTAX_QUOTED_CHARS: usize = 20;
 pub struct RejectedMessage {
     /// The index of its record in the chunk.
     pub record: u32,
-    /// Which message of its record it was, from 0.
+    /// The index of the message within its record, from 0.
     pub position: u32,
-    /// The column that refused it, if one did.
+    /// The column that rejected it, if one did.
     pub column: Option<String>,
-    /// Rejection.
+    /// Why it was rejected.
     pub reason: Rejection,
-    /// Where it stands in the chunk's bytes.
+    /// Its range in the chunk's bytes.
     pub bytes: Range<u32>,
 }
 
-/// Why a message is no row. `Display` says it to people with value and place, [`Rejection::as_str`]
-/// is a word for metrics.
+/// Why a message was rejected. `Display` describes the error with value and position;
+/// [`Rejection::as_str`] is the label value for metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
-    /// What kind of fault it is.
+    /// The kind of error.
     pub kind: Reason,
     pub(super) text: String,
 }
 
 impl Rejection {
-    /// A word for metrics: one of few, whatever the message holds.
+    /// The label value for metrics, which does not depend on the message's content.
     pub fn as_str(&self) -> &'static str {
         self.kind.as_str()
     }
@@ -56,7 +56,7 @@ impl fmt::Display for Rejection {
 }
 
 /// Describes why the message `bytes[message]`, in a record that ends at `record_end`, was
-/// rejected for `reason`, by the column of `field` if one did.
+/// rejected for `reason`; `field` is the column that rejected it, if one did.
 #[cold]
 pub(super) fn describe(
     reason: Reason,
@@ -66,17 +66,17 @@ pub(super) fn describe(
     record_end: usize,
 ) -> String {
     let scanner = Scanner::new(bytes, message.start, record_end);
-    let own = bytes.get(message).unwrap_or_default();
+    let text = bytes.get(message).unwrap_or_default();
     match (field, reason) {
         (Some(field), _) => describe_value(reason, field, scanner),
-        (None, Reason::NotJson | Reason::TooDeep) => describe_syntax(reason, scanner, own),
+        (None, Reason::NotJson | Reason::TooDeep) => describe_syntax(reason, scanner, text),
         (None, Reason::NotAnObject) => {
-            format!("{reason}: {}", quote(own.trim_ascii(), MAX_QUOTED_CHARS))
+            format!("{reason}: {}", quote(text.trim_ascii(), MAX_QUOTED_CHARS))
         }
-        (None, Reason::InvalidUtf8) => match std::str::from_utf8(own) {
+        (None, Reason::InvalidUtf8) => match std::str::from_utf8(text) {
             Err(error) => {
                 let at = error.valid_up_to();
-                format!("{reason} at byte {at}: 0x{:02x}", own[at])
+                format!("{reason} at byte {at}: 0x{:02x}", text[at])
             }
             Ok(_) => reason.to_string(),
         },
@@ -84,41 +84,41 @@ pub(super) fn describe(
     }
 }
 
-/// Where reading ended that is no JSON: the same grammar stops at the same byte.
-fn describe_syntax(reason: Reason, mut scanner: Scanner<'_>, own: &[u8]) -> String {
+/// Describes a syntax error. The scanner runs again and stops at the same byte as the decoder.
+fn describe_syntax(reason: Reason, mut scanner: Scanner<'_>, text: &[u8]) -> String {
     let begin = scanner.position();
     let _ = scanner.skip_value(0).and_then(|()| scanner.separator());
     let at = scanner.position() - begin;
-    match own.get(at..) {
+    match text.get(at..) {
         Some(rest) if !rest.is_empty() => {
             format!("{reason} at byte {at}: {}", quote(rest, MAX_SYNTAX_QUOTED_CHARS))
         }
-        _ => format!("{reason}: truncated after {} bytes", own.len()),
+        _ => format!("{reason}: truncated after {} bytes", text.len()),
     }
 }
 
-/// What the column found, or that it found nothing.
+/// Describes the value that the column rejected, or that the value is missing.
 fn describe_value(reason: Reason, field: &Field, scanner: Scanner<'_>) -> String {
     let name = &field.name;
     let Some((at, value)) = last_value(scanner, name) else {
         return format!("{reason} (column {name})");
     };
-    let shown = quote(value, MAX_QUOTED_CHARS);
-    let wanted = sql_type(field);
+    let quoted = quote(value, MAX_QUOTED_CHARS);
+    let expected = sql_type(field);
     match reason {
         Reason::Null if value == b"null" => format!("{reason} (column {name}, byte {at})"),
-        // Of a field or an element in it.
+        // A field or an element of the value is null or missing.
         Reason::Null | Reason::Missing => {
-            format!("{shown} lacks a NOT NULL value (column {name}, byte {at})")
+            format!("{quoted} contains a null for a NOT NULL field (column {name}, byte {at})")
         }
         Reason::OutOfRange => {
-            format!("{shown} is out of the range of {wanted} (column {name}, byte {at})")
+            format!("{quoted} is out of the range of {expected} (column {name}, byte {at})")
         }
-        _ => format!("cannot parse {shown} as {wanted} (column {name}, byte {at})"),
+        _ => format!("cannot parse {quoted} as {expected} (column {name}, byte {at})"),
     }
 }
 
-/// The last value of the key `name` in an object, and how many bytes stand before it.
+/// Returns the last value of the key `name` in an object, and its byte position in the message.
 fn last_value<'a>(mut scanner: Scanner<'a>, name: &str) -> Option<(usize, &'a [u8])> {
     let begin = scanner.position();
     let (mut first, mut found, mut scratch) = (true, None, Vec::new());
@@ -126,16 +126,16 @@ fn last_value<'a>(mut scanner: Scanner<'a>, name: &str) -> Option<(usize, &'a [u
     while let Ok(Some(key)) = scanner.key(first) {
         first = false;
         let start = scanner.position();
-        let wanted = key.value(&mut scratch) == name.as_bytes();
+        let is_match = key.value(&mut scratch) == name.as_bytes();
         scanner.skip_value(1).ok()?;
-        if wanted {
+        if is_match {
             found = Some((start - begin, scanner.between(start, scanner.position())));
         }
     }
     found
 }
 
-/// The declared type, with the form that its texts must have.
+/// The declared type and the required format of its texts.
 fn sql_type(field: &Field) -> String {
     match (&field.data_type, &field.format) {
         (DataType::Timestamp(..), Some(format)) => format!("TIMESTAMP in the format '{format}'"),
@@ -162,16 +162,16 @@ fn sql_type_name(data_type: &DataType) -> String {
     }
 }
 
-/// At most `limit` characters of `text`, on one line.
+/// Returns at most `limit` characters of `text`, on one line.
 fn quote(text: &[u8], limit: usize) -> String {
-    // A character has four bytes at most.
-    let some = text.get(..4 * (limit + 1)).unwrap_or(text);
-    let text = String::from_utf8_lossy(some);
-    let mut plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut short: String = plain.by_ref().take(limit).collect();
-    if plain.next().is_some() {
-        short.pop();
-        short.push('…');
+    // A character has at most four bytes.
+    let prefix = text.get(..4 * (limit + 1)).unwrap_or(text);
+    let text = String::from_utf8_lossy(prefix);
+    let mut printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut quoted: String = printable.by_ref().take(limit).collect();
+    if printable.next().is_some() {
+        quoted.pop();
+        quoted.push('…');
     }
-    short
+    quoted
 }

@@ -340,7 +340,7 @@ fn a_reason_shows_value_type_and_place() {
         (r#"{"flag": 1}"#, "cannot parse 1 as BOOLEAN (column flag, byte 9)"),
         (r#"{"raw": "0g"}"#, r#"cannot parse "0g" as BYTEA (hexadecimal) (column raw, byte 8)"#),
         (r#"{"all": [true]}"#, "cannot parse [true] as array of BIGINT (column all, byte 8)"),
-        (r#"{"all": [null]}"#, "[null] lacks a NOT NULL value (column all, byte 8)"),
+        (r#"{"all": [null]}"#, "[null] contains a null for a NOT NULL field (column all, byte 8)"),
         ("sensor 1 says hello to all", "not valid JSON at byte 0: sensor 1 says hello…"),
         ("{\"part_id\": 1, \"n\": 007}", "not valid JSON at byte 21: 07}"),
         ("{\"room\": \"a\tb\"}", "not valid JSON at byte 11:  b\"}"),

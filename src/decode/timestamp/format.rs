@@ -1,4 +1,4 @@
-//! A compiled timestamp format: from text or a number to an instant.
+//! A compiled timestamp format, which converts a text or a number to an instant.
 
 use chrono_tz::Tz;
 
@@ -10,17 +10,18 @@ use crate::decode::reason::Reason;
 use crate::decode::timestamp::fixed_layout::FixedLayout;
 use crate::decode::timestamp::format_item::{DatePart, DecimalPoint, FormatItem, ParsedParts};
 use crate::decode::timestamp::specifiers::{
-    allow_short_numbers, check_names_one_day, parse_format,
+    allow_short_numbers, check_date_is_complete, parse_format,
 };
 use crate::time::{DAY, HOUR, MINUTE, Micros, SECOND};
 
-/// The first instant of year 0 and the last of year 9999, in UTC.
+/// The first instant of the year 0, in UTC.
 const FIRST: Micros = -62_167_219_200 * SECOND;
+/// The last instant of the year 9999, in UTC.
 const LAST: Micros = 253_402_300_800 * SECOND - 1;
 
-/// A timestamp format, compiled, for local times of one zone.
+/// A compiled timestamp format for local times in one zone.
 ///
-/// It may be shared by threads. It remembers the zone's offset for dates lately read.
+/// It can be shared between threads. It caches the zone's offset for recently parsed dates.
 #[derive(Debug)]
 pub struct TimestampFormat {
     kind: FormatKind,
@@ -29,19 +30,20 @@ pub struct TimestampFormat {
 
 #[derive(Debug)]
 enum FormatKind {
-    /// Text, piece by piece, or the first pieces at once.
+    /// Text. The leading items that `layout` covers are parsed in one step, the others item by item.
     Text { items: Vec<FormatItem>, layout: FixedLayout },
-    /// A number: value × 10^scale is microseconds since 1970.
+    /// A number. The value × 10^scale is the number of microseconds since 1970.
     Epoch { scale: i32 },
 }
 
 impl TimestampFormat {
-    /// Compiles `format`: 'epoch_s', 'epoch_ms', 'epoch_us', or a subset of strftime's language,
-    /// in which `%m %d %H %M %S` take one digit or two unless other digits stand next to them,
-    /// and `%f` is the digits of a fraction of a second, up to nine.
+    /// Compiles `format`: 'epoch_s', 'epoch_ms', 'epoch_us', or a subset of strftime. `%m %d %H %M %S`
+    /// accept one or two digits unless they are adjacent to other digits. `%f` accepts the digits of
+    /// a fraction of a second; digits after the sixth are ignored.
     ///
-    /// Fails, with what is supported as its hint, for anything else, and for a format that does
-    /// not name a day. A time that is not named is midnight.
+    /// The time of day is optional in the format and defaults to midnight. Fails, with the supported
+    /// specifiers as its hint, for an unsupported specifier, and for a format that does not determine
+    /// exactly one date.
     pub fn compile(format: &str, zone: Tz) -> Result<Self> {
         let kind = match format {
             "epoch_s" => FormatKind::Epoch { scale: 6 },
@@ -51,14 +53,15 @@ impl TimestampFormat {
                 let mut items = Vec::new();
                 parse_format(format, &mut items)?;
                 allow_short_numbers(&mut items);
-                check_names_one_day(format, &items)?;
+                check_date_is_complete(format, &items)?;
                 FormatKind::text(items)
             }
         };
         Ok(Self { kind, zone: LocalZone::new(zone) })
     }
 
-    /// RFC 3339, where the offset may be missing, and a space may stand for the `T`.
+    /// Creates the format for RFC 3339, in which the offset is optional and a space may replace the
+    /// `T`.
     pub fn rfc3339(zone: Tz) -> Self {
         let number = |part| FormatItem::Number { part, short: true, padded: false };
         let items = vec![
@@ -79,7 +82,7 @@ impl TimestampFormat {
         Self { kind: FormatKind::text(items), zone: LocalZone::new(zone) }
     }
 
-    /// The instant that `text` says, if all of it is in this format.
+    /// Returns the instant of `text`; `None` if `text` as a whole does not match this format.
     #[inline]
     pub fn parse(&self, text: &[u8]) -> Option<Micros> {
         match &self.kind {
@@ -98,7 +101,7 @@ impl TimestampFormat {
         }
     }
 
-    /// The instant that a number says; only the epoch formats take numbers.
+    /// Returns the instant of a number. Only the epoch formats accept numbers.
     pub(in crate::decode) fn number(&self, number: &Number<'_>) -> Result<Micros, Reason> {
         let FormatKind::Epoch { scale } = self.kind else { return Err(Reason::WrongType) };
         let (micros, _) = number.scaled_floor(scale)?;
@@ -108,11 +111,12 @@ impl TimestampFormat {
         }
     }
 
-    /// Whether numbers and texts of numbers are read.
+    /// Whether this format accepts numbers and texts of numbers.
     pub(in crate::decode) fn is_epoch(&self) -> bool {
         matches!(self.kind, FormatKind::Epoch { .. })
     }
 
+    /// Converts the parsed parts to an instant; `None` if there is no such date or time.
     #[inline]
     fn instant(&self, parts: &ParsedParts) -> Option<Micros> {
         if let Some(seconds) = parts.epoch_s {
@@ -124,7 +128,7 @@ impl TimestampFormat {
             None => days(parts.year, month, day)?,
             Some(day) => days_by_ordinal(parts.year, day)?,
         };
-        // A leap second is the first second of the next minute.
+        // A leap second (60) becomes the first second of the next minute.
         if hour > 23 || minute > 59 || second > 60 {
             return None;
         }

@@ -1,41 +1,33 @@
-//! The items of a timestamp format, and how each one reads its part of a text.
+//! The items of a timestamp format, and the parser of each item.
 
 use crate::decode::civil_date::{digit, two};
 
-/// One piece of a format.
+/// One item of a format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FormatItem {
+    /// Exactly this byte.
     Literal(u8),
     /// `T`, `t` or a space.
     Separator,
     /// Four digits.
     Year,
-    /// Two digits: 1969 to 2068.
+    /// Two digits, for the years 1969 to 2068.
     ShortYear,
-    /// Two digits; one, if `short` and no digit follows. `padded`: after any spaces.
-    Number {
-        part: DatePart,
-        short: bool,
-        padded: bool,
-    },
+    /// Two digits, or one digit if `short` and no digit follows. If `padded`, spaces may precede it.
+    Number { part: DatePart, short: bool, padded: bool },
     /// `Jan` to `Dec`, in any case.
     MonthName,
     /// Three digits.
     DayOfYear,
-    /// Digits of a second: as many as there are, at least one, or exactly so many.
-    Fraction {
-        dot: DecimalPoint,
-        exactly: Option<u8>,
-    },
+    /// Digits of a fraction of a second: `exactly` this many, or one and more.
+    Fraction { dot: DecimalPoint, exactly: Option<u8> },
     /// `Z`, `+03:00`, `+0300` or `+03`.
-    Offset {
-        optional: bool,
-    },
+    Offset { optional: bool },
     /// Seconds since 1970.
     EpochSeconds,
 }
 
-/// Places in [`ParsedParts::numbers`].
+/// The indexes of [`ParsedParts::numbers`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DatePart {
     Month,
@@ -45,17 +37,18 @@ pub(super) enum DatePart {
     Second,
 }
 
+/// Whether a decimal point precedes the digits of a fraction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DecimalPoint {
-    /// No point before the digits.
+    /// Digits without a point.
     None,
-    /// A point, then the digits.
+    /// A point and digits.
     Required,
-    /// Both or neither.
+    /// A point and digits, or nothing.
     Optional,
 }
 
-/// What a text said.
+/// The values of the parsed items of a text.
 #[derive(Debug, Default)]
 pub(super) struct ParsedParts {
     pub(super) year: i32,
@@ -68,7 +61,7 @@ pub(super) struct ParsedParts {
 }
 
 impl FormatItem {
-    /// How many bytes it has at most, if they are literals, a separator or digits; otherwise 0.
+    /// The maximum width in bytes of an item that a fixed layout supports; 0 for other items.
     pub(super) fn width(&self) -> usize {
         match self {
             FormatItem::Literal(_) | FormatItem::Separator => 1,
@@ -78,7 +71,8 @@ impl FormatItem {
         }
     }
 
-    /// Reads this piece from the beginning of `text` and gives what is left.
+    /// Parses this item at the beginning of `text` and returns the remaining text; `None` if the text
+    /// does not match.
     #[inline]
     pub(super) fn read<'a>(&self, text: &'a [u8], parts: &mut ParsedParts) -> Option<&'a [u8]> {
         match *self {
@@ -91,22 +85,23 @@ impl FormatItem {
                 while let ([b' ', rest @ ..], true) = (text, padded) {
                     text = rest;
                 }
-                let (value, rest) = one_or_two(text, short)?;
+                let (value, rest) = one_or_two_digits(text, short)?;
                 parts.numbers[part as usize] = value;
                 Some(rest)
             }
             FormatItem::Year => {
-                let (year, rest) = four(text)?;
+                let (year, rest) = four_digits(text)?;
                 parts.year = year;
                 Some(rest)
             }
             FormatItem::Fraction { dot, exactly } => read_fraction(text, dot, exactly, parts),
             FormatItem::Offset { optional } => read_offset(text, optional, parts),
-            _ => self.read_rare(text, parts),
+            _ => self.read_uncommon(text, parts),
         }
     }
 
-    fn read_rare<'a>(&self, text: &'a [u8], parts: &mut ParsedParts) -> Option<&'a [u8]> {
+    /// Parses the items that [`FormatItem::read`] does not inline.
+    fn read_uncommon<'a>(&self, text: &'a [u8], parts: &mut ParsedParts) -> Option<&'a [u8]> {
         match (*self, text) {
             (FormatItem::Separator, [b'T' | b't' | b' ', rest @ ..]) => Some(rest),
             (FormatItem::ShortYear, [a, b, rest @ ..]) => {
@@ -136,7 +131,7 @@ impl FormatItem {
         }
     }
 
-    /// Whether this piece begins and ends with a digit.
+    /// Whether the text of this item begins and ends with a digit.
     pub(super) fn is_digits(&self) -> bool {
         match self {
             FormatItem::Literal(byte) => byte.is_ascii_digit(),
@@ -147,15 +142,16 @@ impl FormatItem {
     }
 }
 
+/// Parses four digits and returns their value and the remaining text.
 #[inline]
-fn four(text: &[u8]) -> Option<(i32, &[u8])> {
+fn four_digits(text: &[u8]) -> Option<(i32, &[u8])> {
     let [a, b, c, d, rest @ ..] = text else { return None };
     Some(((two(*a, *b)? * 100 + two(*c, *d)?) as i32, rest))
 }
 
-/// Two digits, or one where `short` allows it and no second follows.
+/// Parses two digits, or one digit if `short` allows it and no second one follows.
 #[inline]
-fn one_or_two(text: &[u8], short: bool) -> Option<(u32, &[u8])> {
+fn one_or_two_digits(text: &[u8], short: bool) -> Option<(u32, &[u8])> {
     let (&first, rest) = text.split_first()?;
     let first = digit(first)?;
     match rest.split_first().and_then(|(&second, rest)| Some((digit(second)?, rest))) {
@@ -164,6 +160,7 @@ fn one_or_two(text: &[u8], short: bool) -> Option<(u32, &[u8])> {
     }
 }
 
+/// Parses a fraction of a second and adds its first six digits to the microseconds.
 fn read_fraction<'a>(
     text: &'a [u8],
     dot: DecimalPoint,
@@ -176,8 +173,8 @@ fn read_fraction<'a>(
         (DecimalPoint::Optional, _) => return Some(text),
         (DecimalPoint::Required, _) => return None,
     };
-    let most = exactly.map_or(usize::MAX, usize::from);
-    let count = text.iter().take(most).take_while(|byte| byte.is_ascii_digit()).count();
+    let max_digits = exactly.map_or(usize::MAX, usize::from);
+    let count = text.iter().take(max_digits).take_while(|byte| byte.is_ascii_digit()).count();
     if count == 0 || exactly.is_some_and(|exactly| count != usize::from(exactly)) {
         return None;
     }
@@ -190,6 +187,7 @@ fn read_fraction<'a>(
     Some(rest)
 }
 
+/// Parses an offset from UTC: `Z`, `+03:00`, `+0300` or `+03`.
 fn read_offset<'a>(text: &'a [u8], optional: bool, parts: &mut ParsedParts) -> Option<&'a [u8]> {
     let (sign, rest) = match text {
         [b'Z' | b'z', rest @ ..] => {

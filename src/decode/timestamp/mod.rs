@@ -1,5 +1,4 @@
-//! Timestamps: a format is compiled once and then converts a text to an instant in some tens of
-//! nanoseconds.
+//! Compiles timestamp formats. A compiled format converts a text to an instant in tens of nanoseconds.
 //!
 //! Without a declared format, text is RFC 3339, with or without an offset. Text without an offset
 //! is local time in the stream's zone: an hour that occurs twice means the first one, and a skipped

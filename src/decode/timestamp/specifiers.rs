@@ -1,23 +1,23 @@
-//! Parses a declared format, a subset of strftime's language, into its items.
+//! Parses a declared format, a subset of strftime, into its items.
 
 use crate::decode::timestamp::format_item::{DatePart, DecimalPoint, FormatItem};
 use crate::{Error, Result};
 
-/// What a format may say, for whoever wrote something else.
-const SUPPORTED: &str = "a format may have %Y %y %m %b %d %e %j %H %M %S %f (fraction of a second) \
+/// The hint for an unsupported specifier.
+const SUPPORTED: &str = "supported are the specifiers %Y %y %m %b %d %e %j %H %M %S %f (fraction of a second) \
      %.f %3f %6f %9f %.3f %.6f %.9f %z %F (%Y-%m-%d) %T (%H:%M:%S) %R (%H:%M) %s (seconds since \
-     1970) %% and other characters as they are; or be 'epoch_s', 'epoch_ms' or 'epoch_us'";
+     1970) %%, literal characters, and the formats 'epoch_s', 'epoch_ms' and 'epoch_us'";
 
-/// Appends the pieces of `format`.
+/// Appends the items of `format` to `items`. Fails for an unsupported specifier.
 pub(super) fn parse_format(format: &str, items: &mut Vec<FormatItem>) -> Result<()> {
     let number = |part| FormatItem::Number { part, short: false, padded: false };
     let fraction = |dot, exactly| FormatItem::Fraction { dot, exactly };
     let mut rest = format;
     while let Some(character) = rest.chars().next() {
-        let at = rest;
+        let start = rest;
         rest = &rest[character.len_utf8()..];
         if character != '%' {
-            items.extend(at[..character.len_utf8()].bytes().map(FormatItem::Literal));
+            items.extend(start[..character.len_utf8()].bytes().map(FormatItem::Literal));
             continue;
         }
         // Three characters: `.3f`, `.6f`, `.9f`. Two: `3f`, `.f`, `:z`. Otherwise one.
@@ -64,7 +64,7 @@ pub(super) fn parse_format(format: &str, items: &mut Vec<FormatItem>) -> Result<
     Ok(())
 }
 
-/// Numbers may have one digit only where that cannot be misread: not next to other digits.
+/// Allows one-digit numbers where they are unambiguous, that is, not adjacent to other digits.
 pub(super) fn allow_short_numbers(items: &mut [FormatItem]) {
     let digits: Vec<bool> = items.iter().map(FormatItem::is_digits).collect();
     for (index, item) in items.iter_mut().enumerate() {
@@ -75,31 +75,32 @@ pub(super) fn allow_short_numbers(items: &mut [FormatItem]) {
     }
 }
 
-/// A format must name a day, in one way.
-pub(super) fn check_names_one_day(format: &str, items: &[FormatItem]) -> Result<()> {
-    let count = |wanted: fn(&FormatItem) -> bool| items.iter().filter(|item| wanted(item)).count();
-    let part = |wanted: DatePart| {
+/// Checks that a format determines exactly one date and uses each part at most once.
+pub(super) fn check_date_is_complete(format: &str, items: &[FormatItem]) -> Result<()> {
+    let count =
+        |matches: fn(&FormatItem) -> bool| items.iter().filter(|item| matches(item)).count();
+    let count_part = |expected: DatePart| {
         items
             .iter()
-            .filter(|item| matches!(item, FormatItem::Number { part, .. } if *part == wanted))
+            .filter(|item| matches!(item, FormatItem::Number { part, .. } if *part == expected))
             .count()
     };
     let year = count(|item| matches!(item, FormatItem::Year | FormatItem::ShortYear));
-    let month = part(DatePart::Month) + count(|item| *item == FormatItem::MonthName);
-    let of_year = count(|item| *item == FormatItem::DayOfYear);
+    let month = count_part(DatePart::Month) + count(|item| *item == FormatItem::MonthName);
+    let day_of_year = count(|item| *item == FormatItem::DayOfYear);
     let epoch = count(|item| *item == FormatItem::EpochSeconds);
-    let once = [DatePart::Hour, DatePart::Minute, DatePart::Second]
+    let is_time_unique = [DatePart::Hour, DatePart::Minute, DatePart::Second]
         .into_iter()
-        .all(|of_day| part(of_day) <= 1)
+        .all(|time_part| count_part(time_part) <= 1)
         && count(|item| matches!(item, FormatItem::Fraction { .. })) <= 1
         && count(|item| matches!(item, FormatItem::Offset { .. })) <= 1;
-    match (year, month, part(DatePart::Day), of_year, epoch) {
-        (1, 1, 1, 0, 0) | (1, 0, 0, 1, 0) | (0, 0, 0, 0, 1) if once => Ok(()),
+    match (year, month, count_part(DatePart::Day), day_of_year, epoch) {
+        (1, 1, 1, 0, 0) | (1, 0, 0, 1, 0) | (0, 0, 0, 0, 1) if is_time_unique => Ok(()),
         _ => {
             let message =
-                format!("timestamp format '{format}' does not name one day, each part once");
-            let hint = "name the year, month and day, as in '%Y-%m-%d %H:%M:%S', or use '%s'; a time \
-                 without its date can be joined to it before: to_timestamp(d || ' ' || t, '%Y%m%d %H:%M:%S')";
+                format!("timestamp format '{format}' does not specify a date exactly once");
+            let hint = "specify the year, month and day, for example '%Y-%m-%d %H:%M:%S', or use '%s'; \
+                 concatenate a date and a time in separate columns: to_timestamp(d || ' ' || t, '%Y%m%d %H:%M:%S')";
             Err(Error::sql(message).hint(hint))
         }
     }

@@ -13,7 +13,7 @@ fn show(format: &TimestampFormat, text: &str) -> String {
 }
 
 #[test]
-fn declared_formats() {
+fn declared_formats_are_parsed() {
     let cases = [
         ("%Y%m%d %H:%M:%S", "20191030 14:06:35", "2019-10-30 14:06:35"),
         ("%Y%m%d %H:%M:%S", "20191030 7:41:38", "2019-10-30 07:41:38"),
@@ -30,7 +30,7 @@ fn declared_formats() {
         ("%Y%m%d %H:%M:%S", "", "-"),
         ("%Y%m%d %H:%M:%S", "00000101 00:00:00", "0000-01-01 00:00:00"),
         ("%Y%m%d %H:%M:%S", "99991231 23:59:59", "9999-12-31 23:59:59"),
-        // 3 January or 13 of nothing: digits without a gap are never guessed at.
+        // Ambiguous: 13 January or 3 November. Adjacent digits must have their full width.
         ("%Y%m%d", "2019113", "-"),
         ("%Y%m%d", "20191103", "2019-11-03 00:00:00"),
         ("%H%M%S %Y-%m-%d", "74138 2019-10-30", "-"),
@@ -80,7 +80,7 @@ fn declared_formats() {
 }
 
 #[test]
-fn rfc_3339_with_and_without_offset() {
+fn rfc_3339_is_parsed_with_and_without_offset() {
     let format = TimestampFormat::rfc3339(Tz::Europe__Helsinki);
     let cases = [
         ("2019-10-30T14:06:35Z", "2019-10-30 14:06:35"),
@@ -105,7 +105,7 @@ fn rfc_3339_with_and_without_offset() {
 }
 
 #[test]
-fn local_time_is_read_in_its_zone() {
+fn local_times_are_converted_by_their_zone() {
     let cases = [
         (Tz::Europe__Helsinki, "20191027 3:30:00", "2019-10-27 00:30:00"),
         (Tz::Australia__Lord_Howe, "20190407 01:45:00", "2019-04-06 14:45:00"),
@@ -119,7 +119,7 @@ fn local_time_is_read_in_its_zone() {
 }
 
 #[test]
-fn what_is_not_supported_is_said_at_compile() {
+fn unsupported_and_incomplete_formats_fail_to_compile() {
     for format in
         ["%Q", "%Y-%m-%d %I:%M %p", "%Y-%m-%d %Z", "%", "%Y-%m-%d %", "%4f %F", "%é", "%.4f %F"]
     {
@@ -129,12 +129,15 @@ fn what_is_not_supported_is_said_at_compile() {
     }
     for format in ["", "now", "%H:%M:%S", "%Y-%m", "%F %F", "%s %F", "%F %H %H", "%Y %y %m %d"] {
         let error = TimestampFormat::compile(format, Tz::UTC).unwrap_err();
-        assert!(error.message.contains("does not name one day"), "{format}: {error}");
+        assert!(
+            error.message.contains("does not specify a date exactly once"),
+            "{format}: {error}"
+        );
     }
 }
 
 #[test]
-fn a_format_is_shared_by_threads() {
+fn a_format_can_be_shared_between_threads() {
     fn shared<T: Send + Sync>() {}
     shared::<TimestampFormat>();
 }
