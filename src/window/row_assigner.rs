@@ -1,11 +1,14 @@
-//! What becomes of a query's rows as they come: the part of its work that needs no state but what
-//! the epoch brought, so that rows of other partitions may be taken elsewhere at the same time.
+//! Assigns the rows of a query to windows and runs the batch plan over them.
 //!
-//! Promises:
-//! - a row is refused by a window if E + allowed lateness <= the watermark just before the row; each
-//!   refused row is told once, with the first and last window that refused it;
-//! - a row that fails alone is told, and the others go on;
-//! - what is kept of a partition is a function of its rows and of the epoch, not of who takes them.
+//! This is the part of an operator's work that needs only the rows of the present epoch, so each
+//! worker has a row assigner for its own partitions.
+//!
+//! **Promises**
+//! - A window [S, E) refuses a row if E + allowed lateness <= the watermark just before the row. Each
+//!   refused row is reported once, with the first and the last window that refused it.
+//! - A row that an expression fails for is reported, and the others go on.
+//! - What the epoch buffer holds of a partition is a function of its rows and of the epoch; it does
+//!   not depend on the worker.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,16 +38,16 @@ pub struct InputRows<'a> {
     pub partition: usize,
 }
 
-/// What became of pushed rows at once.
+/// The immediate outcome of pushed rows.
 #[derive(Debug, Default)]
 pub struct Pushed {
     /// Results of a query without state.
     pub output: Option<RecordBatch>,
-    /// Refused rows, ascending.
+    /// Rows that a window refused, in ascending order.
     pub late: Vec<Late>,
-    /// Rows that the query cannot process, ascending.
+    /// Rows that an expression failed for, in ascending order.
     pub failed: Vec<FailedRow>,
-    /// The first end of a bucket that something was kept for; a view's is 0.
+    /// The earliest end of a bucket that received rows; 0 for a view.
     pub first_end: Option<Micros>,
 }
 
@@ -55,9 +58,9 @@ pub struct Late {
     pub row: usize,
     /// The first window that refused it.
     pub first: Window,
-    /// The last one.
+    /// The last window that refused it.
     pub last: Window,
-    /// The watermark that it was judged by.
+    /// The watermark just before the row.
     pub watermark: Micros,
 }
 
@@ -66,26 +69,26 @@ pub struct Late {
 pub struct FailedRow {
     /// The row's index in the pushed batch.
     pub row: usize,
-    /// Why.
+    /// The error message.
     pub reason: String,
 }
 
-/// Where a query's rows come in.
+/// Assigns the rows of one query and collects their state until the end of the epoch.
 #[derive(Debug)]
 pub struct RowAssigner {
     plan: Arc<QueryPlan>,
-    /// Of windowed queries.
+    /// `None` for queries without windows.
     pub(super) assigner: Option<Assigner>,
-    /// Whether buckets are panes.
+    /// Whether buckets are panes and not windows.
     panes: bool,
     lateness_us: i64,
-    /// The query's watermark at the epoch's start.
+    /// The query's watermark at the start of the epoch.
     watermark: Micros,
     buffer: EpochBuffer,
 }
 
 impl RowAssigner {
-    /// The intake of a query over a stream in `zone`.
+    /// Creates the row assigner of a query over a stream in `zone`.
     ///
     /// # Errors
     /// The plan's windows are refused by [`crate::window::WindowSpec::validate`].
@@ -101,12 +104,12 @@ impl RowAssigner {
         })
     }
 
-    /// Begins an epoch at the query's watermark of now.
+    /// Begins an epoch at the present watermark of the query.
     pub fn begin(&mut self, watermark: Micros) {
         self.watermark = watermark;
     }
 
-    /// Ends the epoch: hands over what was kept.
+    /// Ends the epoch and returns what it brought.
     pub fn take(&mut self) -> EpochBuffer {
         std::mem::take(&mut self.buffer)
     }
@@ -115,11 +118,11 @@ impl RowAssigner {
         self.buffer.merge(buffer);
     }
 
-    /// Takes the next rows of a partition. Rows are told as late or failed at once; results of
-    /// kept rows come at the epoch's end.
+    /// Processes the next rows of a partition. Late and failed rows are returned at once; rows that
+    /// need state stay in the epoch buffer until the end of the epoch.
     ///
     /// # Errors
-    /// Only what is no row's fault; the operator is of no more use then.
+    /// Fails only for what no row causes. The row assigner cannot be used after that.
     pub async fn push(&mut self, rows: &InputRows<'_>, relations: &Relations) -> Result<Pushed> {
         let batch = rows.batch.project(self.plan.leaf_projection())?;
         if batch.num_rows() == 0 {
@@ -138,9 +141,9 @@ impl RowAssigner {
                 _ => None,
             };
             let plan = self.plan.as_ref();
-            let part = select(&batch, &runs)?;
+            let selected = select(&batch, &runs)?;
             let done =
-                isolate(&part, |piece| plan.run_batch_plan(piece, window, relations)).await?;
+                isolate(&selected, |piece| plan.run_batch_plan(piece, window, relations)).await?;
             for kept in done.done {
                 if self.buffer.add(plan, bucket, rows.partition, kept).await? {
                     first_end = first_end.into_iter().chain([bucket.window.end]).min();
@@ -162,7 +165,7 @@ impl RowAssigner {
         Ok(Pushed { output: Some(output), failed: failed.collect(), ..Pushed::default() })
     }
 
-    /// The buckets that take the rows, and the rows that are refused.
+    /// Returns the rows of each bucket and the rows that windows refuse.
     fn assign(&mut self, rows: &InputRows<'_>) -> (BTreeMap<Bucket, Runs>, Vec<Late>) {
         let mut buckets: BTreeMap<Bucket, Runs> = BTreeMap::new();
         let mut late = Vec::new();
@@ -173,25 +176,26 @@ impl RowAssigner {
         let mut first = 0;
         while first < count {
             let (pane, windows) = assigner.place(rows.event_time[first]);
-            let judge = |row: usize| rows.before[row].max(self.watermark);
-            let floor = judge(first);
-            let gone = |window: &&Window| window.end.saturating_add(self.lateness_us) <= floor;
-            // All windows end with their pane or later, so that one look is mostly enough.
-            let (refused, taken_until) = if gone(&&pane) {
-                let refused = windows.iter().filter(gone).copied();
+            let watermark_before = |row: usize| rows.before[row].max(self.watermark);
+            let watermark = watermark_before(first);
+            let is_over =
+                |window: &&Window| window.end.saturating_add(self.lateness_us) <= watermark;
+            // All windows end with their pane or later, so this one comparison is mostly enough.
+            let (refused, taken_until) = if is_over(&&pane) {
+                let refused = windows.iter().filter(is_over).copied();
                 let first = refused.clone().min_by_key(|w| closing_key(*w));
-                let taken = windows.iter().filter(|w| !gone(w)).map(|w| w.end).min();
+                let taken = windows.iter().filter(|w| !is_over(w)).map(|w| w.end).min();
                 (first.zip(refused.max_by_key(|w| closing_key(*w))), taken)
             } else {
                 (None, (!windows.is_empty()).then_some(pane.end))
             };
             let taken_until = taken_until.map(|end| end.saturating_add(self.lateness_us));
-            // All following rows that fall into the same windows and are refused by the same.
+            // Extend the run by rows that belong to the same windows and are refused by the same.
             let mut next = first + 1;
             while next < count {
-                let (t, w) = (rows.event_time[next], judge(next));
+                let (t, w) = (rows.event_time[next], watermark_before(next));
                 let same = pane.start <= t && t < pane.end;
-                if !same || w < floor || taken_until.is_some_and(|until| until <= w) {
+                if !same || w < watermark || taken_until.is_some_and(|until| until <= w) {
                     break;
                 }
                 next += 1;
@@ -201,12 +205,12 @@ impl RowAssigner {
                     row,
                     first: earliest,
                     last: latest,
-                    watermark: judge(row),
+                    watermark: watermark_before(row),
                 }));
             }
             let mut add = |bucket| buckets.entry(bucket).or_default().push((first, next - first));
             if !self.panes {
-                windows.iter().filter(|w| !gone(w)).for_each(|w| add(Bucket::of(*w)));
+                windows.iter().filter(|w| !is_over(w)).for_each(|w| add(Bucket::of(*w)));
             } else if taken_until.is_some() {
                 let refused = refused.map_or(MIN_TIME, |(_, latest)| latest.end);
                 add(Bucket { window: pane, refused });

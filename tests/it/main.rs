@@ -16,6 +16,7 @@ mod hostile_records;
 mod log_topic;
 mod network_faults;
 mod own_broker;
+mod plan_fingerprints;
 mod properties;
 mod random_kills;
 mod sample_project;
