@@ -40,7 +40,7 @@ const DEFAULTS: [(&str, &str); 8] = [
     // For all partitions together. librdkafka's overhead per message is not included.
     ("queued.max.messages.kbytes", "16384"),
     ("queued.min.messages", "50000"),
-    // By default, a partition waits for a second once the queue was is_full.
+    // By default, a partition waits for a second once the queue was full.
     ("fetch.queue.backoff.ms", "5"),
     // The end of a partition is detected by an empty response, so this bounds the delay.
     ("fetch.wait.max.ms", "100"),

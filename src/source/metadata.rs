@@ -1,7 +1,7 @@
 //! Queries about the cluster (topics, partitions, offsets), and creating topics.
 //!
-//! Every call blocks, for up to half a minute if no broker responds: in async code, call from
-//! `tokio::task::spawn_blocking`.
+//! Every call blocks, for up to 30 s if no broker responds. Async code calls it with
+//! [`blocking`](crate::source::blocking).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::{Error, Kind, Result};
 
 /// How long a call waits for a response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// After this time without a response a warning is logged, so that a mistyped address shows early.
+/// After this time without a response a warning is logged, so that a mistyped address is noticed early.
 const WARN_AFTER: Duration = Duration::from_millis(2500);
 /// The prefix of the id of librdkafka's mock cluster.
 const MOCK_CLUSTER: &str = "mockCluster";
@@ -387,9 +387,23 @@ impl Cluster {
         while self.consumer.poll(Duration::ZERO).is_some() {}
     }
 
+    /// Converts the error of a query. `subject` names what the query requested.
     fn request_error(&self, subject: &str, error: KafkaError) -> Error {
         self.poll_events();
-        kafka_error(format!("cannot get {subject} from brokers {}", self.kafka.brokers), error)
+        let code = error.rdkafka_error_code();
+        let message = format!("cannot get {subject} from brokers {}", self.kafka.brokers);
+        let error = kafka_error(message, error);
+        let outage = match code {
+            Some(RDKafkaErrorCode::OperationTimedOut) => {
+                format!("no response from the brokers within {} s", REQUEST_TIMEOUT.as_secs())
+            }
+            Some(code) if is_unreachable(code) => "the brokers are unreachable".to_owned(),
+            _ => return error,
+        };
+        error.detail(match self.consumer.client().context().last_failure() {
+            Some(reason) => format!("{outage}; last connection failure: {reason}"),
+            None => outage,
+        })
     }
 }
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Two implementations fill the same chunks, and one conformance suite tests both. The modules
-//! that use a [`Reader`] know neither which one reads nor the message type of rdkafka.
+//! that use a [`Reader`] depend neither on the implementation nor on the message type of rdkafka.
 
 mod client;
 mod event;

@@ -56,8 +56,8 @@ mod tests {
             write(&mut bytes, value);
             let mut at = 0;
             assert_eq!((read(&bytes, &mut at), at), (Some(value), bytes.len()));
-            for cut in 0..bytes.len() {
-                assert_eq!(read(&bytes[..cut], &mut 0), None);
+            for length in 0..bytes.len() {
+                assert_eq!(read(&bytes[..length], &mut 0), None);
             }
         }
         assert_eq!(read(&[0xff; 11], &mut 0), None);

@@ -323,7 +323,7 @@ fn an_unreachable_broker_is_named_within_seconds_and_without_colours() {
     let mut running = start(project.path(), &arguments);
     running.until("the silent broker", Duration::from_secs(5), |output| {
         output.contains("WARN")
-            && output.contains("trying again: 127.0.0.1:1")
+            && output.contains("retrying: 127.0.0.1:1")
             && output.contains("Connection refused")
     });
     assert!(!running.ended() && !running.stderr().contains('\u{1b}'), "{}", running.stderr());

@@ -18,7 +18,7 @@ pub(super) struct AbortedTransactions {
 }
 
 impl AbortedTransactions {
-    /// Takes (first offset, producer id) pairs in any order.
+    /// Creates the state from (first offset, producer id) pairs in any order.
     pub(super) fn new(mut listed: Vec<(i64, i64)>) -> Self {
         listed.sort_unstable_by(|a, b| b.cmp(a));
         Self { pending: listed, open: BTreeSet::new() }
@@ -48,8 +48,8 @@ mod tests {
     use crate::source::native::record_batch::BatchStart;
     use crate::source::native::record_batch::tests::{batch, put_record};
 
-    /// A transactional record (attributes 16), a plain record (0), or a marker (48, with its type).
-    fn one(offset: i64, producer: i64, attributes: i16, marker: u8) -> Vec<u8> {
+    /// A batch with one record: transactional (attributes 16), plain (0), or a marker (48) of a type.
+    fn transaction_batch(offset: i64, producer: i64, attributes: i16, marker: u8) -> Vec<u8> {
         let mut body = Vec::new();
         put_record(&mut body, (0, Some(&[0, 0, 0, marker]), None, &[]));
         batch(offset, 0, attributes, producer, 1, &body)
@@ -67,17 +67,17 @@ mod tests {
     #[test]
     fn markers_separate_the_transactions_of_a_producer() {
         let batches = [
-            one(0, 7, 16, 0),  // aborted
-            one(1, 8, 16, 0),  // another producer's, committed
-            one(2, 7, 16, 0),  // aborted
-            one(3, 7, 48, 0),  // the abort
-            one(4, 7, 16, 0),  // committed
-            one(5, 7, 48, 1),  // the commit
-            one(6, 8, 48, 1),  // the commit
-            one(7, 7, 16, 0),  // aborted again
-            one(8, 7, 0, 0),   // outside a transaction
-            one(9, 7, 48, 0),  // the abort
-            one(10, 7, 16, 0), // of a later transaction
+            transaction_batch(0, 7, 16, 0),  // aborted
+            transaction_batch(1, 8, 16, 0),  // another producer's, committed
+            transaction_batch(2, 7, 16, 0),  // aborted
+            transaction_batch(3, 7, 48, 0),  // the abort
+            transaction_batch(4, 7, 16, 0),  // committed
+            transaction_batch(5, 7, 48, 1),  // the commit
+            transaction_batch(6, 8, 48, 1),  // the commit
+            transaction_batch(7, 7, 16, 0),  // aborted again
+            transaction_batch(8, 7, 0, 0),   // outside a transaction
+            transaction_batch(9, 7, 48, 0),  // the abort
+            transaction_batch(10, 7, 16, 0), // of a later transaction
         ];
         let gap = [true, false, true, true, false, true, true, true, false, true, false];
         assert_eq!(gaps(vec![(7, 7), (0, 7)], &batches), gap);
@@ -85,13 +85,21 @@ mod tests {
 
     #[test]
     fn a_transaction_that_began_before_the_response_is_included() {
-        let batches = [one(50, 7, 16, 0), one(51, 7, 48, 0), one(52, 7, 16, 0)];
+        let batches = [
+            transaction_batch(50, 7, 16, 0),
+            transaction_batch(51, 7, 48, 0),
+            transaction_batch(52, 7, 16, 0),
+        ];
         assert_eq!(gaps(vec![(10, 7)], &batches), [true, true, false]);
     }
 
     #[test]
     fn without_a_list_only_markers_are_gaps() {
-        let batches = [one(0, 7, 16, 0), one(1, 7, 48, 0), one(2, 7, 48, 1)];
+        let batches = [
+            transaction_batch(0, 7, 16, 0),
+            transaction_batch(1, 7, 48, 0),
+            transaction_batch(2, 7, 48, 1),
+        ];
         assert_eq!(gaps(vec![], &batches), [false, true, true]);
     }
 }

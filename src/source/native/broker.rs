@@ -36,7 +36,7 @@ const EARLIEST: i64 = -2;
 const LATEST: i64 = -1;
 
 /// An unused connection is closed after this time, before the broker closes it (10 minutes).
-const IDLE: Duration = Duration::from_secs(300);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A Fetch that was sent.
 struct InFlightFetch {
@@ -102,8 +102,9 @@ fn run_connection(
     received: &mut bool,
 ) -> ClientResult<()> {
     let address = context.table.lock().nodes.get(&node).cloned();
-    let (host, port) =
-        address.ok_or_else(|| ClientError::Retriable("its address is unknown".to_owned()))?;
+    let (host, port) = address.ok_or_else(|| {
+        ClientError::Retriable("the metadata does not contain its address".to_owned())
+    })?;
     fetch_from(context, node, (&host, port), received).map_err(|error| error.at(&host, port))
 }
 
@@ -159,7 +160,7 @@ fn wait_and_send_fetch(
         if !context.sender.wait_for_room() || context.is_stopped() {
             return Err(ClientError::Stopped);
         }
-        if started.elapsed() >= IDLE {
+        if started.elapsed() >= IDLE_TIMEOUT {
             return Ok(None);
         }
         let state = context.table.lock();
@@ -298,7 +299,10 @@ fn claim_partition(
         Isolation::Committed => data.aborted_transactions.unwrap_or_default(),
         Isolation::Uncommitted => Vec::new(),
     };
-    let aborted = aborted.iter().map(|one| (one.first_offset, one.producer_id.0)).collect();
+    let aborted = aborted
+        .iter()
+        .map(|transaction| (transaction.first_offset, transaction.producer_id.0))
+        .collect();
     let batches = (scan.complete_bytes > 0).then(|| PartitionBatches {
         partition: request.tp.clone(),
         bytes: records.slice(..scan.complete_bytes),

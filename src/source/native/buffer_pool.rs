@@ -2,13 +2,14 @@
 //!
 //! A new buffer of some MB costs page faults; a reused one is in the processor's cache. Small
 //! responses are not pooled.
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
 /// Buffers smaller than this are not pooled.
 const MIN_POOLED_BYTES: usize = 64 << 10;
-/// The capacity of all idle buffers, at most.
+/// The maximum capacity of all idle buffers together.
 const MAX_IDLE_BYTES: usize = 16 << 20;
 
 /// The idle buffers.

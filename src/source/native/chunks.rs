@@ -6,6 +6,7 @@
 //!   response. Compressed batches are decompressed one after the other into a separate buffer
 //!   until it is large enough for a chunk;
 //! - a batch with a wrong checksum or a malformed batch is an error, and none of its records is
+//!   emitted.
 
 use std::sync::Arc;
 
@@ -40,7 +41,8 @@ pub(super) struct BatchScan {
     pub(super) old_format: Option<u8>,
 }
 
-/// Reads the headers alone, which is enough to request the next batches before these are read.
+/// Reads only the headers. This suffices to request the next batches before the records of these
+/// batches are read.
 ///
 /// # Errors
 /// A malformed header.
@@ -295,7 +297,11 @@ mod tests {
         batch(base, count as i32 - 1, 4, -1, count as i32, &packed)
     }
 
-    fn part(bytes: Vec<u8>, from_offset: i64, aborted: Vec<(i64, i64)>) -> PartitionBatches {
+    fn partition_batches(
+        bytes: Vec<u8>,
+        from_offset: i64,
+        aborted: Vec<(i64, i64)>,
+    ) -> PartitionBatches {
         let scan = scan_batches(&bytes).unwrap();
         PartitionBatches {
             partition: TopicPartition::new("t", 3),
@@ -308,9 +314,9 @@ mod tests {
         }
     }
 
-    fn read(part: PartitionBatches) -> (Vec<Chunk>, Result<(), BadBatch>) {
+    fn read(batches: PartitionBatches) -> (Vec<Chunk>, Result<(), BadBatch>) {
         let mut chunks: Vec<Chunk> = Vec::new();
-        let outcome = part.emit_chunks(|chunk| {
+        let outcome = batches.emit_chunks(|chunk| {
             chunks.push(chunk);
             true
         });
@@ -333,9 +339,9 @@ mod tests {
     #[test]
     fn uncompressed_batches_form_one_chunk_that_shares_the_response() {
         let bytes = [plain(10, 3), plain(13, 2), plain(20, 1)].concat();
-        let part = part(bytes, 11, vec![]);
-        let response = part.bytes.clone();
-        let (chunks, outcome) = read(part);
+        let batches = partition_batches(bytes, 11, vec![]);
+        let response = batches.bytes.clone();
+        let (chunks, outcome) = read(batches);
         outcome.unwrap();
         assert_eq!(offsets(&chunks), [11, 12, 13, 14, 20]);
         let chunk = &chunks[0];
@@ -347,7 +353,7 @@ mod tests {
     #[test]
     fn compressed_and_uncompressed_batches_form_separate_chunks() {
         let bytes = [zstd(0, 3), zstd(3, 2), plain(5, 2), zstd(7, 1)].concat();
-        let (chunks, outcome) = read(part(bytes, 0, vec![]));
+        let (chunks, outcome) = read(partition_batches(bytes, 0, vec![]));
         outcome.unwrap();
         assert_eq!(offsets(&chunks), (0..8).collect::<Vec<_>>());
         let ends: Vec<_> = chunks.iter().map(|chunk| chunk.next_offset).collect();
@@ -366,7 +372,7 @@ mod tests {
         let empty = batch(9, 4, 0, -1, 0, &[]);
         let bytes = [plain(0, 3), lost, marker(5, 0), plain(6, 1), marker(7, 1), empty].concat();
         assert_eq!(scan_batches(&bytes).unwrap().end, Some((14, 3)));
-        let (chunks, outcome) = read(part(bytes, 0, vec![(3, 9)]));
+        let (chunks, outcome) = read(partition_batches(bytes, 0, vec![(3, 9)]));
         outcome.unwrap();
         assert_eq!(offsets(&chunks), [0, 1, 2, 6]);
         assert_eq!(chunks.last().unwrap().next_offset, 14);
@@ -376,15 +382,15 @@ mod tests {
     fn a_truncated_batch_is_left_for_the_next_response() {
         let (first, second) = (plain(0, 3), plain(3, 3));
         let bytes = [&first[..], &second[..second.len() - 1]].concat();
-        let seen = scan_batches(&bytes).unwrap();
+        let scan = scan_batches(&bytes).unwrap();
         assert_eq!(
-            (seen.complete_bytes, seen.end, seen.record_count),
+            (scan.complete_bytes, scan.end, scan.record_count),
             (first.len(), Some((3, 3)), 3)
         );
-        assert_eq!(seen.next_batch_bytes, Some(second.len()));
-        assert_eq!(offsets(&read(part(bytes, 0, vec![])).0), [0, 1, 2]);
-        let seen = scan_batches(&second[..20]).unwrap();
-        assert_eq!((seen.complete_bytes, seen.next_batch_bytes), (0, Some(second.len())));
+        assert_eq!(scan.next_batch_bytes, Some(second.len()));
+        assert_eq!(offsets(&read(partition_batches(bytes, 0, vec![])).0), [0, 1, 2]);
+        let scan = scan_batches(&second[..20]).unwrap();
+        assert_eq!((scan.complete_bytes, scan.next_batch_bytes), (0, Some(second.len())));
     }
 
     #[test]
@@ -393,14 +399,15 @@ mod tests {
             let mut bad = if codec == 0 { plain(3, 3) } else { zstd(3, 3) };
             let last = bad.len() - 1;
             bad[last] ^= 1;
-            let (chunks, outcome) = read(part([plain(0, 3), bad].concat(), 0, vec![]));
+            let (chunks, outcome) = read(partition_batches([plain(0, 3), bad].concat(), 0, vec![]));
             assert_eq!(offsets(&chunks), [0, 1, 2]);
             let bad = outcome.unwrap_err();
             assert_eq!(bad.offset, 3);
             assert!(bad.reason.contains("CRC"), "{}", bad.reason);
         }
-        let shape = batch(3, 0, 0, -1, 2, &body(0..1, b"x"));
-        let (chunks, outcome) = read(part([plain(0, 3), shape].concat(), 0, vec![]));
+        let wrong_count = batch(3, 0, 0, -1, 2, &body(0..1, b"x"));
+        let (chunks, outcome) =
+            read(partition_batches([plain(0, 3), wrong_count].concat(), 0, vec![]));
         assert_eq!((offsets(&chunks).len(), outcome.unwrap_err().offset), (3, 3));
     }
 
@@ -409,11 +416,11 @@ mod tests {
         let value = vec![b'x'; 100_000];
         let one = |base| batch(base, 0, 0, -1, 1, &body(0..1, &value));
         let bytes: Vec<u8> = (0..40).flat_map(one).collect();
-        let (chunks, _) = read(part(bytes.clone(), 0, vec![]));
+        let (chunks, _) = read(partition_batches(bytes.clone(), 0, vec![]));
         assert!(chunks.len() > 2 && chunks.iter().all(|c| c.bytes.len() < CHUNK_BYTES + 200_000));
         assert_eq!(offsets(&chunks), (0..40).collect::<Vec<_>>());
         let mut emitted = 0;
-        let outcome = part(bytes, 0, vec![]).emit_chunks(|_| {
+        let outcome = partition_batches(bytes, 0, vec![]).emit_chunks(|_| {
             emitted += 1;
             false
         });
@@ -424,7 +431,7 @@ mod tests {
     fn old_message_formats_are_reported() {
         let mut old = plain(3, 1);
         old[16] = 1;
-        let seen = scan_batches(&[plain(0, 3), old].concat()).unwrap();
-        assert_eq!((seen.old_format, seen.end), (Some(1), Some((3, 3))));
+        let scan = scan_batches(&[plain(0, 3), old].concat()).unwrap();
+        assert_eq!((scan.old_format, scan.end), (Some(1), Some((3, 3))));
     }
 }

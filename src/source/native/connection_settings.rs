@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-/// ConnectionSettings that do not affect a reader: they concern producing, consumer groups (which are not
+/// Settings that do not affect a reader: they concern producing, consumer groups (which are not
 /// joined), librdkafka's own queues and logs, or values that are fixed by what a reader promises.
 const IRRELEVANT: &[&str] = &[
     "acks",

@@ -107,20 +107,20 @@ fn refresh_metadata<'a>(
     attempt: usize,
 ) -> ClientResult<()> {
     let open = connection.take().filter(|connection| !connection.is_stale());
-    let answered = match open {
+    let reused = match open {
         Some(mut open) => match request_metadata(context, &mut open) {
-            // The broker may have closed an idle connection, which is no outage.
+            // The broker may have closed an idle connection, which is not an outage.
             Err(ClientError::Retriable(_)) => None,
             response => Some((open, response?)),
         },
         None => None,
     };
-    let (open, response) = match answered {
-        Some(answered) => answered,
+    let (open, response) = match reused {
+        Some(exchange) => exchange,
         None => {
-            let mut known: Vec<_> = context.settings.brokers.clone();
-            known.extend(context.table.lock().nodes.values().cloned());
-            let (host, port) = &known[attempt % known.len()];
+            let mut candidates: Vec<_> = context.settings.brokers.clone();
+            candidates.extend(context.table.lock().nodes.values().cloned());
+            let (host, port) = &candidates[attempt % candidates.len()];
             let mut open = connect::open(&context.connections, host, *port)
                 .map_err(|error| error.at(host, *port))?;
             let response =
@@ -145,7 +145,7 @@ fn request_metadata(
     fetch_metadata(connection, topics.iter())
 }
 
-/// Requests the metadata of topics. It creates no topics.
+/// Requests the metadata of topics. The request creates no topics.
 pub(super) fn fetch_metadata<'a>(
     connection: &mut Connection<'_>,
     topics: impl Iterator<Item = &'a Arc<str>>,
@@ -221,7 +221,9 @@ fn check_topic(partition: &mut PartitionEntry, topic: &MetadataResponseTopic) ->
         }
         Some(ResponseError::InvalidTopicException) => {
             let error = Error::new(Kind::Recovery, format!("{tp} does not exist in Kafka"));
-            return Err(ClientError::Fatal(error.detail("Kafka rejects the name of the topic")));
+            return Err(ClientError::Fatal(
+                error.detail("the brokers reject the name of the topic"),
+            ));
         }
         Some(other) => {
             return Err(ClientError::Retriable(format!("no metadata for {tp}: {other}")));

@@ -10,13 +10,13 @@
 //! Invariants:
 //! - `emitted_offset <= position`; `emitted_offset` is the end of the last event, `position` the
 //!   next offset to request;
-//! - a response is used only if it was requested from `position`, so no offset is emitted is_duplicate;
+//! - a response is used only if it was requested from `position`, so no offset is emitted twice;
 //! - while a thread has a claim, no other thread requests that partition, so the chunks of one
 //!   partition stay in order even if its leader moves.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -47,7 +47,7 @@ pub(super) struct PartitionEntry {
     paused: bool,
     /// The broker whose thread emits chunks of the partition at present.
     claimed_by: Option<NodeId>,
-    /// The most bytes to request; raised if one batch is larger.
+    /// The maximum number of bytes to request; raised if one batch is larger.
     max_bytes: i32,
     /// The value of the table's counter when records last arrived: partitions are requested in this
     /// order, so that none starves.
@@ -301,7 +301,7 @@ impl TableState {
     }
 
     /// The topics of the assigned partitions.
-    pub(super) fn topics(&self) -> BTreeSet<std::sync::Arc<str>> {
+    pub(super) fn topics(&self) -> BTreeSet<Arc<str>> {
         self.partitions.iter().map(|partition| partition.tp.topic.clone()).collect()
     }
 
@@ -382,7 +382,7 @@ impl TableState {
         partition.emitted_offset
     }
 
-    /// Raises the bytes to request, because one batch did not fit.
+    /// Raises the number of bytes to request, because one batch did not fit.
     pub(super) fn raise_max_bytes(&mut self, index: usize, batch_bytes: Option<usize>) {
         let partition = &mut self.partitions[index];
         let needed = batch_bytes.and_then(|bytes| i32::try_from(bytes).ok());
@@ -419,8 +419,8 @@ mod tests {
         for bad in [vec![(names[0].clone(), 3)], vec![(TopicPartition::new("u", 0), -1)]] {
             assert!(table.assign(&bad).is_err());
         }
-        let is_duplicate = vec![(TopicPartition::new("u", 0), 1), (TopicPartition::new("u", 0), 2)];
-        assert!(table.assign(&is_duplicate).is_err());
+        let duplicate = vec![(TopicPartition::new("u", 0), 1), (TopicPartition::new("u", 0), 2)];
+        assert!(table.assign(&duplicate).is_err());
         assert_eq!(table.positions(), [(names[0].clone(), 10, false)]);
     }
 

@@ -48,7 +48,7 @@ pub(super) struct BatchHeader {
     pub(super) records: usize,
 }
 
-/// What is at the start of the bytes of a Fetch response.
+/// The first item in the bytes of a Fetch response.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BatchStart {
     /// A complete batch.
@@ -342,7 +342,7 @@ pub(super) mod tests {
         batch(100, 9, 0, -1, 3, &body)
     }
 
-    fn whole(bytes: &[u8]) -> BatchHeader {
+    fn complete_header(bytes: &[u8]) -> BatchHeader {
         match parse_batch_start(bytes).unwrap() {
             BatchStart::Complete(header) => header,
             other => unreachable!("{other:?}"),
@@ -352,7 +352,7 @@ pub(super) mod tests {
     #[test]
     fn keys_values_headers_offsets_and_timestamps_are_read() {
         let bytes = sample();
-        let header = whole(&bytes);
+        let header = complete_header(&bytes);
         assert!(has_valid_crc(&header, &bytes));
         assert_eq!(
             (header.base_offset, header.last_offset(), header.next_offset()),
@@ -386,7 +386,7 @@ pub(super) mod tests {
         let mut body = Vec::new();
         put_record(&mut body, (0, None, None, &[]));
         let bytes = batch(7, 0, 8, -1, 1, &body);
-        let header = whole(&bytes);
+        let header = complete_header(&bytes);
         assert!(header.is_append_time() && !header.is_control() && !header.is_transactional());
         let mut out = Vec::new();
         read_records(&header, &bytes, HEADER_BYTES, 0, &mut out).unwrap();
@@ -396,11 +396,11 @@ pub(super) mod tests {
     #[test]
     fn a_truncated_batch_is_partial_with_its_length() {
         let bytes = sample();
-        for cut in 0..bytes.len() {
-            match parse_batch_start(&bytes[..cut]).unwrap() {
-                BatchStart::Partial(None) => assert!(cut < 12, "{cut}"),
-                BatchStart::Partial(Some(whole)) => assert_eq!(whole, bytes.len(), "{cut}"),
-                other => unreachable!("{cut}: {other:?}"),
+        for length in 0..bytes.len() {
+            match parse_batch_start(&bytes[..length]).unwrap() {
+                BatchStart::Partial(None) => assert!(length < 12, "{length}"),
+                BatchStart::Partial(Some(full)) => assert_eq!(full, bytes.len(), "{length}"),
+                other => unreachable!("{length}: {other:?}"),
             }
         }
     }
@@ -431,7 +431,7 @@ pub(super) mod tests {
     #[test]
     fn malformed_bytes_never_cause_a_panic() {
         let bytes = sample();
-        let header = whole(&bytes);
+        let header = complete_header(&bytes);
         let mut rejected = 0;
         for at in HEADER_BYTES..bytes.len() {
             for flip in [0x01, 0x02, 0x10, 0x40, 0x80, 0xff] {
@@ -448,14 +448,14 @@ pub(super) mod tests {
             }
         }
         assert!(rejected > 100, "{rejected}");
-        let cut = &bytes[..bytes.len() - 1];
-        assert!(read_records(&header, cut, HEADER_BYTES, 0, &mut Vec::new()).is_err());
+        let truncated = &bytes[..bytes.len() - 1];
+        assert!(read_records(&header, truncated, HEADER_BYTES, 0, &mut Vec::new()).is_err());
     }
 
     #[test]
     fn an_empty_batch_is_a_gap() {
         let bytes = batch(50, 3, 0, 7, 0, &[]);
-        let header = whole(&bytes);
+        let header = complete_header(&bytes);
         let mut out = Vec::new();
         read_records(&header, &bytes, HEADER_BYTES, 0, &mut out).unwrap();
         assert!(out.is_empty() && header.next_offset() == 54);

@@ -17,7 +17,7 @@ use crate::source::native::connection_settings::{SaslMechanism, SaslSettings};
 use crate::source::native::diagnostics::{ClientError, ClientResult, too_old};
 use crate::source::native::wire::Connection;
 
-/// RFC 5802 requires at least 4096; the upper bound limits the CPU time that a broker can cause.
+/// The allowed iteration counts. RFC 5802 requires at least 4096; the upper bound limits the CPU time that a broker can cause.
 const ALLOWED_ITERATIONS: std::ops::RangeInclusive<u32> = 4096..=10_000_000;
 
 /// Authenticates the client. Returns the lifetime of the session; `None`: unlimited.
@@ -60,13 +60,13 @@ pub(super) fn authenticate(
         ClientError::Retriable("cannot get random numbers from the system".to_owned())
     })?;
     let scram = Scram::new(sha, credentials, &BASE64_STANDARD.encode(random));
-    let (first, _) = exchange_token(connection, scram.client_first_message().into_bytes())?;
+    let (server_first, _) = exchange_token(connection, scram.client_first_message().into_bytes())?;
     let failed = |reason: &str| {
         ClientError::Retriable(format!("the {name} exchange with the broker failed: {reason}"))
     };
-    let (final_message, signature) = scram.client_final_message(&first).map_err(failed)?;
-    let (last, lifetime) = exchange_token(connection, final_message.into_bytes())?;
-    verify_server_signature(&last, &signature).map_err(failed)?;
+    let (final_message, signature) = scram.client_final_message(&server_first).map_err(failed)?;
+    let (server_final, lifetime) = exchange_token(connection, final_message.into_bytes())?;
+    verify_server_signature(&server_final, &signature).map_err(failed)?;
     Ok(lifetime)
 }
 
@@ -136,15 +136,15 @@ impl<'a> Scram<'a> {
 
         let mut salted = vec![0; self.sha.digest.output_len()];
         pbkdf2::derive(self.sha.pbkdf2, iterations, &salt, self.password.as_bytes(), &mut salted);
-        let unproven = format!("c=biws,r={nonce}");
-        let message = format!("{},{first},{unproven}", self.first_bare);
+        let without_proof = format!("c=biws,r={nonce}");
+        let message = format!("{},{first},{without_proof}", self.first_bare);
         let client_key = self.mac(&salted, b"Client Key");
         let stored_key = digest::digest(self.sha.digest, &client_key);
         let signature = self.mac(stored_key.as_ref(), message.as_bytes());
         let proof: Vec<u8> = client_key.iter().zip(&signature).map(|(a, b)| a ^ b).collect();
         let server_key = self.mac(&salted, b"Server Key");
         let expected = self.mac(&server_key, message.as_bytes());
-        Ok((format!("{unproven},p={}", BASE64_STANDARD.encode(proof)), expected))
+        Ok((format!("{without_proof},p={}", BASE64_STANDARD.encode(proof)), expected))
     }
 
     fn mac(&self, key: &[u8], message: &[u8]) -> Vec<u8> {

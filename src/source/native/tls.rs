@@ -22,7 +22,7 @@ use crate::source::native::connection_settings::TlsSettings;
 use crate::source::native::diagnostics::{ClientError, ClientResult, is_timeout};
 use crate::{Error, Result};
 
-/// The cryptography provider that the rest of the program also uses.
+/// Returns the cryptography provider that the rest of the program also uses.
 fn crypto_provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
@@ -83,13 +83,13 @@ fn pem_error(
 }
 
 fn read_certificates(setting: &str, file: &str) -> Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
-    let read: Vec<_> = read.map_err(|error| pem_error(setting, file, error))?;
-    if read.is_empty() {
+    let parsed = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
+    let certificates: Vec<_> = parsed.map_err(|error| pem_error(setting, file, error))?;
+    if certificates.is_empty() {
         let error = io::Error::new(io::ErrorKind::InvalidData, "the file contains no certificate");
         return Err(pem_error(setting, file, error));
     }
-    Ok(read)
+    Ok(certificates)
 }
 
 /// Loads the CA certificates of a file, or those of the system.
@@ -183,8 +183,8 @@ impl ServerCertVerifier for LenientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, known)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -193,8 +193,8 @@ impl ServerCertVerifier for LenientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, known)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -106,8 +106,8 @@ impl TransactionAdmin {
         stop: &AtomicBool,
     ) -> Result<Vec<TopicPartition>, TransactionAdminError> {
         let found = self.with_connections(stop, |context| {
-            let mut any = self.connect_any(context)?;
-            let leaders = group_by_leader(&fetch_metadata(&mut any, topics.iter())?)?;
+            let mut connection = self.connect_any(context)?;
+            let leaders = group_by_leader(&fetch_metadata(&mut connection, topics.iter())?)?;
             let mut open = Vec::new();
             for ((host, port), partitions) in leaders {
                 let mut connection = connect::open(context, &host, port)?;
@@ -247,7 +247,9 @@ impl TransactionAdmin {
         let response = call(connection, &request, 3)?;
         let results = response.results_by_topic_v3_and_below.iter();
         let mut results = results.flat_map(|topic| &topic.results_by_partition);
-        results.try_for_each(|one| check_error_code("AddPartitionsToTxn", one.partition_error_code))
+        results.try_for_each(|result| {
+            check_error_code("AddPartitionsToTxn", result.partition_error_code)
+        })
     }
 }
 
@@ -327,8 +329,9 @@ fn open_partitions_at(
                 }
                 other => other?,
             }
-            let is_open = (partition.active_producers.iter())
-                .any(|one| one.producer_id.0 == producer_id && one.current_txn_start_offset >= 0);
+            let is_open = (partition.active_producers.iter()).any(|producer| {
+                producer.producer_id.0 == producer_id && producer.current_txn_start_offset >= 0
+            });
             if is_open {
                 open.push(TopicPartition::new(&*topic.name.0, partition.partition_index));
             }

@@ -223,7 +223,7 @@ impl<'a> Connection<'a> {
         let length = <[u8; 4]>::try_from(&length[..]).map_err(undecodable)?;
         let length = u32::from_be_bytes(length) as usize;
         if length > MAX_RESPONSE_BYTES {
-            return Err(undecodable(format!("its length is {length} bytes")));
+            return Err(undecodable(format!("its length of {length} bytes is above the limit")));
         }
         let mut body = self.context.pool.acquire(length);
         self.read(&mut body, length, deadline)?;
@@ -233,11 +233,11 @@ impl<'a> Connection<'a> {
     /// Reads until `buffer` holds `wanted` bytes.
     fn read(&mut self, buffer: &mut Vec<u8>, wanted: usize, deadline: Instant) -> ClientResult<()> {
         while buffer.len() < wanted {
-            let rest = (wanted - buffer.len()) as u64;
+            let missing = (wanted - buffer.len()) as u64;
             // Reads into the spare capacity of the buffer, which is not zeroed first.
             let outcome = match &mut self.transport {
-                Transport::Plain(stream) => stream.take(rest).read_to_end(buffer),
-                Transport::Tls(stream) => stream.take(rest).read_to_end(buffer),
+                Transport::Plain(stream) => stream.take(missing).read_to_end(buffer),
+                Transport::Tls(stream) => stream.take(missing).read_to_end(buffer),
             };
             match outcome {
                 Ok(_) if buffer.len() < wanted => {
@@ -249,7 +249,7 @@ impl<'a> Connection<'a> {
                         return Err(ClientError::Stopped);
                     }
                     if Instant::now() >= deadline {
-                        return Err(ClientError::Retriable("the response timed out".into()));
+                        return Err(ClientError::Retriable("the broker did not respond within the request timeout (socket.timeout.ms)".into()));
                     }
                 }
                 Err(error) => return Err(error.into()),
