@@ -13,6 +13,7 @@ mod failures;
 mod fencing;
 mod full_disk;
 mod hostile_records;
+mod layers;
 mod log_topic;
 mod network_faults;
 mod own_broker;
