@@ -551,3 +551,34 @@ fn mark_test_code(tokens: &mut [Token]) {
         at += attribute.len();
     }
 }
+
+/// The documents of the repository, and the files that contain commands.
+const DOCUMENTS: &[&str] = &["README.md", "docs", "tests/sql/README.md", ".ci", "benches/run"];
+
+#[test]
+fn documents_name_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut missing = Vec::new();
+    for document in DOCUMENTS {
+        for_each_file(&root.join(document), &mut |file, text| {
+            let separators = |c: char| !(c.is_alphanumeric() || "_/.-".contains(c));
+            let names = text.split(separators).map(|name| name.trim_end_matches(['.', '-']));
+            let ours = names.filter(|name| {
+                ["src/", "tests/", "benches/"].iter().any(|folder| name.starts_with(folder))
+            });
+            let gone = ours.filter(|name| !root.join(name).exists() && !name.contains("/corpus"));
+            missing.extend(gone.map(|name| format!("{} names {name}", file.display())));
+        });
+    }
+    assert!(missing.is_empty(), "these files do not exist:\n{}", missing.join("\n"));
+}
+
+/// Calls `visit` with the path and the text of a file, or of every file below a folder.
+fn for_each_file(path: &Path, visit: &mut impl FnMut(&Path, &str)) {
+    if !path.is_dir() {
+        return visit(path, &fs::read_to_string(path).unwrap());
+    }
+    for entry in fs::read_dir(path).unwrap() {
+        for_each_file(&entry.unwrap().path(), visit);
+    }
+}
