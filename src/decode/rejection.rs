@@ -109,7 +109,7 @@ fn describe_value(reason: Reason, field: &Field, scanner: Scanner<'_>) -> String
         Reason::Null if value == b"null" => format!("{reason} (column {name}, byte {at})"),
         // A field or an element of the value is null or missing.
         Reason::Null | Reason::Missing => {
-            format!("{quoted} contains a null for a NOT NULL field (column {name}, byte {at})")
+            format!("{quoted} lacks a value for a NOT NULL field (column {name}, byte {at})")
         }
         Reason::OutOfRange => {
             format!("{quoted} is out of the range of {expected} (column {name}, byte {at})")

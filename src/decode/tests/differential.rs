@@ -26,7 +26,7 @@ use crate::decode::tests::reference_decoder::{self, Json};
 use crate::decode::{Decoded, Decoder, Field, Reason};
 use crate::source::chunk::{Chunk, Record};
 
-/// Local times are of this zone.
+/// The time zone of local times.
 pub const ZONE: Tz = Tz::Europe__Helsinki;
 
 /// A column of each type, some of them NOT NULL.
@@ -67,7 +67,7 @@ pub fn fields() -> Vec<Field> {
     columns.into_iter().map(field).collect()
 }
 
-/// A chunk of these values, one right after the other; `None` is a tombstone.
+/// Returns a chunk with these values, without gaps between them; `None` is a tombstone.
 pub fn chunk(values: &[Option<Vec<u8>>]) -> Chunk {
     let (mut bytes, mut records) = (Vec::new(), Vec::new());
     for (offset, value) in (0..).zip(values) {
@@ -87,19 +87,19 @@ pub fn chunk(values: &[Option<Vec<u8>>]) -> Chunk {
     }
 }
 
-/// What came of a chunk.
+/// The outcome of a comparison.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Tally {
-    /// Rows.
+    /// The number of rows.
     pub good: u64,
-    /// RejectedMessage messages.
+    /// The number of rejected messages.
     pub bad: u64,
 }
 
-/// Decodes the values and compares everything with the reference; tells the first difference.
+/// Decodes the values and compares the complete result with the reference decoder.
 ///
 /// # Errors
-/// A difference, as text.
+/// Describes the first difference.
 pub fn compare(
     decoder: &mut Decoder,
     fields: &[Field],

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use millstream_fuzz::source::native::hostile::check;
+use millstream_fuzz::source::native::tests::hostile::check;
 
 fuzz_target!(|data: &[u8]| {
     check(data).unwrap();

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
 use millstream_fuzz::decode::Decoder;
-use millstream_fuzz::twin::differential::{ZONE, agrees_with_serde_json, compare, fields};
+use millstream_fuzz::decode::tests::differential::{ZONE, agrees_with_serde_json, compare, fields};
 
 thread_local! {
     static DECODER: RefCell<Decoder> = RefCell::new(Decoder::new(fields(), ZONE).unwrap());
