@@ -1,10 +1,9 @@
-//! Instants as JSON texts from which the same instant is read back.
+//! Encodes instants as JSON texts that decode to the same instant.
 //!
-//! RFC 3339 offsets have no seconds, but until standard time came (in some zones as late as 1972)
-//! clocks went by local mean time: Helsinki's were 1:39:49 ahead. arrow-json rounds such an offset
-//! and leaves the clock's face as it is, which is another instant. Here the offset becomes the
-//! next whole minute, and the clock's face moves along: `1900-01-01T00:00:11+01:40` is midnight in
-//! Helsinki.
+//! RFC 3339 offsets have no seconds, but before standard time (in some zones until 1972) zones used
+//! local mean time: the offset of Helsinki was 1:39:49. arrow-json rounds such an offset and leaves
+//! the local time unchanged, which results in another instant. This encoder rounds the offset up to
+//! a whole minute and adjusts the local time: `1900-01-01T00:00:11+01:40` is midnight in Helsinki.
 
 use arrow::array::{Array, AsArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, FieldRef, TimeUnit, TimestampMicrosecondType};
@@ -16,14 +15,15 @@ use chrono_tz::Tz;
 
 use crate::time::Micros;
 
-/// From 1973 on all zones' offsets are whole minutes (Liberia was the last, in January 1972).
-const WHOLE_MINUTES: Micros = 94_694_400_000_000;
+/// The first instant of 1973 (UTC). From then on the offsets of all zones are whole minutes (Liberia
+/// was the last zone to change, in January 1972).
+const WHOLE_MINUTES_SINCE: Micros = 94_694_400_000_000;
 
-/// Encodes columns that hold such instants, and leaves all others to arrow-json.
+/// Creates encoders for columns that contain such instants. arrow-json encodes all other columns.
 #[derive(Debug)]
-pub(super) struct Exact;
+pub(super) struct InstantEncoderFactory;
 
-impl EncoderFactory for Exact {
+impl EncoderFactory for InstantEncoderFactory {
     fn make_default_encoder<'a>(
         &self,
         _: &'a FieldRef,
@@ -34,23 +34,27 @@ impl EncoderFactory for Exact {
             return Ok(None);
         };
         let values = array.as_primitive::<TimestampMicrosecondType>();
-        // Null slots hold anything; to look at them too does no harm.
-        if values.values().iter().all(|&at| at >= WHOLE_MINUTES) {
+        // Null slots have arbitrary values. They can only cause an unnecessary use of this encoder.
+        if values.values().iter().all(|&at| at >= WHOLE_MINUTES_SINCE) {
             return Ok(None);
         }
         let Ok(zone) = zone.parse::<Tz>() else { return Ok(None) };
-        Ok(Some(NullableEncoder::new(Box::new(Instants { values, zone }), values.nulls().cloned())))
+        Ok(Some(NullableEncoder::new(
+            Box::new(InstantEncoder { values, zone }),
+            values.nulls().cloned(),
+        )))
     }
 }
 
-struct Instants<'a> {
+/// Encodes the instants of one column.
+struct InstantEncoder<'a> {
     values: &'a TimestampMicrosecondArray,
     zone: Tz,
 }
 
-impl Encoder for Instants<'_> {
+impl Encoder for InstantEncoder<'_> {
     fn encode(&mut self, index: usize, out: &mut Vec<u8>) {
-        match text(self.values.value(index), self.zone) {
+        match format_instant(self.values.value(index), self.zone) {
             Some(text) => {
                 out.push(b'"');
                 out.extend_from_slice(text.as_bytes());
@@ -61,12 +65,12 @@ impl Encoder for Instants<'_> {
     }
 }
 
-/// An instant in RFC 3339, as arrow-json writes those with whole minutes. `None`: beyond the years
-/// that chrono has.
-fn text(at: Micros, zone: Tz) -> Option<String> {
+/// Returns an instant in RFC 3339, in the format that arrow-json uses for offsets of whole minutes.
+/// `None` if the year is outside the range of chrono.
+fn format_instant(at: Micros, zone: Tz) -> Option<String> {
     let at = DateTime::from_timestamp_micros(at)?;
     let seconds = zone.offset_from_utc_datetime(&at.naive_utc()).fix().local_minus_utc();
-    // Upwards: the clock's face then never is before the year in which it was.
+    // Rounds up, so that the adjusted local time is never in an earlier year.
     let minutes = seconds.div_euclid(60) + i32::from(seconds.rem_euclid(60) > 0);
     let offset = FixedOffset::east_opt(minutes * 60)?;
     Some(at.with_timezone(&offset).to_rfc3339_opts(SecondsFormat::AutoSi, true))
@@ -95,7 +99,7 @@ mod tests {
         .unwrap()
     }
 
-    /// What history makes of the rows.
+    /// Encodes and decodes the rows, as history does.
     fn read_back(rows: &RecordBatch) -> RecordBatch {
         let lines = crate::sink::json_rows(rows).unwrap().join(&b'\n');
         let mut reader = ReaderBuilder::new(rows.schema()).build(lines.as_slice()).unwrap();
@@ -103,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_instant_is_read_back_in_every_zone_and_century() {
+    fn instants_survive_encoding_and_decoding_in_every_zone_and_century() {
         let local = |zone: Tz, year: i32| {
             let midnight =
                 NaiveDate::from_ymd_opt(year, 1, 1).unwrap().and_hms_micro_opt(0, 0, 0, 7);
@@ -118,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn other_instants_are_written_as_before_whatever_stands_beside_them() {
+    fn other_instants_of_the_column_keep_the_arrow_json_format() {
         let zone = Tz::Europe__Helsinki;
         let lmt = -2_208_994_789_000_000;
         let both = crate::sink::json_rows(&batch(zone, vec![Some(lmt), Some(0)])).unwrap();

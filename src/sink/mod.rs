@@ -1,8 +1,8 @@
 //! Results, dead letters and late rows as Kafka records.
 //!
-//! Everything here turns batches into [`OutRecord`]s and nothing more: they leave in the one
+//! This module only converts batches to [`OutRecord`](crate::types::OutRecord)s, which are sent in the
 //! transaction of their epoch. Values are JSON objects in arrow-json's encoding (timestamps in
-//! RFC 3339 with the zone's offset, see [`instant`]; nulls written out), keys are JSON objects of
+//! RFC 3339 with the zone's offset, see [`json_instant`]; explicit nulls), keys are JSON objects of
 //! the key columns.
 
 mod dead_letter;
@@ -32,19 +32,19 @@ pub fn dead_letter_topic(customer: &str) -> Arc<str> {
     format!("millstream.{customer}.dead_letters").into()
 }
 
-/// The topic of the rows of `stream` that came too late for a window.
+/// The topic of the late rows of `stream`.
 pub fn late_topic(customer: &str, stream: &str) -> Arc<str> {
     format!("millstream.{customer}.{stream}_late").into()
 }
 
-/// One JSON object a row, all slices of one buffer.
+/// Encodes each row as a JSON object. The results are slices of one buffer.
 pub fn json_rows(batch: &RecordBatch) -> Result<Vec<Bytes>> {
     if batch.num_rows() == 0 {
         return Ok(Vec::new());
     }
     let mut writer = WriterBuilder::new()
         .with_explicit_nulls(true)
-        .with_encoder_factory(Arc::new(json_instant::Exact))
+        .with_encoder_factory(Arc::new(json_instant::InstantEncoderFactory))
         .build::<_, LineDelimited>(Vec::with_capacity(batch.num_rows() * 96));
     writer.write(batch)?;
     writer.finish()?;

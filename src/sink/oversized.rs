@@ -1,9 +1,9 @@
-//! The replacements of records that are larger than their topic accepts.
+//! Replaces records that are larger than their topic accepts.
 //!
 //! ```text
-//!  result ──► dead letter, whole ──► dead letter, cut, with a header that says so
-//!    └─► a tombstone of its key, where the topic says what holds now
-//!  late row ──► the same row, its long texts cut (what it refers to stays)
+//!  result ──► complete dead letter ──► truncated dead letter, with the header `millstream.truncated`
+//!    └─► tombstone of its key, if the topic contains the current value of each key
+//!  late row ──► the same row with truncated texts (its origin stays complete)
 //! ```
 
 use std::collections::HashMap;
@@ -15,21 +15,23 @@ use serde_json::Value;
 use crate::sink::{DeadLetter, FailureStage, Publication, ReplaceOversized, headers, size_of};
 use crate::types::OutRecord;
 
-/// A text in a late row that is longer than this is cut when the row is too large.
-const TEXT_BYTES: usize = 1_000;
-/// Of what a cut dead letter may have, this part is for its own headers, and for its key.
-const PART: usize = 4;
+/// The length in bytes to which texts of a late row are truncated if the row is too large.
+const MAX_TEXT_BYTES: usize = 1_000;
+/// The key, and the headers of the original record, each get at most one fourth of the space in a
+/// truncated dead letter.
+const SPACE_DIVISOR: usize = 4;
 
 /// The kind of records in a topic.
 #[derive(Debug, Clone)]
 pub enum TopicContent {
-    /// A query's results.
+    /// The results of the named query.
     Results(String, Publication),
     /// Late rows.
     Late,
 }
 
-/// The rule for a customer whose dead letters go to `dead`, and whose `topics` have this content.
+/// Returns the replacement rule for a customer with the dead letter topic `dead` and the content of
+/// each of its `topics`.
 pub fn replace_oversized(
     dead: Arc<str>,
     topics: HashMap<Arc<str>, TopicContent>,
@@ -55,33 +57,34 @@ pub fn replace_oversized(
             },
             column: None,
             reason: format!(
-                "the result has {size} bytes and topic {topic} takes {limit} (max.message.bytes)"
+                "the result has {size} bytes and topic {topic} accepts {limit} (max.message.bytes)"
             ),
         };
         // The previous value of the key is no longer valid.
         let is_keyed =
             matches!(content, Some(TopicContent::Results(_, p)) if *p != Publication::Append);
-        let gone = (is_keyed && record.value.is_some()).then(|| OutRecord {
+        let tombstone = (is_keyed && record.value.is_some()).then(|| OutRecord {
             value: None,
             headers: Vec::new(),
             ..record.clone()
         });
-        (letter.from_result(&dead, record), gone)
+        (letter.from_result(&dead, record), tombstone)
     })
 }
 
 /// A late row with its long texts truncated; `None` if it is not JSON.
 fn truncate_texts(record: &OutRecord) -> Option<OutRecord> {
     let mut value: Value = serde_json::from_slice(record.value.as_ref()?).ok()?;
-    shorten(&mut value);
+    truncate_strings(&mut value);
     Some(OutRecord { value: Some(value.to_string().into()), ..record.clone() })
 }
 
-fn shorten(value: &mut Value) {
+/// Truncates all strings in a JSON value to [`MAX_TEXT_BYTES`].
+fn truncate_strings(value: &mut Value) {
     match value {
-        Value::String(text) => text.truncate(text.floor_char_boundary(TEXT_BYTES)),
-        Value::Array(values) => values.iter_mut().for_each(shorten),
-        Value::Object(fields) => fields.values_mut().for_each(shorten),
+        Value::String(text) => text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES)),
+        Value::Array(values) => values.iter_mut().for_each(truncate_strings),
+        Value::Object(fields) => fields.values_mut().for_each(truncate_strings),
         _ => {}
     }
 }
@@ -89,25 +92,26 @@ fn shorten(value: &mut Value) {
 /// A dead letter truncated to `limit`; the headers with its source and reason stay complete.
 fn truncate_letter(mut letter: OutRecord, limit: usize) -> OutRecord {
     let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
-    let (mut ours, mut own): (Vec<_>, Vec<_>) = std::mem::take(&mut letter.headers)
+    let (mut reserved, mut original): (Vec<_>, Vec<_>) = std::mem::take(&mut letter.headers)
         .into_iter()
         .partition(|(name, _)| headers::is_reserved(name.as_bytes()));
-    let own_bytes: usize = own.iter().map(|(name, value)| name.len() + length(value)).sum();
-    let was = format!(
-        "key: {} bytes, value: {} bytes, headers: {own_bytes} bytes",
+    let original_bytes: usize =
+        original.iter().map(|(name, value)| name.len() + length(value)).sum();
+    let original_sizes = format!(
+        "key: {} bytes, value: {} bytes, headers: {original_bytes} bytes",
         length(&letter.key),
         length(&letter.value)
     );
-    ours.push((headers::TRUNCATED.to_owned(), Some(was.into())));
+    reserved.push((headers::TRUNCATED.to_owned(), Some(original_sizes.into())));
     let (key, value) = (letter.key.take(), letter.value.take());
-    letter.headers = ours;
+    letter.headers = reserved;
     let mut room = limit.saturating_sub(size_of(&letter));
-    if own_bytes + own.len() * 10 <= room / PART {
-        letter.headers.append(&mut own);
+    if original_bytes + original.len() * 10 <= room / SPACE_DIVISOR {
+        letter.headers.append(&mut original);
         room = limit.saturating_sub(size_of(&letter));
     }
     let part = |bytes: Option<Bytes>, room: usize| bytes.map(|b| b.slice(..b.len().min(room)));
-    letter.key = part(key, room / PART);
+    letter.key = part(key, room / SPACE_DIVISOR);
     letter.value = part(value, room - length(&letter.key));
     letter
 }
@@ -144,12 +148,12 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_a_view_whose_row_is_too_large_holds_nothing() {
-        let (letter, gone) = replace_with(record("view", "x".repeat(5_000)), 1_000);
+    fn an_oversized_row_of_a_view_becomes_a_tombstone_of_its_key() {
+        let (letter, tombstone) = replace_with(record("view", "x".repeat(5_000)), 1_000);
         assert_eq!(letter.topic.as_ref(), "dead");
-        let gone = gone.unwrap();
-        assert_eq!((gone.topic.as_ref(), gone.value), ("view", None));
-        assert_eq!(gone.key.as_deref(), Some(b"key".as_slice()));
+        let tombstone = tombstone.unwrap();
+        assert_eq!((tombstone.topic.as_ref(), tombstone.value), ("view", None));
+        assert_eq!(tombstone.key.as_deref(), Some(b"key".as_slice()));
     }
 
     fn header(record: &OutRecord, wanted: &str) -> String {
@@ -158,12 +162,12 @@ mod tests {
     }
 
     #[test]
-    fn a_result_becomes_a_dead_letter_and_a_large_one_is_cut() {
+    fn an_oversized_result_becomes_a_dead_letter_which_is_truncated_if_necessary() {
         let letter = replace(record("r", "x".repeat(5_000)), 1_000);
         assert_eq!((letter.topic.as_ref(), letter.value.as_ref().unwrap().len()), ("dead", 5_000));
         assert_eq!(header(&letter, headers::QUERY), "visits");
         assert_eq!(header(&letter, headers::STAGE), "result");
-        assert!(header(&letter, headers::REASON).contains("topic r takes 1000"), "{letter:?}");
+        assert!(header(&letter, headers::REASON).contains("topic r accepts 1000"), "{letter:?}");
         let mut large = letter.clone();
         large.headers.push(("own".into(), Some(vec![b'h'; 900].into())));
         let cut = replace(large, 2_000);
@@ -178,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_row_keeps_what_it_refers_to() {
+    fn an_oversized_late_row_retains_its_origin() {
         let row = format!(r#"{{"room":"{}ä","_offset":7}}"#, "x".repeat(5_000));
         let late = replace(record("late", row), 3_000);
         let value: Value = serde_json::from_slice(late.value.as_ref().unwrap()).unwrap();

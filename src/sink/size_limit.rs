@@ -26,7 +26,7 @@ const MAX_REPLACEMENTS: usize = 3;
 pub type ReplaceOversized =
     dyn Fn(OutRecord, usize) -> (OutRecord, Option<OutRecord>) + Send + Sync;
 
-/// The limits of the topics that a customer writes.
+/// The size limits of the topics that a customer writes.
 #[derive(Clone)]
 pub struct SizeLimits {
     by_topic: HashMap<Arc<str>, usize>,
@@ -36,9 +36,9 @@ pub struct SizeLimits {
 /// The result of [`SizeLimits::apply`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// How many were too large.
+    /// The number of records that were too large.
     pub replaced: u64,
-    /// How many of these now go to another topic.
+    /// The number of these whose replacement goes to another topic.
     pub diverted: u64,
 }
 
@@ -51,7 +51,7 @@ pub fn size_of(record: &OutRecord) -> usize {
 }
 
 impl SizeLimits {
-    /// `by_topic` in bytes, for each topic that is written.
+    /// Creates the limits; `by_topic` is the limit in bytes of each topic that is written.
     pub fn new(by_topic: HashMap<Arc<str>, usize>, replace: Arc<ReplaceOversized>) -> Self {
         Self { by_topic, replace }
     }
@@ -61,22 +61,23 @@ impl SizeLimits {
         self.by_topic.values().copied().fold(DEFAULT_LIMIT, usize::min)
     }
 
-    /// The topics that have a limit: all that a customer writes, but its log.
+    /// The topics with a limit: all topics that a customer writes except its log.
     pub fn topics(&self) -> impl Iterator<Item = &Arc<str>> {
         self.by_topic.keys()
     }
 
-    fn of(&self, topic: &str) -> usize {
+    /// The limit of a topic in bytes.
+    fn limit_of(&self, topic: &str) -> usize {
         self.by_topic.get(topic).copied().unwrap_or(DEFAULT_LIMIT)
     }
 
     /// Lowers the limit of a topic below `size`, after a broker refused a record of that size.
     pub fn lower(&mut self, topic: &Arc<str>, size: usize) {
-        let limit = self.of(topic).min(size.saturating_sub(1));
+        let limit = self.limit_of(topic).min(size.saturating_sub(1));
         self.by_topic.insert(topic.clone(), limit);
     }
 
-    /// Replaces the records that are too large.
+    /// Replaces the records that are too large, in place.
     pub fn apply(&self, records: &mut Vec<OutRecord>) -> Applied {
         let smallest = self.smallest();
         let mut applied = Applied::default();
@@ -85,10 +86,10 @@ impl SizeLimits {
         }
         for record in std::mem::take(records) {
             let (topic, size) = (record.topic.clone(), size_of(&record));
-            let limit = self.of(&topic);
-            let begun = records.len();
+            let limit = self.limit_of(&topic);
+            let start = records.len();
             self.push_fitting(record, MAX_REPLACEMENTS, records);
-            let Some(last) = records[begun..].last().filter(|_| size > limit) else { continue };
+            let Some(last) = records[start..].last().filter(|_| size > limit) else { continue };
             applied.replaced += 1;
             applied.diverted += u64::from(last.topic != topic);
             tracing::warn!(%topic, size, limit, replacement_topic = %last.topic, "replaced a record that is larger than its topic takes (max.message.bytes)");
@@ -97,15 +98,20 @@ impl SizeLimits {
     }
 
     /// Appends a record, or its replacement if it is too large.
-    fn push_fitting(&self, record: OutRecord, depth: usize, fitting: &mut Vec<OutRecord>) {
-        let limit = self.of(&record.topic);
-        if depth == 0 || size_of(&record) <= limit {
+    fn push_fitting(
+        &self,
+        record: OutRecord,
+        replacements_left: usize,
+        fitting: &mut Vec<OutRecord>,
+    ) {
+        let limit = self.limit_of(&record.topic);
+        if replacements_left == 0 || size_of(&record) <= limit {
             return fitting.push(record);
         }
-        let (instead, before) = (self.replace)(record, limit);
+        let (replacement, before) = (self.replace)(record, limit);
         // A record that only precedes a replacement is dropped if it is too large.
-        fitting.extend(before.filter(|before| size_of(before) <= self.of(&before.topic)));
-        self.push_fitting(instead, depth - 1, fitting);
+        fitting.extend(before.filter(|before| size_of(before) <= self.limit_of(&before.topic)));
+        self.push_fitting(replacement, replacements_left - 1, fitting);
     }
 }
 
@@ -124,7 +130,7 @@ mod tests {
         }
     }
 
-    /// Large records go to "dead", and are cut there.
+    /// Diverts oversized records to "dead" and truncates those that are too large for it.
     fn limits() -> SizeLimits {
         let replace = |mut record: OutRecord, limit: usize| {
             if record.topic.as_ref() == "dead" {
@@ -138,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_replaced_and_what_fits_stays() {
+    fn only_oversized_records_are_replaced() {
         let mut limits = limits();
         let fits = 1_000 - BATCH_OVERHEAD;
         let mut records = vec![

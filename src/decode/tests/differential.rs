@@ -1,13 +1,14 @@
-//! The real decoder beside the [`reference`](crate::decode::tests::reference_decoder), and the reference beside serde_json.
+//! Compares the decoder with the [reference decoder](crate::decode::tests::reference_decoder), and the
+//! reference decoder with serde_json.
 //!
-//! What is JSON for serde_json is JSON for us, and the other way round, but for these rules
+//! The decoder and serde_json accept the same texts, except for these rules
 //! ([`agrees_with_serde_json`]):
-//! - a number of any size is JSON; serde_json refuses those beyond a DOUBLE (1e400), and for want
-//!   of exactness a few just below its end (1.7976931348623158e308);
-//! - objects and arrays may stand in one another 128 deep; serde_json ends at 127.
+//! - the decoder accepts numbers of any size; serde_json rejects numbers beyond a DOUBLE (1e400) and,
+//!   because of rounding, a few just below the limit (1.7976931348623157e308);
+//! - the decoder accepts 128 levels of nesting, serde_json 127.
 //!
-//! A number beyond its column's type is refused, whatever serde_json makes of it; nothing is
-//! rounded but to the nearest DOUBLE or REAL, of which serde_json misses some by a bit or two.
+//! A number out of the range of its column's type is rejected regardless of serde_json. Values are
+//! rounded only to the nearest DOUBLE or REAL; serde_json differs by one or two bits for some.
 
 use std::ops::Range;
 use std::sync::Arc;
