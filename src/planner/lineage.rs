@@ -12,7 +12,7 @@ use datafusion::logical_expr::{Aggregate, Cast, Distinct, Expr, Join, LogicalPla
 
 use datafusion::datasource::DefaultTableSource;
 
-use crate::planner::exec::placeholder::WindowColumn;
+use crate::planner::exec::inputs::WindowColumn;
 use crate::planner::planning_session::{Leaf, RelationKind};
 use crate::time::DAY;
 use crate::types::{Size, TruncUnit, WindowSpec};

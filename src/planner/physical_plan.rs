@@ -21,10 +21,11 @@ use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, Physic
 use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
-use crate::planner::distinct_count::counted;
+use crate::planner::distinct_count::replace_counts;
+use crate::planner::exec::inputs::WindowColumn;
 use crate::planner::exec::offset_order::in_order;
 use crate::planner::exec::placeholder::{
-    LeafColumn, PlaceholderExec, PlaceholderSource, WindowColumn, WindowColumnsExec,
+    LeafColumn, PlaceholderExec, PlaceholderSource, WindowColumnsExec,
 };
 use crate::planner::planning_session::PlanningSession;
 use crate::planner::split::{Partials, SlotContent, SlotNode, Split, StateSlot};
@@ -112,7 +113,8 @@ pub(crate) async fn plan(session: &PlanningSession, split: &Split) -> DfResult<E
     // DataFusion plans a grouping in two phases, but here nobody comes between them.
     let one_phase = CombinePartialFinalAggregate::new();
     let final_plan = one_phase.optimize(final_plan, session.state.config_options())?;
-    let (final_plan, counted) = counted(final_plan, |slot| slots[slot].is_windowless_key_set())?;
+    let (final_plan, counted) =
+        replace_counts(final_plan, |slot| slots[slot].is_windowless_key_set())?;
     counted.into_iter().for_each(|slot| slots[slot].uses_counts = true);
     let mut executable = Executable { batch_plans, slots, final_plan, input_columns: Vec::new() };
     executable.narrow_inputs()?;

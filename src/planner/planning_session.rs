@@ -48,9 +48,8 @@ use futures::FutureExt;
 use crate::catalog::suggestion;
 use crate::error::Error;
 use crate::planner::errors::plan_error_with_hint;
-use crate::planner::exec::placeholder::{
-    LeafColumn, PlaceholderExec, PlaceholderSource, WindowColumn,
-};
+use crate::planner::exec::inputs::WindowColumn;
+use crate::planner::exec::placeholder::{LeafColumn, PlaceholderExec, PlaceholderSource};
 use crate::planner::functions::{self, EpochNow};
 use crate::types::WindowSpec;
 

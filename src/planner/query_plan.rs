@@ -1,13 +1,13 @@
-//! A query's plan as the pipeline runs it.
+//! The plan of a query, with the methods that run it.
 //!
 //! ```text
-//!   rows of one bucket ──► absorb ──► one batch per slot ──► reduce ──► close ──► results
-//!                          (batch_plan,                          (fewer,    (final aggregate,
-//!                           partial aggregate)               larger)    final_plan plan)
+//!   rows of one bucket ─► run_batch_plan ─► one batch per state slot ─► reduce ─► run_final_plan ─► results
+//!                         (batch plan, then                             (fewer,   (final aggregate,
+//!                          partial aggregate)                           larger)    rest of the query)
 //! ```
 //!
-//! All methods run on the present task and keep no state of their own: what is kept is the
-//! caller's, as plain record batches.
+//! All methods run on the current task and are stateless: the caller owns the window state, which
+//! consists of plain record batches.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use datafusion::execution::TaskContext;
 use crate::catalog::Query;
 use crate::error::{Error, Kind, Result};
 use crate::planner::errors::{at_quoted, describe};
-use crate::planner::exec::placeholder::{self, Inputs, Relations};
+use crate::planner::exec::inputs::{Inputs, Relations, reshape};
+use crate::planner::exec::placeholder;
 use crate::planner::physical_plan::{Executable, Reduce, StateSlotPlan};
 use crate::state::SlidingKeySet;
 use crate::state::key_set::{self, KeySet};
@@ -39,16 +40,16 @@ pub enum Input {
     Views,
 }
 
-/// What a query keeps.
+/// Which state a query has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlanKind {
-    /// Nothing: results come out with the batch.
+    /// No state: every batch gives its results at once.
     Stateless,
-    /// Each window until it closes.
+    /// One state per window, until the window closes.
     Windowed,
-    /// Partials for ever; its content is worked out per epoch.
+    /// Partial aggregates without end. The content of the view is computed per epoch.
     View,
-    /// Nothing: it is worked out from the content of views.
+    /// No state: the content is computed from the content of views.
     Derived,
 }
 
@@ -56,93 +57,92 @@ pub enum PlanKind {
 pub struct QueryPlan {
     /// The query's name.
     pub name: String,
-    /// Its text and settings.
+    /// The query's text and settings.
     pub query: Arc<Query>,
-    /// Where its rows come from.
+    /// Where the query's rows come from.
     pub input: Input,
-    /// What it keeps.
+    /// Which state the query has.
     pub kind: PlanKind,
-    /// How its rows are put into windows; of windowed queries only.
+    /// How rows are assigned to windows; only for windowed queries.
     pub window: Option<WindowSpec>,
-    /// The columns of its results; instants are `Timestamp(us, zone)`.
+    /// The schema of the results. Instants are `Timestamp(us, zone)`.
     pub output: SchemaRef,
-    /// Output columns that tell its rows apart (with `window_start`, if it has windows and selects
-    /// it). Empty if none are known; but of views, of early and of corrected results then all.
+    /// The output columns that identify a result row, with `window_start` if the query has windows
+    /// and selects it. Without a known key: all columns for views and revisable results, otherwise
+    /// none.
     pub key: Vec<usize>,
-    /// The output column that is event time to those who read the results.
+    /// The output column that readers of the results use as event time.
     pub event_time: Option<usize>,
-    /// Whether an output column says which window a row belongs to.
+    /// Whether an output column identifies the window of a row.
     pub has_window_column: bool,
-    /// Reference tables and views that it reads besides its input.
+    /// The reference tables and views that the query reads besides its input.
     pub tables: Vec<String>,
-    /// Equal for equal plans; its part after the `+` is equal for plans that keep the same.
+    /// Equal for equal plans. The part after the `+` is equal for plans with the same state.
     pub fingerprint: String,
-    /// Whether the windows of a hop may be merged from panes.
+    /// Whether hopping windows can be merged from panes.
     pub panes: bool,
     pub(crate) leaf_schema: SchemaRef,
     pub(crate) executable: Executable,
-    /// Reference tables that are taken to have one row per joined value.
+    /// The reference tables that the key assumes to have one row per joined value.
     pub(crate) assumed_unique: Vec<String>,
     /// The plan for users.
     pub(crate) explanation: String,
     /// The plan as snapshots store it.
     pub(crate) stored_text: String,
     pub(crate) state_description: String,
-    /// For what runs on every batch.
+    /// The context of the plans that run on every batch.
     pub(crate) context: Arc<TaskContext>,
-    /// For final_plan plans, which may be bounded in memory and spill.
+    /// The context of final plans, which may limit memory and spill to disk.
     pub(crate) final_context: Arc<TaskContext>,
 }
 
 impl QueryPlan {
-    /// The columns of the leaf: those of the input that the plan reads, then for TUMBLE and HOP
+    /// The schema of the leaf: the input columns that the plan reads, followed for TUMBLE and HOP by
     /// `window_start`, `window_end` and `window_time`, which the plan adds itself.
     pub fn leaf_schema(&self) -> SchemaRef {
         Arc::clone(&self.leaf_schema)
     }
 
-    /// Whether it says what holds now, and not what happened.
+    /// Whether the results are a view: current content instead of events.
     pub fn is_view(&self) -> bool {
         matches!(self.kind, PlanKind::View | PlanKind::Derived)
     }
 
-    /// The input's columns that the plan reads, ascending: what [`QueryPlan::run_batch_plan`] and
-    /// [`QueryPlan::run_stateless`] take.
+    /// The indexes of the input columns that the plan reads, ascending. [`QueryPlan::run_batch_plan`]
+    /// and [`QueryPlan::run_stateless`] take rows of these columns.
     pub fn leaf_projection(&self) -> &[usize] {
         &self.executable.input_columns
     }
 
-    /// How many slots are kept.
+    /// The number of state slots.
     pub fn slots(&self) -> usize {
         self.executable.slots.len()
     }
 
-    /// Results of a stateless query.
+    /// Returns the results of a stateless query for `rows`.
     pub async fn run_stateless(
         &self,
         rows: RecordBatch,
         relations: &Relations,
     ) -> Result<RecordBatch> {
-        let inputs = Inputs { rows: &[rows], kept: &[], counts: &[], window: None, relations };
+        let inputs = Inputs { rows: &[rows], state: &[], counts: &[], window: None, relations };
         let final_plan = &self.executable.final_plan;
         let result = placeholder::run(final_plan, &inputs, &self.context).await;
-        result
-            .and_then(|batch| placeholder::reshape(&batch, &self.output))
-            .map_err(|e| self.failed(&e))
+        result.and_then(|batch| reshape(&batch, &self.output)).map_err(|e| self.failed(&e))
     }
 
-    /// What is kept of the rows of one bucket (a window, a pane, or a view's only one): one batch
-    /// per slot, those of sets with all keys as they come.
+    /// Returns the state of the rows of one bucket: a window, a pane, or the single bucket of a view.
+    /// The result has one batch per state slot. Batches of key sets may repeat keys.
     pub async fn run_batch_plan(
         &self,
         rows: RecordBatch,
         bucket: Option<Window>,
         relations: &Relations,
     ) -> Result<Vec<RecordBatch>> {
-        let mut kept: Vec<Option<RecordBatch>> = vec![None; self.slots()];
+        let mut state: Vec<Option<RecordBatch>> = vec![None; self.slots()];
         let rows = [rows];
         for batch_plan in &self.executable.batch_plans {
-            let inputs = Inputs { rows: &rows, kept: &[], counts: &[], window: bucket, relations };
+            let inputs = Inputs { rows: &rows, state: &[], counts: &[], window: bucket, relations };
             let output = match &batch_plan.plan {
                 Some(plan) => Some([self.run(plan, &inputs).await?]),
                 None => None,
@@ -153,12 +153,16 @@ impl QueryPlan {
                 let batch = match (partial, &output) {
                     (Some(partial), _) => self.run(partial, &inputs).await?,
                     (None, Some([output])) => output.clone(),
-                    (None, None) => return Err(Error::internal("a batch_plan without a plan")),
+                    (None, None) => {
+                        return Err(Error::internal(
+                            "a batch plan has neither a plan nor a partial aggregate",
+                        ));
+                    }
                 };
-                kept[*slot] = Some(placeholder::reshape(&batch, schema)?);
+                state[*slot] = Some(reshape(&batch, schema)?);
             }
         }
-        Ok(kept.into_iter().flatten().collect())
+        Ok(state.into_iter().flatten().collect())
     }
 
     /// Runs what runs on every batch on none, for what is found only when it runs, such as
@@ -191,40 +195,40 @@ impl QueryPlan {
         self.slot(slot).is_ok_and(StateSlotPlan::is_key_set)
     }
 
-    /// Whether [`QueryPlan::run_final_plan`] may have counts by group instead of a set's keys.
+    /// Whether [`QueryPlan::run_final_plan`] accepts counts per group instead of the keys of the set.
     pub fn uses_counts(&self, slot: usize) -> bool {
         self.slot(slot).is_ok_and(|slot| slot.uses_counts)
     }
 
-    /// Tells new keys of a set from old ones; none seen yet.
+    /// Creates an empty key set for the state slot `slot`.
     pub(crate) fn new_key_set(&self, slot: usize) -> Result<KeySet> {
         Ok(KeySet::new(Arc::clone(&self.slot(slot)?.schema))?)
     }
 
-    /// As [`QueryPlan::new_key_set`], over panes.
+    /// Creates an empty key set over panes for the state slot `slot`.
     pub(crate) fn new_sliding_key_set(&self, slot: usize) -> Result<SlidingKeySet> {
         Ok(SlidingKeySet::new(Arc::clone(&self.slot(slot)?.schema))?)
     }
 
-    /// All rows in one batch, as they come.
+    /// Concatenates all rows of a state slot into one batch, in their order.
     pub(crate) fn concat(&self, slot: usize, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
         Ok(placeholder::concat(&self.slot(slot)?.schema, batches)?)
     }
 
-    /// What is kept with each key of a set once.
+    /// Removes repeated keys from the batches of key sets.
     pub async fn dedup_key_sets(
         &self,
-        mut kept: Vec<Vec<RecordBatch>>,
+        mut state: Vec<Vec<RecordBatch>>,
     ) -> Result<Vec<Vec<RecordBatch>>> {
-        for (slot, batches) in kept.iter_mut().enumerate() {
+        for (slot, batches) in state.iter_mut().enumerate() {
             if !batches.is_empty() && self.is_key_set(slot) {
                 *batches = vec![self.reduce(slot, std::mem::take(batches)).await?];
             }
         }
-        Ok(kept)
+        Ok(state)
     }
 
-    /// The same content in one batch, with one row per key (or simply all rows).
+    /// Merges the batches of a state slot into one: one row per key, or all rows if it has no keys.
     pub async fn reduce(&self, slot: usize, batches: Vec<RecordBatch>) -> Result<RecordBatch> {
         let StateSlotPlan { reduce, schema, .. } = self.slot(slot)?;
         let reduce = match reduce {
@@ -240,16 +244,16 @@ impl QueryPlan {
             }
             Reduce::Partials(reduce) => reduce,
         };
-        let mut kept = vec![Vec::new(); self.slots()];
-        kept[slot] = batches;
+        let mut state = vec![Vec::new(); self.slots()];
+        state[slot] = batches;
         let relations = Relations::default();
         let inputs =
-            Inputs { rows: &[], kept: &kept, counts: &[], window: None, relations: &relations };
+            Inputs { rows: &[], state: &state, counts: &[], window: None, relations: &relations };
         let batch = self.run(reduce, &inputs).await?;
-        Ok(placeholder::reshape(&batch, schema)?)
+        Ok(reshape(&batch, schema)?)
     }
 
-    /// A slot's batch of one bucket as one of the window `window`.
+    /// Replaces the window columns among the keys of `batch` by those of `window`.
     pub fn set_window(
         &self,
         slot: usize,
@@ -261,26 +265,26 @@ impl QueryPlan {
             return Ok(batch.clone());
         }
         let mut columns = batch.columns().to_vec();
-        for (place, column) in window_keys {
-            let data_type = schema.field(*place).data_type();
-            columns[*place] = column.constant(window, data_type, batch.num_rows());
+        for (index, column) in window_keys {
+            let data_type = schema.field(*index).data_type();
+            columns[*index] = column.constant(window, data_type, batch.num_rows());
         }
         Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
     }
 
-    /// The results over what was kept of one window (or of a view), by slot. Of a set, each key
-    /// must be there once, see [`QueryPlan::dedup_key_sets`].
+    /// Returns the results over the state of one window or of a view. Batches of key sets must not
+    /// repeat keys, see [`QueryPlan::dedup_key_sets`].
     pub async fn run_final_plan(
         &self,
         content: impl Into<WindowState>,
         window: Option<Window>,
         relations: &Relations,
     ) -> Result<RecordBatch> {
-        let WindowState { batches: kept, counts } = &content.into();
-        let inputs = Inputs { rows: &[], kept, counts, window, relations };
+        let WindowState { batches: state, counts } = &content.into();
+        let inputs = Inputs { rows: &[], state, counts, window, relations };
         let result =
             placeholder::run(&self.executable.final_plan, &inputs, &self.final_context).await;
-        let result = result.and_then(|batch| placeholder::reshape(&batch, &self.output));
+        let result = result.and_then(|batch| reshape(&batch, &self.output));
         let result = result.map_err(|error| self.failed(&error))?;
         self.check_unique(&result)?;
         Ok(result)
@@ -311,11 +315,12 @@ impl QueryPlan {
     }
 
     fn slot(&self, slot: usize) -> Result<&StateSlotPlan> {
-        let missing = || Error::internal(format!("query '{}' has no slot {slot}", self.name));
+        let missing = || Error::internal(format!("query '{}' has no state slot {slot}", self.name));
         self.executable.slots.get(slot).ok_or_else(missing)
     }
 
-    /// A row's fault is [`Kind::Data`]; what another row would have met too is not.
+    /// Translates an error of a run. An error that a single row causes is [`Kind::Data`]; an error that
+    /// any row would cause is not.
     fn failed(&self, error: &DataFusionError) -> Error {
         let kind = match error.find_root() {
             DataFusionError::ResourcesExhausted(_) => Kind::Config,
@@ -323,14 +328,16 @@ impl QueryPlan {
             DataFusionError::Internal(_) => Kind::Internal,
             _ => Kind::Data,
         };
-        let ours = Error::new(kind, describe(error).0).detail(format!("in query '{}'", self.name));
+        let translated =
+            Error::new(kind, describe(error).0).detail(format!("in query '{}'", self.name));
         match kind {
-            Kind::Config => ours.hint("SET millstream.memory_limit to more in the schema file"),
-            _ => ours,
+            Kind::Config => translated.hint("raise millstream.memory_limit in the schema file"),
+            _ => translated,
         }
     }
 
-    /// The key of a join with a reference table holds only if the table has one row per value.
+    /// Checks that the key is unique. After a join with a reference table it is unique only if the table
+    /// has one row per joined value.
     fn check_unique(&self, result: &RecordBatch) -> Result<()> {
         if self.assumed_unique.is_empty() || self.key.is_empty() {
             return Ok(());
@@ -350,19 +357,19 @@ impl QueryPlan {
     }
 }
 
-/// What was kept of a window or a view, by slot.
+/// The state of a window or a view, by state slot.
 #[derive(Debug, Default)]
 pub struct WindowState {
-    /// Rows and partial rows.
+    /// Rows and partial aggregates.
     pub batches: Vec<Vec<RecordBatch>>,
-    /// Of slots that [`QueryPlan::uses_counts`] says so of, instead: the columns of each group, and
-    /// how many keys it has. May be shorter.
+    /// For slots with [`QueryPlan::uses_counts`], instead of the keys: the columns of each group and
+    /// its number of keys. May be shorter than `batches`.
     pub counts: Vec<Option<RecordBatch>>,
 }
 
 impl From<Vec<Vec<RecordBatch>>> for WindowState {
-    fn from(kept: Vec<Vec<RecordBatch>>) -> Self {
-        Self { batches: kept, counts: Vec::new() }
+    fn from(state: Vec<Vec<RecordBatch>>) -> Self {
+        Self { batches: state, counts: Vec::new() }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::error::{Error, Place};
 use crate::planner::errors::{
     SqlSource, in_query, in_source, keyword_in, place_of_span, two_columns,
 };
-use crate::planner::exec::placeholder::WindowColumn;
+use crate::planner::exec::inputs::WindowColumn;
 use crate::planner::lineage::{self, ColumnOrigin};
 use crate::planner::planning_session::{
     KnownRelations, Leaf, PlanningSession, Relation, RelationKind, window_fields,
@@ -25,14 +25,15 @@ use crate::planner::planning_session::{
 use crate::planner::query_plan::{Input, PlanKind, QueryPlan, can_be_output};
 use crate::planner::split::{self, Windowing};
 use crate::planner::sql_display::sql_type;
+use crate::planner::task_contexts::TaskContexts;
 use crate::planner::windowing_tvf::{self, WindowedRelation};
-use crate::planner::{Contexts, explain, functions, physical_plan};
+use crate::planner::{explain, functions, physical_plan};
 use crate::types::WindowSpec;
 
 /// Plans `query` over `relations` (by name); all errors that can be told at once.
 pub(crate) fn plan(
     session: &PlanningSession,
-    contexts: &Contexts,
+    contexts: &TaskContexts,
     relations: &KnownRelations,
     query: &Arc<Query>,
 ) -> Result<QueryPlan, Vec<Error>> {
@@ -135,7 +136,7 @@ impl Planner<'_> {
         }
     }
 
-    fn plan(&self, contexts: &Contexts, plan: LogicalPlan) -> Result<QueryPlan, Error> {
+    fn plan(&self, contexts: &TaskContexts, plan: LogicalPlan) -> Result<QueryPlan, Error> {
         let df = |error: DataFusionError| in_query(&error, self.query).at(self.select_place());
         if let Some(function) = functions::volatile(&plan).map_err(df)? {
             let hint =
@@ -200,7 +201,7 @@ impl Planner<'_> {
             executable,
             assumed_unique,
             context: Arc::clone(&contexts.batches),
-            final_context: Arc::clone(&contexts.closing),
+            final_context: Arc::clone(&contexts.final_plans),
         })
     }
 

@@ -21,7 +21,7 @@ use datafusion::logical_expr::{
 
 use crate::planner::distinct_rewrite::{partial_aggregates, split_groupings};
 use crate::planner::errors::plan_error_with_hint;
-use crate::planner::exec::placeholder::WindowColumn;
+use crate::planner::exec::inputs::WindowColumn;
 use crate::planner::lineage::{self, ColumnOrigin, column_of, group_origins, origins};
 use crate::types::WindowSpec;
 

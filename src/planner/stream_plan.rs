@@ -14,7 +14,7 @@ use datafusion::sql::sqlparser::ast;
 
 use crate::catalog::{ColumnSource, Stream, StreamColumn};
 use crate::error::{Error, Kind, Place, Result};
-use crate::planner::errors::{describe, explained, find_in};
+use crate::planner::errors::{describe, diagnose, find_in};
 use crate::planner::functions::volatile_in;
 use crate::planner::planning_session::PlanningSession;
 
@@ -130,11 +130,11 @@ fn plan_column(
                 .hint("a stream's rows must be the same whenever they are read again")
         }
         Err(error) => {
-            let explained = explained(&error);
-            let named = || explained.words.iter().find_map(|word| find_in(expr, word));
-            let span = explained.span.or_else(|| Span::try_from_sqlparser_span(named()?));
+            let diagnosis = diagnose(&error);
+            let named = || diagnosis.words.iter().find_map(|word| find_in(expr, word));
+            let span = diagnosis.span.or_else(|| Span::try_from_sqlparser_span(named()?));
             let place = span.map_or_else(|| column.place.clone(), |s| on_line(&column.place, s));
-            explained.into_error().at(place)
+            diagnosis.into_error().at(place)
         }
     };
     Err(error.at(column.place.clone()).detail(format!("in the computed column '{}'", column.name)))

@@ -11,6 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::util::pretty::pretty_format_batches;
 use chrono_tz::Tz;
 use datafusion::datasource::MemTable;
+use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -23,6 +24,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::catalog::*;
 use crate::error::Place;
+use crate::planner::planning_session::PlanningSession;
 use crate::time::{HOUR, MINUTE, Window};
 
 const ZONE: Tz = chrono_tz::Europe::Helsinki;
@@ -256,7 +258,7 @@ async fn plain(sql: &str, rows: &RecordBatch) -> Vec<String> {
 fn with_window(rows: &RecordBatch, window: Window) -> RecordBatch {
     let mut fields = rows.schema().fields().to_vec();
     let mut columns = rows.columns().to_vec();
-    for column in exec::placeholder::WindowColumn::ALL {
+    for column in exec::inputs::WindowColumn::ALL {
         fields.push(Arc::new(Field::new(column.name(), instant(), false)));
         columns.push(column.constant(window, &instant(), rows.num_rows()));
     }

@@ -6,7 +6,7 @@ use crate::catalog::parse_diagnostics::{
     HISTORY_WINDOW_HINT, query_files_only, suggest_window_function,
 };
 use crate::catalog::suggestion::find_nearest;
-use crate::planner::errors::{Diagnosis, to_sentence};
+use crate::planner::errors::diagnosis::{Diagnosis, to_sentence};
 use crate::planner::sql_display::plain;
 
 /// What other databases call otherwise.

@@ -2,8 +2,8 @@
 
 use crate::catalog::suggestion;
 use crate::error::Kind;
+use crate::planner::errors::diagnosis::{Diagnosis, to_sentence};
 use crate::planner::errors::function;
-use crate::planner::errors::{Diagnosis, to_sentence};
 use crate::planner::sql_display::plain;
 
 /// What DataFusion and Arrow put in front of their messages.

@@ -1,16 +1,15 @@
-//! Slots: the leaves of physical plans, where rows are put in.
+//! Placeholders: the leaves of physical plans, which receive the rows of a run.
 //!
-//! A plan is made once, with empty slots. To run it, [`fill`] rebuilds it from the leaves up with
-//! the rows of this run in its slots; nothing is shared between two runs but what never changes
+//! A plan is built once, with empty placeholders. To run it, [`fill`] rebuilds it from the leaves
+//! up with the rows of this run in its placeholders. Two runs share only what never changes
 //! (expressions, schemas, properties), so runs of one plan may overlap.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
+use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Statistics, internal_err};
@@ -29,93 +28,35 @@ use datafusion::physical_plan::{
 };
 use futures::StreamExt;
 
-use crate::planner::distinct_count::DistinctCount;
+use crate::planner::exec::inputs::{Inputs, WindowColumn, rebatch, reshape};
+use crate::planner::exec::key_counts::DistinctCount;
 use crate::time::Window;
 
-/// Present content of reference tables and views, by name.
-pub type Relations = HashMap<String, Arc<Vec<RecordBatch>>>;
-
-/// `window_time` is the last millisecond inside its window, as in Flink.
-const WINDOW_TIME_US: i64 = 1_000;
-
-/// What a slot is filled with.
+/// What a placeholder is filled with.
 #[derive(Debug, Clone)]
 pub(crate) enum PlaceholderSource {
-    /// The rows handed to the plan, and constants of the window.
+    /// The input rows, and constants of the window.
     Rows(Vec<LeafColumn>),
-    /// The output of the query's front.
+    /// The output of the query's batch plan.
     BatchPlanOutput,
-    /// What is kept in the slot of this number.
+    /// The content of the state slot of this number.
     State(usize),
-    /// Counts of the keys that are kept.
+    /// Counts of the keys in the state.
     DistinctCount(Arc<DistinctCount>),
     /// A reference table or view: its name and the columns that are read.
     Relation(String, Vec<usize>),
 }
 
-/// A column of the leaf.
+/// A column of the query's leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum LeafColumn {
-    /// A column of the input, by its place in the rows handed over.
+    /// A column of the input, by its index in the input rows.
     Input(usize),
     /// A constant of the window.
     Window(WindowColumn),
 }
 
-/// A column that tells the window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum WindowColumn {
-    /// `window_start`
-    Start,
-    /// `window_end`
-    End,
-    /// `window_time`
-    Time,
-}
-
-impl WindowColumn {
-    /// All of them, in the order in which they follow the input's columns.
-    pub(crate) const ALL: [Self; 3] = [Self::Start, Self::End, Self::Time];
-
-    /// Its name in SQL.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Start => "window_start",
-            Self::End => "window_end",
-            Self::Time => "window_time",
-        }
-    }
-
-    /// Its value, `rows` times, as `data_type` (a timestamp in microseconds).
-    pub(crate) fn constant(self, window: Window, data_type: &DataType, rows: usize) -> ArrayRef {
-        let value = match self {
-            Self::Start => window.start,
-            Self::End => window.end,
-            Self::Time => window.end.saturating_sub(WINDOW_TIME_US),
-        };
-        let array = TimestampMicrosecondArray::from_value(value, rows);
-        Arc::new(match data_type {
-            DataType::Timestamp(_, Some(zone)) => array.with_timezone(Arc::clone(zone)),
-            _ => array,
-        })
-    }
-}
-
-/// What the slots of one run are filled with.
-pub(crate) struct Inputs<'a> {
-    /// The rows of the run; for a closing plan none.
-    pub(crate) rows: &'a [RecordBatch],
-    /// Per slot what is kept.
-    pub(crate) kept: &'a [Vec<RecordBatch>],
-    /// Per slot, what [`PlaceholderSource::DistinctCount`] is filled with instead; may be shorter.
-    pub(crate) counts: &'a [Option<RecordBatch>],
-    /// The window of the run.
-    pub(crate) window: Option<Window>,
-    /// Reference tables and views.
-    pub(crate) relations: &'a Relations,
-}
-
-/// A leaf whose rows are put in by [`fill`].
+/// A leaf that [`fill`] fills with rows.
 #[derive(Debug, Clone)]
 pub(crate) struct PlaceholderExec {
     source: PlaceholderSource,
@@ -124,12 +65,12 @@ pub(crate) struct PlaceholderExec {
 }
 
 impl PlaceholderExec {
-    /// An empty slot.
+    /// Creates an empty placeholder.
     pub(crate) fn new(source: PlaceholderSource, schema: SchemaRef) -> Self {
         Self { source, batches: Vec::new(), properties: leaf_properties(schema) }
     }
 
-    /// What it is filled with.
+    /// What this placeholder is filled with.
     pub(crate) fn source(&self) -> &PlaceholderSource {
         &self.source
     }
@@ -141,22 +82,22 @@ impl PlaceholderExec {
                 .map(|batch| leaf_batch(batch, columns, schema, inputs.window))
                 .collect::<DfResult<Vec<_>>>()?,
             PlaceholderSource::BatchPlanOutput => with_schema(inputs.rows, schema)?,
-            PlaceholderSource::State(slot) => match inputs.kept.get(*slot) {
+            PlaceholderSource::State(slot) => match inputs.state.get(*slot) {
                 Some(batches) => with_schema(batches, schema)?,
-                None => return internal_err!("nothing was handed over for slot {slot}"),
+                None => return internal_err!("no state for slot {slot}"),
             },
-            PlaceholderSource::DistinctCount(counted) => vec![counted.rows(inputs, schema)?],
+            PlaceholderSource::DistinctCount(count) => vec![count.rows(inputs, schema)?],
             PlaceholderSource::Relation(name, columns) => match inputs.relations.get(name) {
                 Some(batches) => (batches.iter())
                     .map(|batch| reshape(&batch.project(columns)?, schema))
                     .collect::<DfResult<Vec<_>>>()?,
-                None => return internal_err!("the content of '{name}' was not handed over"),
+                None => return internal_err!("no content for the relation '{name}'"),
             },
         };
         Ok(Self { source: self.source.clone(), batches, properties: Arc::clone(&self.properties) })
     }
 
-    /// A guess that makes a reference table the build side of a join, never the stream.
+    /// An estimate that makes the reference table the build side of a join, never the stream.
     fn expected_rows(&self) -> usize {
         match self.source {
             PlaceholderSource::Relation(..) => 1_000,
@@ -168,7 +109,7 @@ impl PlaceholderExec {
     }
 }
 
-/// Properties of rows of one partition in no known order.
+/// The properties of one partition of rows in no known order.
 pub(crate) fn leaf_properties(schema: SchemaRef) -> Arc<PlanProperties> {
     Arc::new(PlanProperties::new(
         EquivalenceProperties::new(schema),
@@ -193,7 +134,7 @@ fn leaf_batch(
             (LeafColumn::Window(column), Some(window)) => {
                 column.constant(window, field.data_type(), batch.num_rows())
             }
-            _ => return internal_err!("the leaf lacks its column '{}'", field.name()),
+            _ => return internal_err!("column '{}' of the leaf is missing", field.name()),
         });
     }
     rebatch(schema, arrays, batch.num_rows())
@@ -201,20 +142,6 @@ fn leaf_batch(
 
 fn with_schema(batches: &[RecordBatch], schema: &SchemaRef) -> DfResult<Vec<RecordBatch>> {
     batches.iter().map(|batch| reshape(batch, schema)).collect()
-}
-
-/// The same columns under `schema`, which may differ in names and in what may be null.
-pub(crate) fn reshape(batch: &RecordBatch, schema: &SchemaRef) -> DfResult<RecordBatch> {
-    rebatch(schema, batch.columns().to_vec(), batch.num_rows())
-}
-
-pub(crate) fn rebatch(
-    schema: &SchemaRef,
-    columns: Vec<ArrayRef>,
-    rows: usize,
-) -> DfResult<RecordBatch> {
-    let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
 }
 
 impl DisplayAs for PlaceholderExec {
@@ -225,8 +152,8 @@ impl DisplayAs for PlaceholderExec {
                 write!(f, "Placeholder: output of the batch plan")
             }
             PlaceholderSource::State(slot) => write!(f, "Placeholder: state {slot}"),
-            PlaceholderSource::DistinctCount(counted) => {
-                write!(f, "Placeholder: counts of state {}", counted.slot)
+            PlaceholderSource::DistinctCount(count) => {
+                write!(f, "Placeholder: counts of state {}", count.slot)
             }
             PlaceholderSource::Relation(name, _) => write!(f, "Placeholder: {name}"),
         }
@@ -284,18 +211,18 @@ impl ExecutionPlan for PlaceholderExec {
     }
 }
 
-/// Adds the columns of the window, which are the same in all rows of one run and so are not kept.
+/// Adds the columns of the window. They are constant within one run, so the state omits them.
 #[derive(Debug, Clone)]
 pub(crate) struct WindowColumnsExec {
     input: Arc<dyn ExecutionPlan>,
-    /// Where the columns go in the output, in ascending order.
+    /// The columns with their indexes in the output, in ascending order.
     columns: Vec<(usize, WindowColumn)>,
     window: Option<Window>,
     properties: Arc<PlanProperties>,
 }
 
 impl WindowColumnsExec {
-    /// Adds `columns` to those of `input`; together they make up `schema`.
+    /// Adds `columns` to the columns of `input`; together they form `schema`.
     pub(crate) fn new(
         input: Arc<dyn ExecutionPlan>,
         columns: Vec<(usize, WindowColumn)>,
@@ -304,12 +231,12 @@ impl WindowColumnsExec {
         Self { input, columns, window: None, properties: leaf_properties(schema) }
     }
 
-    /// What the columns are added to.
+    /// The plan whose rows get the columns.
     pub(crate) fn input(&self) -> &Arc<dyn ExecutionPlan> {
         &self.input
     }
 
-    /// Where the columns go in the output, in ascending order.
+    /// The added columns with their indexes in the output, in ascending order.
     pub(crate) fn columns(&self) -> &[(usize, WindowColumn)] {
         &self.columns
     }
@@ -373,7 +300,7 @@ impl ExecutionPlan for WindowColumnsExec {
         };
         let (schema, columns) = (self.schema(), self.columns.clone());
         let input = self.input.execute(partition, context)?;
-        let omitted_keys = input.map(move |batch| {
+        let extended = input.map(move |batch| {
             let batch = batch?;
             let mut arrays = batch.columns().to_vec();
             for (place, column) in &columns {
@@ -382,46 +309,47 @@ impl ExecutionPlan for WindowColumnsExec {
             }
             rebatch(&schema, arrays, batch.num_rows())
         });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), omitted_keys)))
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), extended)))
     }
 }
 
-/// The plan with its slots filled, every node fresh.
+/// Returns a copy of `plan` with its placeholders filled. Every node is new.
 pub(crate) fn fill(
     plan: &Arc<dyn ExecutionPlan>,
     inputs: &Inputs<'_>,
 ) -> DfResult<Arc<dyn ExecutionPlan>> {
-    if let Some(slot) = plan.downcast_ref::<PlaceholderExec>() {
-        return match slot.source() {
-            PlaceholderSource::DistinctCount(counted) if counted.counts(inputs).is_none() => {
-                fill(&counted.grouping, inputs)
+    if let Some(placeholder) = plan.downcast_ref::<PlaceholderExec>() {
+        return match placeholder.source() {
+            PlaceholderSource::DistinctCount(count) if count.counts(inputs).is_none() => {
+                fill(&count.grouping, inputs)
             }
-            _ => Ok(Arc::new(slot.filled(inputs)?)),
+            _ => Ok(Arc::new(placeholder.filled(inputs)?)),
         };
     }
     let children = plan.children();
     if children.is_empty() {
         return Ok(Arc::clone(plan));
     }
-    let mut fresh =
+    let mut filled =
         (children.into_iter()).map(|child| fill(child, inputs)).collect::<DfResult<Vec<_>>>()?;
-    if let (Some(stamp), 1) = (plan.downcast_ref::<WindowColumnsExec>(), fresh.len()) {
-        let input = fresh.swap_remove(0);
-        return Ok(Arc::new(WindowColumnsExec { input, window: inputs.window, ..stamp.clone() }));
+    if let (Some(exec), 1) = (plan.downcast_ref::<WindowColumnsExec>(), filled.len()) {
+        let input = filled.swap_remove(0);
+        return Ok(Arc::new(WindowColumnsExec { input, window: inputs.window, ..exec.clone() }));
     }
-    // The slots share their properties with the empty ones, so nothing above needs new ones.
+    // Filled placeholders share the properties of the empty ones, so the parents keep theirs too.
     let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Keep);
-    let rebuilt = Arc::clone(plan).replace_children(fresh, options)?;
-    // HashJoinExec would keep its build side and SortExec its bounds from the run before.
-    if is_clean_when_rebuilt(&rebuilt) { Ok(rebuilt) } else { rebuilt.reset_state() }
+    let rebuilt = Arc::clone(plan).replace_children(filled, options)?;
+    // HashJoinExec would reuse its build side and SortExec its bounds from the previous run.
+    if is_stateless_when_rebuilt(&rebuilt) { Ok(rebuilt) } else { rebuilt.reset_state() }
 }
 
-/// Nodes of every front, whose `replace_children` leaves nothing of another run behind.
-fn is_clean_when_rebuilt(plan: &Arc<dyn ExecutionPlan>) -> bool {
+/// Whether `replace_children` of this node drops the state of earlier runs. The nodes of every
+/// batch plan qualify.
+fn is_stateless_when_rebuilt(plan: &Arc<dyn ExecutionPlan>) -> bool {
     plan.is::<AggregateExec>() || plan.is::<FilterExec>() || plan.is::<ProjectionExec>()
 }
 
-/// Runs `plan` with `inputs` on the present task; one batch, which may be empty.
+/// Runs `plan` with `inputs` on the current task. Returns one batch, which may be empty.
 pub(crate) async fn run(
     plan: &Arc<dyn ExecutionPlan>,
     inputs: &Inputs<'_>,
@@ -441,7 +369,7 @@ pub(crate) async fn run(
     concat(&plan.schema(), batches)
 }
 
-/// All rows in one batch of `schema`.
+/// Concatenates `batches` into one batch of `schema`.
 pub(crate) fn concat(schema: &SchemaRef, mut batches: Vec<RecordBatch>) -> DfResult<RecordBatch> {
     match batches.len() {
         0 => Ok(RecordBatch::new_empty(Arc::clone(schema))),
