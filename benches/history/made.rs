@@ -40,7 +40,7 @@ pub async fn history(project: &Path, data: &Path, events: u64) -> Vec<PathBuf> {
         let time = Some(stream.watermark.column.as_str());
         let spec = TableSpec::new(CUSTOMER, TOPIC, &schema, time, None, "UTC");
         let mut writer = Writer::open(&root, spec, "cluster").await.unwrap();
-        writer.identify(TOPIC, "id");
+        writer.set_topic_id(TOPIC, "id");
         let days = events.div_ceil(DAY_EVENTS);
         for day in 0..days {
             let number = DAY_EVENTS.min(events - day * DAY_EVENTS);

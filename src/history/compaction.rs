@@ -1,9 +1,9 @@
-//! Rewrites small files of a date into large ones, and deletes what nothing refers to any more.
+//! Compaction: rewrites the small files of a date into large ones, and deletes unreferenced files.
 //!
-//! Rows and positions stay exactly as they are: a compaction removes files and adds files with the
-//! same rows, and touches no `txn`. It may run beside a [`crate::history::Writer`], which then builds its
-//! next commit on the new snapshot. Two rewriters of one table would not notice each other (Delta
-//! sees no conflict in this deltalake), so a lock file keeps them apart.
+//! A compaction does not change rows or offsets: it removes files, adds files with the same rows,
+//! and writes no `txn` action. It may run at the same time as a [`crate::history::Writer`], which then
+//! builds its next commit on the new snapshot. Two compactions of one table would not detect each
+//! other (deltalake reports no conflict), so a lock file excludes the second one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -11,7 +11,6 @@ use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use datafusion::execution::SessionState;
@@ -26,82 +25,82 @@ use deltalake::{DeltaTable, FilterOp, FilterValue};
 
 use crate::failpoint::reach;
 use crate::history::delta_table::{self, DATE, Description, TIMESTAMP};
-use crate::history::writer::Writer;
 use crate::history::{delta_error, parquet_file, table_path, tables};
 use crate::time::{MINUTE, Micros};
 use crate::{Error, Kind, Result};
 
-/// A file below this size is worth merging with another.
+/// Files below this size are merged.
 const SMALL_BYTES: u64 = 32 << 20;
-/// A date is quiet when it has had no new file for this long.
+/// A date is quiet if it has had no new file for this long.
 const QUIET_US: Micros = 10 * MINUTE;
-/// So many small files are merged although their date is not quiet: each is opened by a query.
+/// A date with this many small files is compacted although it is not quiet, because a query opens
+/// each of them.
 const BUSY_FILES: usize = 90;
-/// A quiet date up to this size is sorted as a whole. A larger one keeps the order of its files, and
-/// so does one that still grows: it would be sorted again and again.
+/// A quiet date up to this size is sorted as a whole. A larger date keeps the order of its files. So
+/// does a date that still grows, which would be sorted many times.
 const SORT_BYTES: u64 = 512 << 20;
-/// What sorting may hold in memory; the rest waits in temporary files.
+/// The memory limit of a sort; it spills to temporary files beyond it.
 const SORT_MEMORY: usize = 256 << 20;
-/// Dates that are rewritten in one run of Delta's, and how often that commits what it has so far: a
-/// process that dies does not lose all of it.
+/// The number of dates in one Delta optimize operation, and the interval at which it commits partial
+/// results, so that a crash does not lose all of them.
 const DATES_AT_ONCE: usize = 8;
 const COMMIT_EVERY: Duration = Duration::from_secs(5);
-/// How long a file stays that nothing refers to: longer than any query or commit takes.
+/// How long an unreferenced file is retained: longer than any query or commit takes.
 const RETENTION_HOURS: i64 = 24;
 
-/// What a compaction did.
+/// The result of a compaction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Compacted {
+pub struct CompactionStats {
     /// Dates rewritten.
     pub dates: usize,
-    /// Small files that were merged.
+    /// Small files that were merged and removed from the table.
     pub files_removed: u64,
-    /// How large they were. They stay for a day, for those who read an older version.
+    /// The size of these files. They stay on disk for a day for readers of an older version.
     pub bytes_removed: u64,
-    /// Files that hold their rows now.
+    /// Files that were added and contain their rows.
     pub files_added: u64,
-    /// How large these are.
+    /// The size of the added files.
     pub bytes_added: u64,
-    /// Files deleted because nothing referred to them for a day.
+    /// Files deleted because the table had not referred to them for a day.
     pub files_deleted: usize,
-    /// How large they were.
+    /// The size of the deleted files.
     pub bytes_deleted: u64,
 }
 
-/// Rewrites one table. Cheap to make; it opens the table when it runs.
+/// Compacts one table. It opens the table when it runs.
 #[derive(Debug, Clone)]
 pub struct Compactor {
     path: PathBuf,
     lock: PathBuf,
-    /// Temporary files of a sort.
+    /// The folder for the temporary files of a sort.
     sorting: PathBuf,
 }
 
-/// What is known of a date from the table's log.
+/// The files of one date, according to the table's log.
 #[derive(Debug, Default)]
-struct Date {
+struct DateFiles {
     small: usize,
     bytes: u64,
     newest_us: Micros,
 }
 
-impl Date {
+impl DateFiles {
     fn is_quiet(&self, now: Micros) -> bool {
         now - self.newest_us >= QUIET_US
     }
 
-    fn wants(&self, now: Micros) -> bool {
+    fn needs_rewrite(&self, now: Micros) -> bool {
         self.small > 1 && (self.is_quiet(now) || self.small >= BUSY_FILES)
     }
 }
 
-/// Whether [`Compactor::run`] would find anything to do.
-pub(super) fn wanted(state: &DeltaTableState, now: Micros) -> bool {
-    dates(state).values().any(|date| date.wants(now))
+/// Whether [`Compactor::run`] has work to do.
+pub(super) fn needs_compaction(state: &DeltaTableState, now: Micros) -> bool {
+    dates(state).values().any(|date| date.needs_rewrite(now))
 }
 
 impl Compactor {
-    /// The compactor of `customer`'s `table`.
+    /// Creates the compactor of the table `table` of `customer`.
     pub fn new(root: &Path, customer: &str, table: &str) -> Self {
         Self {
             path: table_path(root, customer, table),
@@ -110,29 +109,29 @@ impl Compactor {
         }
     }
 
-    /// Rewrites dates that have several small files and had no new one for ten minutes, and dates
-    /// that have very many.
+    /// Compacts dates with several small files and no new file for ten minutes, and dates with very
+    /// many small files.
     ///
     /// # Errors
-    /// [`Kind::Config`] while another process rewrites the table; [`Kind::Storage`].
-    pub async fn run(&self, now: Micros) -> Result<Compacted> {
-        self.rewrite(|date| date.wants(now), |date| date.is_quiet(now)).await
+    /// [`Kind::Config`] while another process compacts the table; [`Kind::Storage`].
+    pub async fn run(&self, now: Micros) -> Result<CompactionStats> {
+        self.rewrite(|date| date.needs_rewrite(now), |date| date.is_quiet(now)).await
     }
 
-    /// Rewrites every date that has several small files.
+    /// Compacts every date with several small files.
     ///
     /// # Errors
     /// As [`Compactor::run`].
-    pub async fn run_all(&self) -> Result<Compacted> {
+    pub async fn run_all(&self) -> Result<CompactionStats> {
         self.rewrite(|date| date.small > 1, |_| true).await
     }
 
-    /// Deletes files that the table has not referred to for a day: replaced by a compaction, or
-    /// left behind by a process that was killed before its commit.
+    /// Deletes files that the table has not referred to for a day. A compaction replaced them, or a
+    /// process was killed before it committed them.
     ///
     /// # Errors
     /// As [`Compactor::run`].
-    pub async fn vacuum(&self) -> Result<Compacted> {
+    pub async fn vacuum(&self) -> Result<CompactionStats> {
         let _lock = self.lock()?;
         reach("vacuum.begin");
         let fail = |error| delta_error(&self.path, "vacuum", error);
@@ -145,7 +144,7 @@ impl Compactor {
                 .with_retention_period(chrono::Duration::hours(RETENTION_HOURS))
                 .with_enforce_retention_duration(false)
         };
-        // How large a file is can be asked only while it is there.
+        // Read the sizes before the files are deleted.
         let (table, chosen) = vacuum(table).with_dry_run(true).await.map_err(fail)?;
         let size = |file: &String| {
             std::fs::metadata(self.path.join(file)).map_or(0, |metadata| metadata.len())
@@ -156,20 +155,20 @@ impl Compactor {
         let (_, deleted) = vacuum(table).await.map_err(fail)?;
         reach("vacuum.done");
         let bytes = deleted.files_deleted.iter().filter_map(|file| sizes.get(file)).sum();
-        Ok(Compacted {
+        Ok(CompactionStats {
             files_deleted: deleted.files_deleted.len(),
             bytes_deleted: bytes,
-            ..Compacted::default()
+            ..CompactionStats::default()
         })
     }
 
     async fn rewrite(
         &self,
-        chosen: impl Fn(&Date) -> bool,
-        sortable: impl Fn(&Date) -> bool,
-    ) -> Result<Compacted> {
+        chosen: impl Fn(&DateFiles) -> bool,
+        sortable: impl Fn(&DateFiles) -> bool,
+    ) -> Result<CompactionStats> {
         let _lock = self.lock()?;
-        let _sorting = Emptied::new(&self.sorting)?;
+        let _sorting = ScratchFolder::new(&self.sorting)?;
         reach("compaction.begin");
         let fail = |error| delta_error(&self.path, "reading", error);
         let mut table = DeltaTable::new(delta_table::log_store(&self.path)?);
@@ -184,7 +183,7 @@ impl Compactor {
                 if sort { &mut sorted } else { &mut merged }.push(text);
             }
         }
-        let mut total = Compacted::default();
+        let mut total = CompactionStats::default();
         for (dates, sort) in [(sorted, true), (merged, false)] {
             for dates in dates.chunks(DATES_AT_ONCE) {
                 table = self.optimize(table, dates, &time, sort, &mut total).await?;
@@ -193,15 +192,15 @@ impl Compactor {
         Ok(total)
     }
 
-    /// Rewrites `dates`, sorted by the column `time` if `sort` says so (an order on one column is what
-    /// Z-order is for one column).
+    /// Compacts `dates`; if `sort` is true, their rows are sorted by the column `time` (Z-order on
+    /// one column is the order of that column).
     async fn optimize(
         &self,
         table: DeltaTable,
         dates: &[String],
         time: &str,
         sort: bool,
-        total: &mut Compacted,
+        total: &mut CompactionStats,
     ) -> Result<DeltaTable> {
         let chosen = FilterValue::Set(dates.iter().map(String::as_str).collect());
         let filters = [(DATE, FilterOp::In, chosen)];
@@ -218,7 +217,7 @@ impl Compactor {
             .with_writer_properties(parquet_file::writer_properties(&schema, time))
             .with_min_commit_interval(COMMIT_EVERY)
             .with_session_state(session(&self.sorting)?)
-            // Ingestion runs beside this.
+            // Leave the other cores to ingestion.
             .with_max_concurrent_tasks(1);
         reach("compaction.commit");
         let (table, metrics) = optimize.await.map_err(fail)?;
@@ -231,30 +230,30 @@ impl Compactor {
         Ok(table)
     }
 
-    /// Held until it is dropped.
+    /// Locks the table until the returned file is dropped.
     fn lock(&self) -> Result<File> {
         let file = File::options().create(true).append(true).open(&self.lock)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(Error::config(format!(
-                "{} is being rewritten",
+                "another process compacts {}",
                 self.path.display()
             ))
             .hint(
-                "another compaction is at work (a running pipeline does it too); try again later",
+                "a running pipeline compacts its tables too; try again later",
             )),
             Err(TryLockError::Error(error)) => {
-                Err(Error::new(Kind::Storage, "a lock file cannot be locked").because(error))
+                Err(Error::new(Kind::Storage, "cannot lock a file").because(error))
             }
         }
     }
 }
 
-/// A folder that is empty, whatever a process that was killed left there, and goes when it is
-/// dropped.
-struct Emptied<'a>(&'a Path);
+/// A folder for temporary files. Leftovers of a killed process are deleted at the start, and the
+/// folder is deleted on drop.
+struct ScratchFolder<'a>(&'a Path);
 
-impl<'a> Emptied<'a> {
+impl<'a> ScratchFolder<'a> {
     fn new(folder: &'a Path) -> Result<Self> {
         match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
@@ -263,15 +262,15 @@ impl<'a> Emptied<'a> {
     }
 }
 
-impl Drop for Emptied<'_> {
+impl Drop for ScratchFolder<'_> {
     fn drop(&mut self) {
-        // What stays is deleted next time.
+        // If this fails, the next compaction deletes the folder.
         let _ = std::fs::remove_dir_all(self.0);
     }
 }
 
-/// A session of one thread, with little memory, for ingestion runs beside it; what it sorts waits in
-/// `folder`.
+/// A session with one thread and a small memory limit, because ingestion runs at the same time. Sorts
+/// spill to `folder`.
 fn session(folder: &Path) -> Result<Arc<SessionState>> {
     let folders = DiskManagerMode::Directories(vec![folder.to_owned()]);
     let runtime = RuntimeEnvBuilder::new()
@@ -281,15 +280,14 @@ fn session(folder: &Path) -> Result<Arc<SessionState>> {
     let mut state = DeltaSessionContext::with_runtime_env(runtime).state();
     let options = &mut state.config_mut().options_mut().execution;
     options.target_partitions = 1;
-    // Views would be written down as the type of the files' texts, and each question would read
-    // views and make plain texts of them.
+    // With view types, the files would store view types, and each query would have to cast them.
     options.parquet.schema_force_view_types = false;
     Ok(Arc::new(state))
 }
 
-/// The dates of a table; files without a date are left as they are.
-fn dates(state: &DeltaTableState) -> BTreeMap<String, Date> {
-    let mut dates: BTreeMap<String, Date> = BTreeMap::new();
+/// The files of a table by date. Files without a date are not compacted.
+fn dates(state: &DeltaTableState) -> BTreeMap<String, DateFiles> {
+    let mut dates: BTreeMap<String, DateFiles> = BTreeMap::new();
     for file in state.log_data().iter() {
         let path = file.path();
         let folder = path.split('/').next().unwrap_or_default();
@@ -304,54 +302,20 @@ fn dates(state: &DeltaTableState) -> BTreeMap<String, Date> {
     dates
 }
 
-/// Rewrites quiet dates beside the writers of their tables, one table at a time, on a thread of its
-/// own: it computes for long.
-#[derive(Debug, Default)]
-pub struct Housekeeping {
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Housekeeping {
-    /// Begins with the table of `writer` if it has quiet dates and no other table is at work. To
-    /// be called after a commit, when the writer knows its table best.
-    pub fn tend(&mut self, writer: &Writer, now: Micros) {
-        let busy = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
-        if busy || !writer.wants_compaction(now) {
-            return;
-        }
-        let (compactor, table) = (writer.compactor(), writer.spec().name.clone());
-        let thread = std::thread::Builder::new().name("compaction".to_owned());
-        let started = thread.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let done = runtime.map_err(Error::from);
-            match done.and_then(|runtime| runtime.block_on(compactor.run(now))) {
-                Ok(done) => tracing::debug!(table, ?done, "small files were merged"),
-                // Another process is at it.
-                Err(error) if error.kind == Kind::Config => {}
-                Err(error) => tracing::warn!(table, %error, "small files could not be merged"),
-            }
-        });
-        match started {
-            Ok(thread) => self.thread = Some(thread),
-            Err(error) => tracing::warn!(%error, "small files are not merged: no thread"),
-        }
-    }
-}
-
-/// What was done to one table.
+/// The result of the compaction of one table.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub struct CompactionReport {
     /// The customer whose table it is.
     pub customer: String,
     /// The table.
     pub table: String,
-    /// What was done.
-    pub compacted: Compacted,
-    /// Whether old files were looked for, to delete them.
+    /// What the compaction changed.
+    pub compacted: CompactionStats,
+    /// Whether a vacuum ran.
     pub vacuumed: bool,
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for CompactionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let done = &self.compacted;
         write!(f, "{}.{}: ", self.customer, self.table)?;
@@ -360,9 +324,9 @@ impl fmt::Display for Report {
             merged => write!(
                 f,
                 "{} ({}) of {} merged into {} ({})",
-                counted(merged, "file"),
+                count_of(merged, "file"),
                 size(done.bytes_removed),
-                counted(done.dates as u64, "date"),
+                count_of(done.dates as u64, "date"),
                 done.files_added,
                 size(done.bytes_added)
             )?,
@@ -373,18 +337,18 @@ impl fmt::Display for Report {
             files => write!(
                 f,
                 "; {} ({}) deleted",
-                counted(files as u64, "old file"),
+                count_of(files as u64, "old file"),
                 size(done.bytes_deleted)
             ),
         }
     }
 }
 
-fn counted(count: u64, what: &str) -> String {
+fn count_of(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Bytes for people: `812 B`, `3.4 MB`.
+/// Formats a number of bytes: `812 B`, `3.4 MB`.
 fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
     let mut value = bytes as f64 / 1e3;
@@ -392,7 +356,7 @@ fn size(bytes: u64) -> String {
         return format!("{bytes} B");
     }
     let mut unit = 0;
-    // What would be rounded to 1000.0 is one of the next unit.
+    // A value that would round to 1000.0 uses the next unit.
     while value >= 999.95 && unit + 1 < UNITS.len() {
         value /= 1e3;
         unit += 1;
@@ -400,12 +364,16 @@ fn size(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// Rewrites every table of `customers` (none named: of all) that has dates with several small
-/// files, and with `vacuum` deletes what is no longer needed.
+/// Compacts every table of `customers`, or of all customers if the list is empty. With `vacuum`, it
+/// also deletes old unreferenced files.
 ///
 /// # Errors
-/// The first table's that failed; those before it are done.
-pub async fn compact_all(root: &Path, customers: &[String], vacuum: bool) -> Result<Vec<Report>> {
+/// The error of the first table that failed; the tables before it are compacted.
+pub async fn compact_all(
+    root: &Path,
+    customers: &[String],
+    vacuum: bool,
+) -> Result<Vec<CompactionReport>> {
     let all = match customers {
         [] => crate::history::customers(root),
         some => some.to_vec(),
@@ -413,18 +381,24 @@ pub async fn compact_all(root: &Path, customers: &[String], vacuum: bool) -> Res
     let mut reports = Vec::new();
     for customer in all {
         if !root.join(&customer).is_dir() {
-            return Err(Error::config(format!("there is no history of '{customer}'"))
+            return Err(Error::config(format!("no history of '{customer}' found"))
                 .detail(format!("looked in {}", root.display()))
-                .hint("name the --data-dir that `millstream run` uses"));
+                .hint("use the --data-dir of `millstream run`"));
         }
         for table in tables(root, &customer) {
             let compactor = Compactor::new(root, &customer, &table);
             let mut compacted = compactor.run_all().await?;
             if vacuum {
-                let Compacted { files_deleted, bytes_deleted, .. } = compactor.vacuum().await?;
-                compacted = Compacted { files_deleted, bytes_deleted, ..compacted };
+                let CompactionStats { files_deleted, bytes_deleted, .. } =
+                    compactor.vacuum().await?;
+                compacted = CompactionStats { files_deleted, bytes_deleted, ..compacted };
             }
-            reports.push(Report { customer: customer.clone(), table, compacted, vacuumed: vacuum });
+            reports.push(CompactionReport {
+                customer: customer.clone(),
+                table,
+                compacted,
+                vacuumed: vacuum,
+            });
         }
     }
     Ok(reports)

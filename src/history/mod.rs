@@ -20,6 +20,7 @@
 //! `<data-dir>/history`.
 
 pub mod ad_hoc_query;
+pub mod background_compaction;
 pub mod compaction;
 mod date_pruning;
 pub mod delta_table;
@@ -41,11 +42,12 @@ use deltalake::DeltaTableError;
 use crate::{Error, Kind};
 
 pub use ad_hoc_query::{run_sql, sql_error};
-pub use compaction::{Compacted, Compactor, Housekeeping, Report, compact_all};
+pub use background_compaction::BackgroundCompaction;
+pub use compaction::{CompactionReport, CompactionStats, Compactor, compact_all};
 pub use delta_table::TableSpec;
 pub use event_scan::{EventScan, LateRow, late_rows, scan_events};
 pub use query_context::context;
-pub use writer::{Committed, Writer};
+pub use writer::{CommitStats, Writer};
 
 /// The folder of a table.
 pub fn table_path(root: &Path, customer: &str, table: &str) -> PathBuf {

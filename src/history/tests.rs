@@ -122,7 +122,7 @@ async fn a_reopened_table_goes_on_where_it_ended() {
     first.append("1084", 1, &events([]), 17).await.unwrap();
     let committed = first.commit(START).await.unwrap();
     assert_eq!((committed.rows, committed.files), (100, 1));
-    assert_eq!(first.commit(START).await.unwrap(), Committed::default());
+    assert_eq!(first.commit(START).await.unwrap(), CommitStats::default());
     // Never committed, so it is to be read again.
     first.append("1084", 0, &events([(100, START)]), 101).await.unwrap();
     drop(first);
@@ -270,7 +270,7 @@ async fn compaction_keeps_every_row_and_position() {
     let newest = "SELECT max(event_time), min(event_time), count(*) FROM positions";
     let before = (table(&root, &catalog, all).await, table(&root, &catalog, newest).await);
     assert!(before.0.contains(".") && before.1.contains("."), "{before:?}");
-    assert!(!writer.wants_compaction(START) && writer.wants_compaction(START + HOUR));
+    assert!(!writer.needs_compaction(START) && writer.needs_compaction(START + HOUR));
     let compactor = writer.compactor();
     assert_eq!(compactor.run(START).await.unwrap().dates, 0, "dates are not quiet yet");
     let files = files_read(&root, &catalog, "SELECT room FROM positions").await;

@@ -16,13 +16,13 @@ use crate::{Error, Result};
 
 /// Rows by date. What it holds is shared with whoever made the batches, where nothing had to be
 /// cast or split.
-pub(super) struct Buffer {
+pub(super) struct WriteBuffer {
     schema: SchemaRef,
     dates: BTreeMap<Option<i32>, Vec<RecordBatch>>,
     bytes: usize,
 }
 
-impl Buffer {
+impl WriteBuffer {
     /// An empty buffer for files of `schema`.
     pub(super) fn new(schema: SchemaRef) -> Self {
         Self { schema, dates: BTreeMap::new(), bytes: 0 }

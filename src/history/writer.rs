@@ -4,18 +4,19 @@
 //!  append ─► rows by date ─► [10 s or 128 MB] ─► files ─► commit ──► done
 //!                                                  ▲        │ error: unknown
 //!                                                  │        ▼
-//!                                                  └── reload, look: there? absent? another's?
+//!                                                  └── reload: committed? not committed? conflict?
 //! ```
 //!
-//! A partition is one of a topic with an id: a topic that was deleted and made anew under the same
-//! name begins again at offset 0, and its rows are other rows.
+//! A partition belongs to one incarnation of a topic, which the topic id names. A topic that is
+//! deleted and created again under the same name starts at offset 0, and its rows are new rows.
 //!
 //! Invariants:
-//! - The offsets that a table says it contains (its `txn` actions) and its rows change in the same
-//!   commit. `txn` version = the last offset contained, gaps and tombstones included.
-//! - What is known of those offsets is as of the snapshot on which the next commit is built, and a
-//!   commit is never moved on to a newer one (`max_retries` 0): it fails, and we look again.
-//! - Files are written once and named by later attempts of the same commit.
+//! - The offsets of a table (its `txn` actions) and its rows change in the same commit. The `txn`
+//!   version is the last offset that the table contains, gaps and tombstones included.
+//! - The offsets in memory belong to the snapshot on which the next commit is built. A commit is
+//!   never rebased on a newer snapshot (`max_retries` 0): it fails, and the writer reads the table
+//!   again.
+//! - Files are written once. Later attempts of the same commit refer to the same files.
 
 use std::collections::HashMap;
 use std::future::IntoFuture;
@@ -37,65 +38,66 @@ use object_store::ObjectStoreExt;
 use crate::failpoint::reach;
 use crate::history::compaction::Compactor;
 use crate::history::delta_table::{self, TableSpec};
-use crate::history::write_buffer::Buffer;
+use crate::history::write_buffer::WriteBuffer;
 use crate::history::{compaction, delta_error, parquet_file, txn_positions};
 use crate::storage::with_timeout;
 use crate::time::{Micros, SECOND};
 use crate::{Error, Kind, Result};
 
-/// Rows are committed after this long.
+/// The default time between two commits.
 const INTERVAL_US: Micros = 10 * SECOND;
-/// Rows are committed when they take this much memory.
+/// Buffered rows are committed when they occupy this much memory.
 const BUFFER_BYTES: usize = 128 << 20;
-/// Attempts at one commit before the error is the caller's.
+/// The number of attempts at one commit before its error is returned to the caller.
 const ATTEMPTS: u32 = 8;
-/// The longest pause between them.
+/// The longest pause between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// Files that are encoded at once.
+/// The number of files that are encoded at the same time.
 const ENCODERS: usize = 2;
-/// Expired log files are looked for every so many commits: each look lists the whole log.
+/// Expired log files are deleted once in this many commits, because it lists the whole log.
 const CLEANUP_EVERY: i64 = 50;
 
-/// What a commit did.
+/// The result of a commit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Committed {
+pub struct CommitStats {
     /// Rows made durable.
     pub rows: usize,
     /// Files written.
     pub files: usize,
-    /// Their size in bytes.
+    /// The size of these files in bytes.
     pub bytes: u64,
-    /// The table's Delta version, if there was something to commit.
+    /// The Delta version of the table after the commit; `None` if there was nothing to commit.
     pub version: Option<i64>,
 }
 
-type Partition = (String, i32);
-/// Topic, its id, partition: what an application id names.
-type Source = (String, String, i32);
+/// Topic and partition.
+type PartitionKey = (String, i32);
+/// Topic, topic id and partition, as encoded in an application id.
+type TopicIncarnation = (String, String, i32);
 
-/// Stands for the id of a topic that has none, or none that was told.
+/// Replaces the topic id in application ids while no topic id is known.
 const NO_ID: &str = "-";
 
-/// Where a source partition stands in the table.
+/// The offsets of one source partition.
 #[derive(Debug, Clone, Copy)]
-struct Position {
+struct PartitionOffsets {
     /// The last offset that the table contains, as of the writer's snapshot.
     committed: Option<i64>,
-    /// The next offset to take, rows of the buffer included.
+    /// The next offset to append; rows in the buffer count as appended.
     next: i64,
 }
 
-/// A commit on its way: its files are stored, its outcome is not known.
-struct Begun {
+/// A commit whose files are stored and whose outcome is not known.
+struct PendingCommit {
     adds: Vec<Add>,
     rows: usize,
-    /// The partitions that it moves, as they stood and as they will.
-    moved: HashMap<Partition, Position>,
-    /// An attempt was made: the table may contain it.
+    /// The partitions whose offsets the commit advances, with the offsets before and after it.
+    moved: HashMap<PartitionKey, PartitionOffsets>,
+    /// True if an attempt was made, so that the table may contain the commit.
     tried: bool,
 }
 
-/// Writes one table. See the module.
+/// Writes one table. The module documentation describes the protocol.
 pub struct Writer {
     spec: TableSpec,
     path: PathBuf,
@@ -103,34 +105,34 @@ pub struct Writer {
     cluster: String,
     store: LogStoreRef,
     state: DeltaTableState,
-    positions: HashMap<Partition, Position>,
-    /// The ids of topics, as far as they were told.
+    positions: HashMap<PartitionKey, PartitionOffsets>,
+    /// Topic ids by topic, set by [`Writer::set_topic_id`].
     topics: HashMap<String, String>,
-    /// The last offset that the table contained when it was opened, by application id.
-    opened: HashMap<Source, i64>,
-    buffer: Buffer,
-    /// Something was appended since the last commit began, be it only a position.
+    /// The last offset in the table at the time of opening, by application id.
+    opened: HashMap<TopicIncarnation, i64>,
+    buffer: WriteBuffer,
+    /// True if rows or offsets were appended since the last commit started.
     pending: bool,
-    /// A commit that began and is not known to have ended.
-    begun: Option<Begun>,
+    /// A commit that started and has no known outcome.
+    in_flight: Option<PendingCommit>,
     interval_us: Micros,
     last_commit: Option<Micros>,
     rows: u64,
 }
 
 impl Writer {
-    /// Opens the table, creating it if it is missing and adding new columns.
+    /// Opens the table. Creates it if it is missing, and adds new columns.
     ///
     /// # Errors
-    /// [`Kind::Config`] where the schema cannot become what `spec` says, [`Kind::Recovery`] for a
-    /// history of another cluster, [`Kind::Storage`].
+    /// [`Kind::Config`] if the schema of the table cannot be changed to that of `spec`,
+    /// [`Kind::Recovery`] for a history of another cluster, [`Kind::Storage`].
     pub async fn open(root: &Path, spec: TableSpec, cluster: &str) -> Result<Self> {
         let (store, state) = delta_table::open(root, &spec, cluster).await?;
         let path = spec.path(root);
         let prefix = app_prefix(cluster);
         let mut opened = HashMap::new();
         for app in txn_positions::app_ids(&path, &store, &state).await? {
-            let Some(source) = app.strip_prefix(&prefix).and_then(source_of) else {
+            let Some(source) = app.strip_prefix(&prefix).and_then(parse_app_id) else {
                 continue;
             };
             let read = state.transaction_version(store.as_ref(), &app).await;
@@ -141,7 +143,7 @@ impl Writer {
             path,
             root: root.to_owned(),
             cluster: cluster.to_owned(),
-            buffer: Buffer::new(spec.stored_schema()?),
+            buffer: WriteBuffer::new(spec.stored_schema()?),
             spec,
             store,
             state,
@@ -149,60 +151,63 @@ impl Writer {
             topics: HashMap::new(),
             opened,
             pending: false,
-            begun: None,
+            in_flight: None,
             interval_us: INTERVAL_US,
             last_commit: None,
             rows: 0,
         };
-        let nameless: Vec<_> = writer.opened.keys().filter(|(_, id, _)| id == NO_ID).collect();
-        let nameless: Vec<String> = nameless.into_iter().map(|(topic, ..)| topic.clone()).collect();
-        nameless.iter().for_each(|topic| writer.find_positions(topic));
+        let without_id: Vec<_> = writer.opened.keys().filter(|(_, id, _)| id == NO_ID).collect();
+        let without_id: Vec<String> =
+            without_id.into_iter().map(|(topic, ..)| topic.clone()).collect();
+        without_id.iter().for_each(|topic| writer.find_positions(topic));
         Ok(writer)
     }
 
-    /// Tells the id of a topic. To be called before anything of the topic is appended or asked.
-    pub fn identify(&mut self, topic: &str, id: &str) {
+    /// Sets the id of a topic. Call it before the first append of the topic, and before its
+    /// positions are read.
+    pub fn set_topic_id(&mut self, topic: &str, id: &str) {
         if self.topics.get(topic).is_none_or(|known| known != id) {
             self.topics.insert(topic.to_owned(), id.to_owned());
             self.find_positions(topic);
         }
     }
 
-    /// Takes the positions of a topic from what the table contained when it was opened.
+    /// Sets the offsets of a topic from those that the table had at the time of opening.
     fn find_positions(&mut self, topic: &str) {
         let id = self.topics.get(topic).map_or(NO_ID, String::as_str);
         self.positions.retain(|(known, _), _| known != topic);
         let found = self.opened.iter().filter(|((name, named, _), _)| name == topic && named == id);
         self.positions.extend(found.map(|((name, _, partition), last)| {
-            let position = Position { committed: Some(*last), next: last + 1 };
+            let position = PartitionOffsets { committed: Some(*last), next: last + 1 };
             ((name.clone(), *partition), position)
         }));
     }
 
-    /// Whether the table contains nothing of any topic, present or past.
+    /// Whether the table has no offsets of any topic, current or deleted.
     pub fn is_new(&self) -> bool {
         self.opened.is_empty()
     }
 
-    /// Commits after `interval_us` instead of ten seconds.
+    /// Sets the time between two commits; the default is ten seconds.
     #[must_use]
     pub fn with_interval(mut self, interval_us: Micros) -> Self {
         self.interval_us = interval_us;
         self
     }
 
-    /// What is written here.
+    /// The specification of the table.
     pub fn spec(&self) -> &TableSpec {
         &self.spec
     }
 
-    /// The offset after the last one that the table contains of a partition; `None`: nothing yet.
+    /// The offset after the last one of a partition that the table contains; `None` if it contains
+    /// none.
     pub fn position(&self, topic: &str, partition: i32) -> Option<i64> {
         let known = self.positions.get(&(topic.to_owned(), partition))?;
         known.committed.map(|last| last + 1)
     }
 
-    /// All partitions that the table knows, with [`Writer::position`].
+    /// All partitions of the table as (topic, partition, [`Writer::position`]), sorted.
     pub fn positions(&self) -> Vec<(String, i32, i64)> {
         let known = self.positions.iter().filter_map(|((topic, partition), position)| {
             Some((topic.clone(), *partition, position.committed? + 1))
@@ -212,16 +217,16 @@ impl Writer {
         known
     }
 
-    /// Takes rows of one partition, in the order of their offsets, and moves its position to
-    /// `next_offset`, rows or not. Columns are found by name: `_topic`, `_partition`,
-    /// `_position` and `_deleted` may be left out (the arguments, 0 and false), as may any other
-    /// that is null throughout.
+    /// Appends rows of one partition in offset order and advances its next offset to
+    /// `next_offset`, also if there are no rows. Columns are matched by name. `_topic`,
+    /// `_partition`, `_position` and `_deleted` are optional and default to the arguments, 0 and
+    /// false. Any other missing column except `_offset` is null.
     ///
-    /// Commits by itself, before it takes the rows, when the buffer is full.
+    /// If the buffer is full, it commits before it appends the rows.
     ///
     /// # Errors
-    /// [`Kind::Internal`] for rows below the position: those are the caller's to skip. Those of
-    /// [`Writer::commit`]. After an error the rows have not been taken.
+    /// [`Kind::Internal`] for rows below the next offset, which the caller must skip, and the
+    /// errors of [`Writer::commit`]. After an error the rows are not in the buffer.
     pub async fn append(
         &mut self,
         topic: &str,
@@ -249,37 +254,38 @@ impl Writer {
         }
         if next_offset > known.next {
             self.pending = true;
-            let moved = Position { next: next_offset, ..known };
+            let moved = PartitionOffsets { next: next_offset, ..known };
             self.positions.insert((topic.to_owned(), partition), moved);
         }
         Ok(())
     }
 
-    /// Whether rows (or positions) wait for a commit that is due: after ten seconds or 128 MB.
+    /// Whether a commit is due: rows or offsets are pending, and the interval is over or the
+    /// buffer is full.
     pub fn due(&self, now: Micros) -> bool {
         let waited = self.last_commit.is_none_or(|last| now - last >= self.interval_us);
         self.has_pending() && (waited || self.is_full())
     }
 
-    /// Whether anything waits for a commit.
+    /// Whether rows or offsets are not committed yet.
     pub fn has_pending(&self) -> bool {
-        self.pending || self.begun.is_some()
+        self.pending || self.in_flight.is_some()
     }
 
-    /// Bytes of rows that wait for a commit.
+    /// The size of the rows in the buffer, in bytes.
     pub fn buffered_bytes(&self) -> usize {
         self.buffer.bytes()
     }
 
-    /// Makes everything that was appended durable, in one Delta commit (two after an error, whose
-    /// commit comes first). Without anything to commit it does nothing.
+    /// Commits all appended rows and offsets in one Delta commit. After an error there are two
+    /// commits: the failed one is completed first. Does nothing if nothing is pending.
     ///
     /// # Errors
     /// [`Kind::WriteConflict`] if another process wrote these offsets; [`Kind::Storage`] after several
-    /// attempts: nothing is lost then, and the call may be repeated.
-    pub async fn commit(&mut self, now: Micros) -> Result<Committed> {
+    /// attempts. No rows are lost, and the call may be repeated.
+    pub async fn commit(&mut self, now: Micros) -> Result<CommitStats> {
         self.last_commit = Some(now);
-        let mut committed = Committed::default();
+        let mut committed = CommitStats::default();
         self.finish(&mut committed).await?;
         if self.pending {
             self.begin(now).await?;
@@ -288,7 +294,7 @@ impl Writer {
         Ok(committed)
     }
 
-    /// Stores the buffer's files: from here on it is a commit that must end.
+    /// Writes the files of the buffer and records the commit as in flight.
     async fn begin(&mut self, now: Micros) -> Result<()> {
         let adds = self.write_files(now).await?;
         reach("delta.files.written");
@@ -297,82 +303,82 @@ impl Writer {
             .filter(|(_, position)| position.next > position.committed.map_or(0, |last| last + 1))
             .map(|(partition, position)| (partition.clone(), *position))
             .collect();
-        self.begun = Some(Begun { adds, rows, moved, tried: false });
+        self.in_flight = Some(PendingCommit { adds, rows, moved, tried: false });
         self.buffer.clear();
         self.pending = false;
         Ok(())
     }
 
-    /// Brings the commit that was begun, if there is one, to its end.
-    async fn finish(&mut self, committed: &mut Committed) -> Result<()> {
-        let Some(mut begun) = self.begun.take() else { return Ok(()) };
-        if let Err(error) = self.commit_files(&begun).await {
-            begun.tried = true;
-            self.begun = Some(begun);
+    /// Completes the commit in flight, if there is one.
+    async fn finish(&mut self, committed: &mut CommitStats) -> Result<()> {
+        let Some(mut in_flight) = self.in_flight.take() else { return Ok(()) };
+        if let Err(error) = self.commit_files(&in_flight).await {
+            in_flight.tried = true;
+            self.in_flight = Some(in_flight);
             return Err(error);
         }
-        for (partition, moved) in &begun.moved {
+        for (partition, moved) in &in_flight.moved {
             if let Some(position) = self.positions.get_mut(partition) {
                 position.committed = Some(moved.next - 1);
             }
         }
-        committed.rows += begun.rows;
-        self.rows += begun.rows as u64;
-        committed.files += begun.adds.len();
+        committed.rows += in_flight.rows;
+        self.rows += in_flight.rows as u64;
+        committed.files += in_flight.adds.len();
         committed.bytes +=
-            begun.adds.iter().map(|add| u64::try_from(add.size).unwrap_or(0)).sum::<u64>();
+            in_flight.adds.iter().map(|add| u64::try_from(add.size).unwrap_or(0)).sum::<u64>();
         committed.version = i64::try_from(self.state.version()).ok();
         Ok(())
     }
 
-    /// Whether the buffer is full: the next rows wait for a commit.
+    /// Whether the buffer is full, so that the next append commits first.
     pub fn is_full(&self) -> bool {
         self.buffer.bytes() >= BUFFER_BYTES
     }
 
-    /// Rows made durable since the table was opened here.
+    /// The number of rows committed since the writer opened the table.
     pub fn rows_committed(&self) -> u64 {
         self.rows
     }
 
-    /// Whether dates have gone quiet with several small files, as of the last commit.
-    pub fn wants_compaction(&self, now: Micros) -> bool {
-        compaction::wanted(&self.state, now)
+    /// Whether [`Compactor::run`] has work to do, as of the last commit.
+    pub fn needs_compaction(&self, now: Micros) -> bool {
+        compaction::needs_compaction(&self.state, now)
     }
 
-    /// What rewrites this table in the background.
+    /// The compactor of this table.
     pub fn compactor(&self) -> Compactor {
         Compactor::new(&self.root, &self.spec.customer, &self.spec.name)
     }
 
-    fn known(&self, topic: &str, partition: i32) -> Position {
+    fn known(&self, topic: &str, partition: i32) -> PartitionOffsets {
         let known = self.positions.get(&(topic.to_owned(), partition));
-        known.copied().unwrap_or(Position { committed: None, next: 0 })
+        known.copied().unwrap_or(PartitionOffsets { committed: None, next: 0 })
     }
 
-    /// The last offset of a partition that the table contains, as of the present snapshot.
-    async fn committed_offset(&self, partition: &Partition) -> Result<Option<i64>> {
+    /// The last offset of a partition that the table contains, as of the current snapshot.
+    async fn committed_offset(&self, partition: &PartitionKey) -> Result<Option<i64>> {
         let app = self.app_id(partition);
         let read = with_timeout(self.state.transaction_version(self.store.as_ref(), app)).await?;
         read.map_err(|error| delta_error(&self.path, "reading positions", error))
     }
 
-    fn app_id(&self, (topic, partition): &Partition) -> String {
+    fn app_id(&self, (topic, partition): &PartitionKey) -> String {
         let id = self.topics.get(topic).map_or(NO_ID, String::as_str);
         format!("{}{topic}:{id}:{partition}", app_prefix(&self.cluster))
     }
 
     fn out_of_order(&self, topic: &str, partition: i32, offset: i64, next: i64) -> Error {
-        Error::internal(format!("history of '{}' was given rows that it has", self.spec.name))
+        Error::internal(format!("history of '{}' received offsets out of order", self.spec.name))
             .detail(format!(
-                "{topic}/{partition}: offset {offset}, expected from {next} up to the next offset"
+                "{topic}/{partition}: offset {offset}, expected at least {next} and below the next offset"
             ))
     }
 
     async fn write_files(&self, now: Micros) -> Result<Vec<Add>> {
         let store = self.store.object_store(None);
         let schema = self.buffer.schema();
-        // Owned parts: a future that borrows in a closure cannot move between threads.
+        // The dates are owned, because a future that borrows in a closure is not `Send`.
         let parts = self.buffer.dates();
         let mut files = futures::stream::iter(parts)
             .map(|(date, batches)| {
@@ -381,13 +387,13 @@ impl Writer {
                     let encode = move || parquet_file::encode(&schema, date, &batches, now / 1_000);
                     let encoded =
                         tokio::task::spawn_blocking(encode).await.map_err(|error| {
-                            Error::internal("an encoder ended early").because(error)
+                            Error::internal("an encoder task ended early").because(error)
                         })??;
                     let path = object_store::path::Path::from(encoded.path.as_str());
                     reach("delta.file");
                     with_timeout(store.put(&path, encoded.bytes.into())).await?.map_err(
                         |error| {
-                            Error::new(Kind::Storage, "a history file cannot be stored")
+                            Error::new(Kind::Storage, "cannot write a history file")
                                 .because(error)
                         },
                     )?;
@@ -403,20 +409,21 @@ impl Writer {
         Ok(adds)
     }
 
-    /// Commits what was begun; ends as done, or as an error that is final or may be repeated.
-    async fn commit_files(&mut self, begun: &Begun) -> Result<()> {
+    /// Commits the files of `in_flight`. An error is final ([`Kind::WriteConflict`]), or the call may
+    /// be repeated.
+    async fn commit_files(&mut self, in_flight: &PendingCommit) -> Result<()> {
         let mut wait = Duration::from_millis(50);
-        let mut unknown = begun.tried;
+        let mut unknown = in_flight.tried;
         for attempt in 1..=ATTEMPTS {
             if unknown {
-                match self.look(&begun.moved).await {
+                match self.check_table(&in_flight.moved).await {
                     Ok(true) => return Ok(()),
                     Ok(false) => {}
                     Err(error) if error.kind == Kind::WriteConflict || attempt == ATTEMPTS => {
                         return Err(error);
                     }
                     Err(error) => {
-                        tracing::warn!(table = %self.path.display(), %error, "history cannot be read; trying again");
+                        tracing::warn!(table = %self.path.display(), %error, "cannot read the history table; retrying");
                         tokio::time::sleep(wait).await;
                         wait = (wait * 2).min(LONGEST_WAIT);
                         continue;
@@ -424,7 +431,7 @@ impl Writer {
                 }
             }
             reach("delta.commit");
-            match self.try_commit(begun).await {
+            match self.try_commit(in_flight).await {
                 Ok(state) => {
                     reach("delta.committed");
                     self.state = state;
@@ -434,8 +441,8 @@ impl Writer {
                     return Err(delta_error(&self.path, "a commit", error));
                 }
                 Err(error) => {
-                    tracing::info!(table = %self.path.display(), %error, "a history commit may have failed; looking");
-                    // The first failure is most often a compaction's commit, which is no reason to wait.
+                    tracing::info!(table = %self.path.display(), %error, "outcome of a history commit is unknown; reading the table");
+                    // The first failure is usually a conflict with a compaction: retry at once.
                     if unknown {
                         tokio::time::sleep(wait).await;
                         wait = (wait * 2).min(LONGEST_WAIT);
@@ -447,10 +454,13 @@ impl Writer {
         Err(Error::internal("a history commit was never attempted"))
     }
 
-    /// One attempt, on the present snapshot.
-    async fn try_commit(&self, begun: &Begun) -> Result<DeltaTableState, DeltaTableError> {
+    /// Makes one attempt, on the current snapshot.
+    async fn try_commit(
+        &self,
+        in_flight: &PendingCommit,
+    ) -> Result<DeltaTableState, DeltaTableError> {
         let version = i64::try_from(self.state.version()).unwrap_or(0) + 1;
-        let transactions = (begun.moved.iter())
+        let transactions = (in_flight.moved.iter())
             .map(|(partition, position)| {
                 Transaction::new(self.app_id(partition), position.next - 1)
             })
@@ -465,55 +475,63 @@ impl Writer {
             predicate: None,
         };
         let commit = CommitBuilder::from(properties)
-            .with_actions(begun.adds.iter().cloned().map(Action::Add).collect())
+            .with_actions(in_flight.adds.iter().cloned().map(Action::Add).collect())
             .build(Some(&self.state), self.store.clone(), operation);
         let finalized = with_timeout(commit.into_future()).await;
-        // A silence is an error like others: the commit may have happened.
+        // After a timeout the outcome is unknown, as after any other error.
         let finalized =
             finalized.map_err(|error| DeltaTableError::generic(error.to_string()))??;
         Ok(finalized.snapshot())
     }
 
-    /// Reads the table anew and compares its positions with ours: true if it contains the commit
-    /// of `moved`, false if it does not.
+    /// Reads the table again and compares its offsets with those of this writer. Returns whether
+    /// it contains the commit of `moved`.
     ///
     /// # Errors
-    /// [`Kind::WriteConflict`] if it contains anything else: somebody else writes this table.
-    async fn look(&mut self, moved: &HashMap<Partition, Position>) -> Result<bool> {
+    /// [`Kind::WriteConflict`] for any other offsets: another process writes this table.
+    async fn check_table(
+        &mut self,
+        moved: &HashMap<PartitionKey, PartitionOffsets>,
+    ) -> Result<bool> {
         let state = with_timeout(DeltaTableState::try_new(self.store.as_ref(), None)).await?;
         self.state = state.map_err(|error| delta_error(&self.path, "reading", error))?;
-        let mut there = 0;
+        let mut found = 0;
         let mut absent = None;
         for (partition, ours) in &self.positions {
             let committed = self.committed_offset(partition).await?;
             match moved.get(partition) {
-                Some(moved) if committed == Some(moved.next - 1) => there += 1,
+                Some(moved) if committed == Some(moved.next - 1) => found += 1,
                 _ if committed != ours.committed => {
-                    return Err(self.taken_over(partition, ours, committed));
+                    return Err(self.write_conflict(partition, ours, committed));
                 }
                 Some(_) => absent = Some((partition, ours)),
                 None => {}
             }
         }
         match absent {
-            Some((partition, ours)) if there > 0 => {
-                Err(self.taken_over(partition, ours, ours.committed))
+            Some((partition, ours)) if found > 0 => {
+                Err(self.write_conflict(partition, ours, ours.committed))
             }
-            _ => Ok(there > 0),
+            _ => Ok(found > 0),
         }
     }
 
-    fn taken_over(&self, partition: &Partition, ours: &Position, theirs: Option<i64>) -> Error {
+    fn write_conflict(
+        &self,
+        partition: &PartitionKey,
+        ours: &PartitionOffsets,
+        theirs: Option<i64>,
+    ) -> Error {
         let (topic, number) = partition;
         let text =
             |offset: Option<i64>| offset.map_or("nothing".to_owned(), |last| last.to_string());
         Error::new(Kind::WriteConflict, format!("another process writes {}", self.path.display()))
             .detail(format!(
-                "{topic}/{number}: we wrote up to offset {}, the table has {}",
+                "{topic}/{number}: this process wrote up to offset {}, the table has {}",
                 text(ours.committed),
                 text(theirs)
             ))
-            .hint("stop the other process, or give this one a --data-dir of its own")
+            .hint("stop the other process, or start this one with another --data-dir")
     }
 }
 
@@ -521,8 +539,9 @@ fn app_prefix(cluster: &str) -> String {
     format!("millstream:{cluster}:")
 }
 
-/// Topic, its id and partition of the end of an application id. None of the three holds a colon.
-fn source_of(text: &str) -> Option<Source> {
+/// Parses topic, topic id and partition from the end of an application id. None of them contains a
+/// colon.
+fn parse_app_id(text: &str) -> Option<TopicIncarnation> {
     let mut parts = text.split(':');
     let source = (parts.next()?.to_owned(), parts.next()?.to_owned(), parts.next()?.parse().ok()?);
     parts.next().is_none().then_some(source)
@@ -556,14 +575,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_commit_that_succeeded_with_an_error_is_found_and_not_made_again() {
+    async fn a_commit_that_succeeded_with_an_error_is_found_and_not_repeated() {
         let root = tempfile::tempdir().unwrap();
         let mut writer = with_rows(root.path(), vec![0, 1, 2]).await;
         writer.begin(0).await.unwrap();
-        // It happened, but we were told otherwise: our snapshot and positions are the old ones.
-        let begun = writer.begun.take().unwrap();
-        writer.try_commit(&begun).await.unwrap();
-        writer.begun = Some(Begun { tried: false, ..begun });
+        // The commit succeeds, but the writer does not learn it: it has the old snapshot.
+        let in_flight = writer.in_flight.take().unwrap();
+        writer.try_commit(&in_flight).await.unwrap();
+        writer.in_flight = Some(PendingCommit { tried: false, ..in_flight });
         assert_eq!(writer.position("topic", 0), None);
         let committed = writer.commit(1).await.unwrap();
         assert_eq!(committed.rows, 3);
@@ -573,13 +592,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_appended_after_a_failed_commit_follows_it() {
+    async fn rows_appended_after_a_failed_commit_are_committed_next() {
         let root = tempfile::tempdir().unwrap();
         let mut writer = with_rows(root.path(), vec![0, 1]).await;
         writer.begin(0).await.unwrap();
-        let begun = writer.begun.take().unwrap();
-        writer.try_commit(&begun).await.unwrap();
-        writer.begun = Some(Begun { tried: true, ..begun });
+        let in_flight = writer.in_flight.take().unwrap();
+        writer.try_commit(&in_flight).await.unwrap();
+        writer.in_flight = Some(PendingCommit { tried: true, ..in_flight });
         writer
             .append("topic", 0, &RecordBatch::new_empty(Arc::new(Schema::empty())), 9)
             .await
@@ -592,7 +611,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_topic_made_anew_begins_again() {
+    async fn a_recreated_topic_starts_at_its_first_offset() {
         let root = tempfile::tempdir().unwrap();
         let mut writer = with_rows(root.path(), vec![0, 1]).await;
         writer.commit(0).await.unwrap();
@@ -602,14 +621,14 @@ mod tests {
         for (id, next) in [("first", 9), ("second", 5), ("first", 10)] {
             let mut writer = open().await.unwrap();
             assert_eq!(writer.position("topic", 0), Some(2), "the topic without an id");
-            writer.identify("topic", id);
+            writer.set_topic_id("topic", id);
             assert_eq!(writer.position("topic", 0), (next == 10).then_some(9), "{id}");
             writer.append("topic", 0, &nothing, next).await.unwrap();
             writer.commit(1).await.unwrap();
             assert_eq!(writer.position("topic", 0), Some(next));
         }
         let mut writer = open().await.unwrap();
-        writer.identify("topic", "second");
+        writer.set_topic_id("topic", "second");
         assert_eq!(writer.positions(), [("topic".to_owned(), 0, 5)]);
         assert!(!writer.is_new());
     }

@@ -87,7 +87,7 @@ impl OutputArchiver {
         let tables = open_tables(outputs, &root, cluster_id);
         let ((lows, ids), (kinds, mut writers)) = tokio::try_join!(starts, tables)?;
         for (topic, id) in ids {
-            writers.values_mut().for_each(|writer| writer.identify(&topic, &id));
+            writers.values_mut().for_each(|writer| writer.set_topic_id(&topic, &id));
         }
         let mut positions = HashMap::new();
         for (partition, low) in lows {

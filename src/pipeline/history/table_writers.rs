@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::history::{Housekeeping, Writer};
+use crate::history::{BackgroundCompaction, Writer};
 use crate::pipeline::config::PipelineConfig;
 use crate::telemetry::Metrics;
 use crate::time::{Clock, Micros};
@@ -20,7 +20,7 @@ pub struct TableWriters<K> {
     writers: HashMap<K, Writer>,
     clock: Clock,
     metrics: Arc<Metrics>,
-    housekeeping: Housekeeping,
+    compaction: BackgroundCompaction,
     pending_since: watch::Sender<Option<Micros>>,
 }
 
@@ -31,7 +31,7 @@ impl<K: std::hash::Hash + Eq> TableWriters<K> {
             writers,
             clock: config.clock.clone(),
             metrics: config.metrics.clone(),
-            housekeeping: Housekeeping::default(),
+            compaction: BackgroundCompaction::default(),
             pending_since: watch::Sender::new(None),
         }
     }
@@ -50,7 +50,7 @@ impl<K: std::hash::Hash + Eq> TableWriters<K> {
 
     /// Sets the id of a topic in every table.
     pub fn set_topic_id(&mut self, topic: &str, id: &str) {
-        self.writers.values_mut().for_each(|writer| writer.identify(topic, id));
+        self.writers.values_mut().for_each(|writer| writer.set_topic_id(topic, id));
     }
 
     /// Commits all tables when the commit of one is due, or now if `is_early`; retries until it
@@ -64,7 +64,7 @@ impl<K: std::hash::Hash + Eq> TableWriters<K> {
             for writer in self.writers.values_mut() {
                 commit_with_retries(writer, now).await?;
                 record_metrics(&self.metrics, writer);
-                self.housekeeping.tend(writer, now);
+                self.compaction.start_if_needed(writer, now);
             }
         }
         self.clear_pending_since();

@@ -111,7 +111,7 @@ fn with_topic_ids(
     topic_ids: &BTreeMap<String, String>,
 ) -> HashMap<String, Writer> {
     for (topic, id) in topic_ids {
-        writers.values_mut().for_each(|writer| writer.identify(topic, id));
+        writers.values_mut().for_each(|writer| writer.set_topic_id(topic, id));
     }
     writers
 }
