@@ -235,13 +235,10 @@ impl Compactor {
         let file = File::options().create(true).append(true).open(&self.lock)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(Error::config(format!(
-                "another process compacts {}",
-                self.path.display()
-            ))
-            .hint(
-                "a running pipeline compacts its tables too; try again later",
-            )),
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::config(format!("another process compacts {}", self.path.display()))
+                    .hint("a running pipeline compacts its tables too; try again later"))
+            }
             Err(TryLockError::Error(error)) => {
                 Err(Error::new(Kind::Storage, "cannot lock a file").because(error))
             }

@@ -393,8 +393,7 @@ impl Writer {
                     reach("delta.file");
                     with_timeout(store.put(&path, encoded.bytes.into())).await?.map_err(
                         |error| {
-                            Error::new(Kind::Storage, "cannot write a history file")
-                                .because(error)
+                            Error::new(Kind::Storage, "cannot write a history file").because(error)
                         },
                     )?;
                     reach("delta.file.written");
