@@ -1,4 +1,4 @@
-//! Questions in SQL: only questions, and errors that point at the word that is wrong.
+//! Runs read-only SQL queries over history, with errors that point at the position in the text.
 
 use std::path::Path;
 
@@ -16,29 +16,29 @@ use crate::history::query_context::known_tables;
 use crate::planner::errors::{SqlSource, in_source};
 use crate::{Error, Kind, Place, Result};
 
-/// What stands for the file in the place of an error.
+/// The file name in the place of an error.
 const SOURCE: &str = "query";
 
-/// Runs one query (or EXPLAIN, or SHOW) and gives its rows as they come.
+/// Runs one query, EXPLAIN or SHOW and streams its rows.
 ///
 /// # Errors
-/// [`Kind::Sql`] with its place in `text` and a hint; [`Kind::Storage`]. The stream's own errors
-/// are made readable by [`sql_error`].
+/// [`Kind::Sql`] with the place in `text` and a hint; [`Kind::Storage`]. Convert the errors of the
+/// stream with [`sql_error`].
 pub async fn run_sql(context: &SessionContext, text: &str) -> Result<SendableRecordBatchStream> {
     let text = catalog::strip_byte_order_mark(text);
     catalog::check_single_statement(Path::new(SOURCE), text)?;
-    let source = in_text(text);
+    let source = source_of_text(text);
     let state = context.state();
     let dialect = state.config().options().sql_parser.dialect;
     let statement = state
         .sql_to_statement(text, &dialect)
         .map_err(|error| explain(Some(context), &source, error))?;
-    if !is_question(&statement) {
+    if !is_query(&statement) {
         return Err(read_only(text));
     }
     match run_statement(context, statement.clone()).await {
         Ok(rows) => Ok(rows),
-        Err(Failed::Refused) => Err(read_only(text)),
+        Err(Failed::NotReadOnly) => Err(read_only(text)),
         Err(Failed::Error(error)) => {
             let columns = columns_of(context, &statement).await;
             let select = select_of(&statement);
@@ -47,10 +47,10 @@ pub async fn run_sql(context: &SessionContext, text: &str) -> Result<SendableRec
     }
 }
 
-/// Why a statement gives no rows.
+/// The reason why a statement returns no rows.
 enum Failed {
-    /// It would change something.
-    Refused,
+    /// The statement is not read-only.
+    NotReadOnly,
     Error(DataFusionError),
 }
 
@@ -66,15 +66,15 @@ async fn run_statement(
 ) -> Result<SendableRecordBatchStream, Failed> {
     let listing = is_listing(&statement);
     let plan = context.state().statement_to_plan(statement).await?;
-    // What EXPLAIN explains is no question by its own word.
-    let only_questions =
+    // The statement inside EXPLAIN need not be a query.
+    let read_only_options =
         SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    only_questions.verify_plan(&plan).map_err(|_| Failed::Refused)?;
-    let plan = if listing { in_order(plan)? } else { plan };
+    read_only_options.verify_plan(&plan).map_err(|_| Failed::NotReadOnly)?;
+    let plan = if listing { sort_by_all_columns(plan)? } else { plan };
     Ok(context.execute_logical_plan(plan).await?.execute_stream().await?)
 }
 
-/// The columns of the tables that a statement names, as far as there are such tables.
+/// The columns of the existing tables that a statement refers to.
 async fn columns_of(context: &SessionContext, statement: &Statement) -> Vec<(String, DataType)> {
     let mut columns = Vec::new();
     for name in context.state().resolve_table_references(statement).unwrap_or_default() {
@@ -85,11 +85,11 @@ async fn columns_of(context: &SessionContext, statement: &Statement) -> Vec<(Str
     columns
 }
 
-fn in_text(text: &str) -> SqlSource<'_> {
+fn source_of_text(text: &str) -> SqlSource<'_> {
     SqlSource { file: Path::new(SOURCE), text, select: None, line: 1, columns: &[] }
 }
 
-/// The query of a statement, for the places of errors.
+/// The query of a statement, to locate errors.
 fn select_of(statement: &Statement) -> Option<&ast::Query> {
     match statement {
         Statement::Statement(statement) => match statement.as_ref() {
@@ -101,21 +101,21 @@ fn select_of(statement: &Statement) -> Option<&ast::Query> {
     }
 }
 
-/// Whether a statement lists things that have no order of their own, as columns have.
+/// Whether a statement lists objects without a natural order.
 fn is_listing(statement: &Statement) -> bool {
     matches!(statement, Statement::Statement(statement)
         if matches!(statement.as_ref(),
             ast::Statement::ShowTables { .. } | ast::Statement::ShowFunctions { .. }))
 }
 
-/// Sorted by all columns: tables by customer and name.
-fn in_order(plan: LogicalPlan) -> Result<LogicalPlan, DataFusionError> {
+/// Sorts the rows by all columns: tables by customer and name.
+fn sort_by_all_columns(plan: LogicalPlan) -> Result<LogicalPlan, DataFusionError> {
     let columns = plan.schema().columns();
     let order = columns.into_iter().map(|column| Expr::Column(column).sort(true, false));
     LogicalPlanBuilder::from(plan).sort(order.collect::<Vec<_>>())?.build()
 }
 
-fn is_question(statement: &Statement) -> bool {
+fn is_query(statement: &Statement) -> bool {
     match statement {
         Statement::Statement(statement) => matches!(
             statement.as_ref(),
@@ -134,17 +134,17 @@ fn is_question(statement: &Statement) -> bool {
 fn read_only(text: &str) -> Error {
     let statement = text.trim_start();
     let word = statement.find(char::is_whitespace).unwrap_or(statement.len());
-    Error::sql("history is read only: only queries are run here")
+    Error::sql("history is read-only and runs only queries")
         .at(place_of_byte(text, text.len() - statement.len(), word))
-        .hint("write SELECT ...; save an answer with --output")
+        .hint("use SELECT; write results to a file with --output")
 }
 
-/// Turns an error of a query's run into one that says what to do.
+/// Converts an error of a running query into a user-facing error.
 pub fn sql_error(error: DataFusionError) -> Error {
-    explain(None, &in_text(""), error)
+    explain(None, &source_of_text(""), error)
 }
 
-/// Turns an error of a query's planning or run into one that says where and what to do.
+/// Converts an error of a query into one with its place and a hint.
 fn explain(
     context: Option<&SessionContext>,
     source: &SqlSource<'_>,
@@ -152,7 +152,7 @@ fn explain(
 ) -> Error {
     match error {
         DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner)
-            if is_ours(&inner) =>
+            if has_own_root(&inner) =>
         {
             explain(context, source, *inner)
         }
@@ -161,32 +161,32 @@ fn explain(
             Err(other) if other.to_string().starts_with("regex parse error") => {
                 in_source(&DataFusionError::Execution(other.to_string()), source)
             }
-            Err(other) => Error::new(Kind::Storage, "history could not be read").because(other),
+            Err(other) => Error::new(Kind::Storage, "cannot read history").because(other),
         },
         DataFusionError::SQL(cause, _) => {
             catalog::explain_parser_error(Path::new(SOURCE), source.text, *cause)
         }
         error => match missing_table(&error) {
-            Some(table) => no_table(context, source, &table),
+            Some(table) => table_not_found(context, source, &table),
             None => in_source(&error, source),
         },
     }
 }
 
-/// Whether an error is one of ours or the parser's, wrapped or not.
-fn is_ours(error: &DataFusionError) -> bool {
+/// Whether the root cause is an error of this crate or of the parser.
+fn has_own_root(error: &DataFusionError) -> bool {
     matches!(error.find_root(), DataFusionError::External(_) | DataFusionError::SQL(..))
 }
 
-/// The table of "table 'history.customer_a.x' not found".
+/// The table name in a message such as "table 'history.customer_a.x' not found".
 fn missing_table(error: &DataFusionError) -> Option<String> {
     let DataFusionError::Plan(message) = error.find_root() else { return None };
     let (table, _) = message.strip_prefix("table '")?.split_once("' not found")?;
-    // The session's own catalog is of no interest.
+    // Users do not write the name of the catalog.
     Some(table.strip_prefix("history.").unwrap_or(table).to_owned())
 }
 
-fn no_table(context: Option<&SessionContext>, source: &SqlSource<'_>, table: &str) -> Error {
+fn table_not_found(context: Option<&SessionContext>, source: &SqlSource<'_>, table: &str) -> Error {
     let known = context.map(known_tables).unwrap_or_default();
     let default =
         context.map(|c| format!("{}.", c.copied_config().options().catalog.default_schema));
@@ -199,7 +199,7 @@ fn no_table(context: Option<&SessionContext>, source: &SqlSource<'_>, table: &st
         false => Some(format!("write {}", elsewhere.join(" or "))),
     };
     let error = Error::sql(format!("there is no table '{short}'"))
-        .hint(hint.unwrap_or_else(|| "there is no history here yet".to_owned()));
+        .hint(hint.unwrap_or_else(|| "the history has no tables yet".to_owned()));
     match source.find(short) {
         Some(place) => error.at(place),
         None => error,

@@ -1,8 +1,8 @@
-//! From a filter on the engine's columns to what the table's files can be skipped by.
+//! Derives filters that skip files of a table from a filter on the engine's columns.
 //!
-//! Two things are made of a filter, both implied by it and never more than it says:
-//! the same filter on the stored columns ([`stored`]), and what it says of the UTC date of the
-//! time column ([`dates`]). DataFusion applies the filter itself afterwards.
+//! A filter implies two weaker filters: the same filter on the stored columns ([`stored`]), and a
+//! range of UTC dates of the time column ([`dates`]). DataFusion applies the original filter
+//! afterwards.
 
 use datafusion::arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 use datafusion::common::{Column, ScalarValue};
@@ -12,10 +12,10 @@ use datafusion::logical_expr::{Between, BinaryExpr, Cast, Expr, Operator, lit};
 use crate::history::delta_table::DATE;
 use crate::time::DAY;
 
-/// A filter that compares columns with values, on the stored columns; `None` if it does anything
-/// else, such as calling a function, whose result depends on the zone.
+/// Rewrites a filter that compares columns with values for the stored columns. Returns `None` for any
+/// other filter, such as one with a function call, whose result depends on the time zone.
 pub(super) fn stored(filter: &Expr, engine: &SchemaRef, stored: &SchemaRef) -> Option<Expr> {
-    let again = |expr: &Expr| self::stored(expr, engine, stored).map(Box::new);
+    let rewrite = |expr: &Expr| self::stored(expr, engine, stored).map(Box::new);
     Some(match filter {
         Expr::Column(column) => {
             let (_, old) = engine.column_with_name(&column.name)?;
@@ -26,31 +26,31 @@ pub(super) fn stored(filter: &Expr, engine: &SchemaRef, stored: &SchemaRef) -> O
         }
         Expr::Literal(value, metadata) => Expr::Literal(in_utc(value), metadata.clone()),
         Expr::BinaryExpr(BinaryExpr { left, op, right }) if is_comparison(*op) => {
-            // A comparison of unlike types would be refused by the table's reader.
+            // The Delta reader rejects a comparison of different types.
             (plain_type(left, engine)? == plain_type(right, engine)?).then_some(())?;
-            Expr::BinaryExpr(BinaryExpr::new(again(left)?, *op, again(right)?))
+            Expr::BinaryExpr(BinaryExpr::new(rewrite(left)?, *op, rewrite(right)?))
         }
         Expr::BinaryExpr(BinaryExpr { left, op: op @ (Operator::And | Operator::Or), right }) => {
-            Expr::BinaryExpr(BinaryExpr::new(again(left)?, *op, again(right)?))
+            Expr::BinaryExpr(BinaryExpr::new(rewrite(left)?, *op, rewrite(right)?))
         }
         Expr::Between(Between { expr, negated, low, high }) => {
-            Expr::Between(Between::new(again(expr)?, *negated, again(low)?, again(high)?))
+            Expr::Between(Between::new(rewrite(expr)?, *negated, rewrite(low)?, rewrite(high)?))
         }
         Expr::InList(InList { expr, list, negated }) => {
-            let list = list.iter().map(|value| again(value).map(|value| *value));
-            Expr::InList(InList::new(again(expr)?, list.collect::<Option<Vec<_>>>()?, *negated))
+            let list = list.iter().map(|value| rewrite(value).map(|value| *value));
+            Expr::InList(InList::new(rewrite(expr)?, list.collect::<Option<Vec<_>>>()?, *negated))
         }
-        Expr::IsNull(expr) => Expr::IsNull(again(expr)?),
-        Expr::IsNotNull(expr) => Expr::IsNotNull(again(expr)?),
-        Expr::Not(expr) => Expr::Not(again(expr)?),
+        Expr::IsNull(expr) => Expr::IsNull(rewrite(expr)?),
+        Expr::IsNotNull(expr) => Expr::IsNotNull(rewrite(expr)?),
+        Expr::Not(expr) => Expr::Not(rewrite(expr)?),
         _ => return None,
     })
 }
 
-/// What `filter` says of [`DATE`], if it says something: a filter on that column alone, true for
-/// every row for which `filter` is true (rows that have no date included).
+/// Derives a filter on [`DATE`] alone that is true for every row for which `filter` is true, including
+/// rows without a date. Returns `None` if `filter` does not restrict the date.
 pub(super) fn dates(filter: &Expr, time: &str) -> Option<Expr> {
-    let bounds = implied(filter, time)?;
+    let bounds = implied_dates(filter, time)?;
     let column = || Expr::Column(Column::from_name(DATE));
     let mut all = Vec::new();
     if let Some(low) = bounds.low {
@@ -63,7 +63,7 @@ pub(super) fn dates(filter: &Expr, time: &str) -> Option<Expr> {
     Some(within.or(column().is_null()))
 }
 
-/// Dates from `low` to `high`, in days since 1970, both included.
+/// A range of dates in days since 1970; both bounds are inclusive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Bounds {
     low: Option<i32>,
@@ -84,49 +84,49 @@ impl Bounds {
     }
 }
 
-fn implied(filter: &Expr, time: &str) -> Option<Bounds> {
+fn implied_dates(filter: &Expr, time: &str) -> Option<Bounds> {
     match filter {
         Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
-            match (implied(left, time), implied(right, time)) {
+            match (implied_dates(left, time), implied_dates(right, time)) {
                 (Some(left), Some(right)) => Some(left.and(right)),
                 (one, other) => one.or(other),
             }
         }
         Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
-            Some(implied(left, time)?.or(implied(right, time)?))
+            Some(implied_dates(left, time)?.or(implied_dates(right, time)?))
         }
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
-            match (on_time(left, time), on_time(right, time)) {
-                (Some(kind), None) => compared(kind, *op, right),
-                (None, Some(kind)) => compared(kind, op.swap()?, left),
+            match (compared_time(left, time), compared_time(right, time)) {
+                (Some(kind), None) => dates_of_comparison(kind, *op, right),
+                (None, Some(kind)) => dates_of_comparison(kind, op.swap()?, left),
                 _ => None,
             }
         }
         Expr::Between(Between { expr, negated: false, low, high }) => {
-            let kind = on_time(expr, time)?;
-            let low = compared(kind, Operator::GtEq, low).unwrap_or_default();
-            Some(low.and(compared(kind, Operator::LtEq, high).unwrap_or_default()))
+            let kind = compared_time(expr, time)?;
+            let low = dates_of_comparison(kind, Operator::GtEq, low).unwrap_or_default();
+            Some(low.and(dates_of_comparison(kind, Operator::LtEq, high).unwrap_or_default()))
         }
         Expr::InList(InList { expr, list, negated: false }) => {
-            let kind = on_time(expr, time)?;
-            let each = list.iter().map(|value| compared(kind, Operator::Eq, value));
+            let kind = compared_time(expr, time)?;
+            let each = list.iter().map(|value| dates_of_comparison(kind, Operator::Eq, value));
             each.collect::<Option<Vec<_>>>()?.into_iter().reduce(Bounds::or)
         }
         _ => None,
     }
 }
 
-/// What is compared: the instant, or its local reading, which is up to a day away.
+/// What a filter compares: the instant, or the local time, which differs by up to a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reading {
     Instant,
     Local,
 }
 
-fn on_time(expr: &Expr, time: &str) -> Option<Reading> {
+fn compared_time(expr: &Expr, time: &str) -> Option<Reading> {
     match expr {
         Expr::Column(column) if column.name == time => Some(Reading::Instant),
-        Expr::Cast(Cast { expr, field }) => match (on_time(expr, time)?, field.data_type()) {
+        Expr::Cast(Cast { expr, field }) => match (compared_time(expr, time)?, field.data_type()) {
             (reading, DataType::Timestamp(_, Some(_))) => Some(reading),
             (_, DataType::Timestamp(_, None) | DataType::Date32) => Some(Reading::Local),
             _ => None,
@@ -135,7 +135,7 @@ fn on_time(expr: &Expr, time: &str) -> Option<Reading> {
     }
 }
 
-fn compared(reading: Reading, op: Operator, value: &Expr) -> Option<Bounds> {
+fn dates_of_comparison(reading: Reading, op: Operator, value: &Expr) -> Option<Bounds> {
     let Expr::Literal(value, _) = value else { return None };
     let day = match value {
         ScalarValue::TimestampSecond(Some(t), _) => t.div_euclid(DAY / 1_000_000),
@@ -145,8 +145,8 @@ fn compared(reading: Reading, op: Operator, value: &Expr) -> Option<Bounds> {
         ScalarValue::Date32(Some(day)) => i64::from(*day),
         _ => return None,
     };
-    // Local times and dates are within a day of UTC's; a column of local times that was compared
-    // as an instant has been stored as it reads.
+    // Local times and dates differ from UTC by less than a day. A column of local times that is
+    // compared as an instant is stored without conversion.
     let margin = i64::from(reading == Reading::Local);
     let low = i32::try_from(day - margin).ok();
     let high = i32::try_from(day + margin).ok();
@@ -167,7 +167,7 @@ fn is_instant(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Timestamp(TimeUnit::Microsecond, Some(_)))
 }
 
-/// The type of a column or value, instants of any zone alike.
+/// The type of a column or value; all time zones count as the same type.
 fn plain_type(expr: &Expr, engine: &SchemaRef) -> Option<DataType> {
     let data_type = match expr {
         Expr::Column(column) => engine.field_with_name(&column.name).ok()?.data_type().clone(),
@@ -203,9 +203,9 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_on_time_bounds_the_date_and_never_too_tightly() {
+    fn a_filter_on_time_implies_a_range_of_dates_that_is_wide_enough() {
         let day = |n: i64| instant(n * DAY);
-        let bounds = |filter: Expr| implied(&filter, "ts");
+        let bounds = |filter: Expr| implied_dates(&filter, "ts");
         let both = |low, high| Some(Bounds { low, high });
         assert_eq!(
             bounds(col("ts").gt_eq(day(3)).and(col("ts").lt(day(5)))),

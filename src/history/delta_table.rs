@@ -1,11 +1,11 @@
-//! What a history table looks like: its columns, its properties, and how it comes to be.
+//! The schema and the properties of a history table, and its creation.
 //!
-//! Columns in file order: the column that says when (event time), `_topic`, `_partition`,
-//! `_offset`, `_position`, then the others as declared; and `event_date`, the partition column.
-//! Statistics are kept for the first five, so that a file is skipped by time and by position.
+//! Columns in file order: the time column, `_topic`, `_partition`, `_offset`, `_position`, then the
+//! other columns as declared; and `event_date`, the Delta partition column. The first five columns
+//! have statistics, so that queries can skip files by time and by offset.
 //!
-//! Delta knows fewer types than Arrow and no zones. What the engine's types were is kept in the
-//! table property `millstream.columns`, and reading gives them back.
+//! Delta has fewer types than Arrow and no time zones. The table property `millstream.columns` stores
+//! the types of the engine, and reading restores them.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -25,21 +25,21 @@ use crate::{Error, Kind, Result};
 
 /// The Delta partition column: the UTC date of the time column, null outside years 1 to 9999.
 pub const DATE: &str = "event_date";
-/// The topic that a row came from.
+/// The source topic of a row.
 pub const TOPIC: &str = "_topic";
-/// The partition that a row came from.
+/// The source partition of a row.
 pub const PARTITION: &str = "_partition";
-/// The offset of a row's record.
+/// The offset of the record of a row.
 pub const OFFSET: &str = "_offset";
-/// A row's position in its record, from 0.
+/// The index of a row in its record, from 0.
 pub const POSITION: &str = "_position";
-/// Kafka's time of a row's record: the time column where no other is named.
+/// The Kafka timestamp of the record of a row: the default time column.
 pub const TIMESTAMP: &str = "_timestamp";
-/// In keyed tables: whether the record is a tombstone, which holds a key and nothing else.
+/// In keyed tables: whether the record is a tombstone, which contains only a key.
 pub const DELETED: &str = "_deleted";
 
-/// What a late row's record says of where the row itself came from: the names that
-/// [`late_schema`] gives to the payload's `_topic`, `_partition`, `_offset` and `_position`.
+/// The columns of a late row that name its source. [`late_schema`] renames the payload's `_topic`,
+/// `_partition`, `_offset` and `_position` to these names.
 pub const SOURCE: [&str; 4] =
     ["source_topic", "source_partition", "source_offset", "source_position"];
 
@@ -48,23 +48,23 @@ const TIME: &str = "millstream.time";
 const KEY: &str = "millstream.key";
 const CLUSTER: &str = "millstream.cluster";
 
-/// The time column and the four that say where a row came from.
+/// The number of columns with statistics: the time column and the four source columns.
 pub(super) const INDEXED: usize = 5;
 
-/// Which table to keep, and what its rows look like.
+/// The specification of a history table.
 #[derive(Debug, Clone)]
 pub struct TableSpec {
-    /// The customer whose table it is.
+    /// The customer that owns the table.
     pub customer: String,
-    /// The stream or query; `<stream>_late`; `dead_letters`.
+    /// The name: a stream, a query, `<stream>_late` or `dead_letters`.
     pub name: String,
-    /// The columns as the engine has them, zones and all, with [`TOPIC`], [`PARTITION`],
+    /// The columns with the types and zones of the engine, including [`TOPIC`], [`PARTITION`],
     /// [`OFFSET`] and [`POSITION`] (see [`TableSpec::new`]).
     pub schema: SchemaRef,
-    /// The column that dates a row, a timestamp; `None`: [`TIMESTAMP`].
+    /// The timestamp column that determines the date of a row; `None` for [`TIMESTAMP`].
     pub time_column: Option<String>,
-    /// For keyed results (views, early or corrected results): the columns of the key. The plain
-    /// name is then the latest row of each key. Such a table has the column [`DELETED`].
+    /// The key columns of keyed results (views, early or corrected results). In SQL, the table name
+    /// then selects the latest row of each key. Such a table has the column [`DELETED`].
     pub key: Option<Vec<String>>,
 }
 
@@ -81,8 +81,8 @@ impl Default for TableSpec {
 }
 
 impl TableSpec {
-    /// A table of rows of `schema`, to which the columns that say where a row came from are added
-    /// where they are missing, and [`TIMESTAMP`] (in `zone`) where no other column dates a row.
+    /// Creates a specification for rows of `schema`. Adds the source columns that are missing, and
+    /// [`TIMESTAMP`] (in `zone`) if there is no other time column.
     pub fn new(
         customer: &str,
         name: &str,
@@ -116,7 +116,7 @@ impl TableSpec {
         }
     }
 
-    /// The column that dates a row.
+    /// The column that determines the date of a row.
     pub fn time_column(&self) -> &str {
         self.time_column.as_deref().unwrap_or(TIMESTAMP)
     }
@@ -134,27 +134,30 @@ impl TableSpec {
             let field = self.schema.field_with_name(name).map_err(|_| {
                 Error::internal(format!("the history table '{}' has no column '{name}'", self.name))
             })?;
-            stored_field(field).map_err(|why| {
+            stored_field(field).map_err(|reason| {
                 Error::config(format!(
-                    "column '{name}' of '{}' cannot be kept in history",
+                    "column '{name}' of '{}' cannot be stored in history",
                     self.name
                 ))
-                .detail(why)
-                .hint("cast it in the query, or switch history off for this stream")
+                .detail(reason)
+                .hint("cast it in the query, or disable history for this stream")
             })
         };
         let mut fields = first.iter().map(|name| field(name)).collect::<Result<Vec<_>>>()?;
         if !matches!(fields[0].data_type(), DataType::Timestamp(TimeUnit::Microsecond, _)) {
-            return Err(Error::internal(format!("'{time}' of '{}' is no timestamp", self.name)));
+            return Err(Error::internal(format!(
+                "column '{time}' of '{}' is not a timestamp",
+                self.name
+            )));
         }
         for declared in self.schema.fields() {
             let name = declared.name().as_str();
             if name == DATE {
                 return Err(Error::config(format!(
-                    "'{}' has a column '{DATE}', which history needs for itself",
+                    "'{}' has a column '{DATE}', a name that history reserves",
                     self.name
                 ))
-                .hint("give the column another name"));
+                .hint("rename the column"));
             }
             if !first.contains(&name) {
                 fields.push(field(name)?);
@@ -167,7 +170,7 @@ impl TableSpec {
         let columns: Vec<(&str, String)> = (self.schema.fields().iter())
             .map(|field| (field.name().as_str(), field.data_type().to_string()))
             .collect();
-        let json = |error| Error::internal("table properties cannot be written").because(error);
+        let json = |error| Error::internal("cannot serialize table properties").because(error);
         let mut properties = HashMap::from([
             (COLUMNS.to_owned(), serde_json::to_string(&columns).map_err(json)?),
             (TIME.to_owned(), self.time_column().to_owned()),
@@ -180,9 +183,9 @@ impl TableSpec {
     }
 }
 
-/// The columns of a late rows' table: the payload's, with the origin under [`SOURCE`]'s names
-/// instead of `_topic`, `_partition`, `_offset` and `_position`, which say in history where the
-/// late row's own record is.
+/// The columns of a table of late rows: those of the payload, with the source of the row under the
+/// names of [`SOURCE`]. In history `_topic`, `_partition`, `_offset` and `_position` refer to the
+/// record in the topic of late rows.
 pub fn late_schema(payload: &SchemaRef) -> SchemaRef {
     let fields: Vec<Arc<Field>> = (payload.fields().iter())
         .map(|field| {
@@ -196,14 +199,14 @@ pub fn late_schema(payload: &SchemaRef) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// What a table's own properties say of it.
+/// The description of a table that its properties store.
 #[derive(Debug, Clone)]
 pub(super) struct Description {
-    /// Its columns as the engine had them, all nullable, without [`DATE`].
+    /// The columns with the types of the engine, all nullable, without [`DATE`].
     pub schema: SchemaRef,
-    /// The column that dates a row.
+    /// The column that determines the date of a row.
     pub time: Option<String>,
-    /// The key, for keyed results.
+    /// The key columns of keyed results.
     pub key: Option<Vec<String>>,
 }
 
@@ -221,7 +224,7 @@ impl Description {
                 DataType::from_str(engine).unwrap_or_else(|_| field.data_type().clone());
             fields.push(Field::new(name, data_type, true));
         }
-        // Columns of an earlier schema stay readable.
+        // Columns of an earlier schema remain readable.
         for field in stored.fields() {
             if field.name() != DATE && !columns.iter().any(|(name, _)| name == field.name()) {
                 fields.push(Field::new(field.name(), field.data_type().clone(), true));
@@ -240,7 +243,7 @@ pub(super) fn log_store(path: &Path) -> Result<LogStoreRef> {
     let fail = |error| delta_error(path, "opening", error);
     let absolute = std::fs::canonicalize(path)?;
     let url = url::Url::from_directory_path(&absolute)
-        .map_err(|()| Error::config(format!("{} is no usable path", absolute.display())))?;
+        .map_err(|()| Error::config(format!("{} cannot be used as a path", absolute.display())))?;
     let builder = DeltaTableBuilder::from_url(url.clone()).map_err(fail)?;
     #[cfg(test)]
     let builder = match crate::storage::tests::faulty_store::open_faulty(path, true) {
@@ -251,10 +254,11 @@ pub(super) fn log_store(path: &Path) -> Result<LogStoreRef> {
     Ok(table.log_store())
 }
 
-/// Opens the table of `spec`, creates it if it is missing, and adds its new columns.
+/// Opens the table of `spec`. Creates it if it is missing, and adds new columns.
 ///
 /// # Errors
-/// A column whose type changed, another time column, or another Kafka cluster.
+/// [`Kind::Config`] for a column whose type changed or another time column, [`Kind::Recovery`] for
+/// another Kafka cluster, [`Kind::Storage`].
 pub(super) async fn open(
     root: &Path,
     spec: &TableSpec,
@@ -322,7 +326,7 @@ async fn evolve(
             Ok(old) if old.data_type().equals_datatype(field.data_type()) => {}
             Ok(old) => {
                 return Err(Error::config(format!(
-                    "column '{}' of '{}' has another type than in history",
+                    "column '{}' of '{}' has a different type in history",
                     field.name(),
                     spec.name
                 ))
@@ -347,7 +351,7 @@ async fn evolve(
     Ok((store, state))
 }
 
-/// Refuses what would make the table lie: another cluster's offsets, another dating column.
+/// Checks that the table belongs to this cluster and has the time column of `spec`.
 fn check(path: &Path, state: &DeltaTableState, spec: &TableSpec, cluster: &str) -> Result<()> {
     let metadata: &Metadata = state.metadata();
     let properties = metadata.configuration();
@@ -359,14 +363,14 @@ fn check(path: &Path, state: &DeltaTableState, spec: &TableSpec, cluster: &str) 
     let time = spec.time_column();
     if let Some(old) = properties.get(TIME).filter(|old| *old != time) {
         return Err(Error::config(format!(
-            "'{}' is dated by another column than its history",
+            "'{}' has a different time column in history",
             spec.name
         ))
         .detail(format!("history: '{old}', now: '{time}'"))
         .hint(format!("give it a new name, or move {} away", path.display())));
     }
     if metadata.partition_columns().iter().ne([DATE]) {
-        return Err(Error::config(format!("{} is no history table of ours", path.display()))
+        return Err(Error::config(format!("{} is not a Millstream history table", path.display()))
             .hint("use another --data-dir"));
     }
     Ok(())
@@ -377,20 +381,20 @@ fn struct_fields<'a>(fields: impl Iterator<Item = &'a Arc<Field>>) -> Result<Vec
         .map(|field| {
             let converted: Result<StructField, _> = field.as_ref().try_into_kernel();
             converted.map_err(|error| {
-                Error::internal(format!("Delta cannot hold column '{}'", field.name()))
+                Error::internal(format!("Delta cannot store column '{}'", field.name()))
                     .because(error)
             })
         })
         .collect()
 }
 
-/// Everything is nullable in Delta: what a stream promises today it may take back tomorrow, and a
-/// tombstone has a key and nothing else.
+/// Converts a field. Every stored field is nullable, because a later schema may make a column
+/// nullable, and a tombstone contains only a key.
 fn stored_field(field: &Field) -> Result<Field, String> {
     Ok(Field::new(field.name(), stored_type(field.data_type())?, true))
 }
 
-/// The type that Delta has for an engine type; the other way round is a cast that loses nothing.
+/// The Delta type for a type of the engine. The cast back is lossless.
 fn stored_type(engine: &DataType) -> Result<DataType, String> {
     use DataType::*;
     let fields = |fields: &Fields| -> Result<Fields, String> {
@@ -435,7 +439,7 @@ mod tests {
         assert_eq!(stored_type(&dictionary), Ok(DataType::Utf8));
         assert_eq!(stored_type(&DataType::UInt64), Ok(DataType::Decimal128(20, 0)));
         assert!(stored_type(&DataType::Duration(TimeUnit::Second)).is_err());
-        // The types that properties remember are read back from their text.
+        // Types in table properties are parsed from their text.
         for engine in [zone, DataType::UInt64, DataType::Decimal128(10, 2)] {
             assert_eq!(DataType::from_str(&engine.to_string()).unwrap(), engine);
         }

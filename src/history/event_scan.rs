@@ -1,4 +1,4 @@
-//! Events of history again as the stream had them, for replay; and which of them were refused.
+//! Reads the events of a stream from history, for replay, and the rows that were rejected as late.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -30,26 +30,26 @@ pub struct EventScan<'a> {
     pub customer: &'a str,
     /// The stream.
     pub stream: &'a str,
-    /// The columns to give back, in this order and of these types: the stream's, and any of
+    /// The columns to return, with their order and types: columns of the stream, and any of
     /// `_topic`, `_partition`, `_offset`, `_position`.
     pub schema: SchemaRef,
-    /// The stream's event time.
+    /// The event time column of the stream.
     pub time_column: &'a str,
-    /// From this event time on, inclusive.
+    /// The lowest event time, inclusive.
     pub from: Option<Micros>,
-    /// Before this event time.
+    /// The highest event time, exclusive.
     pub to: Option<Micros>,
-    /// In the order of topic, partition, offset and position; otherwise as the files have them,
-    /// in larger batches, which is several times as fast.
+    /// Whether to sort by topic, partition, offset and position. Otherwise rows come in file order
+    /// and in larger batches, which is several times as fast.
     pub ordered: bool,
 }
 
-/// Rows of a batch where no order is asked for.
+/// The number of rows of a batch in file order.
 const LARGE_BATCH: usize = 65_536;
-/// Batches that are read ahead.
+/// The number of batches to read ahead.
 const AHEAD: usize = 2;
 
-/// Reads events. A stream without history has none.
+/// Reads events. A stream without history returns no rows.
 ///
 /// # Errors
 /// [`crate::Kind::Storage`]; [`crate::Kind::Config`] for a column that history does not have.
@@ -63,17 +63,17 @@ pub async fn scan_events(root: &Path, scan: EventScan<'_>) -> Result<SendableRec
     let missing = scan.schema.fields().iter().find(|field| known.index_of(field.name()).is_err());
     if let Some(field) = missing {
         let message = format!("the history of '{}' has no column '{}'", scan.stream, field.name());
-        return Err(Error::config(message).hint("it gets new columns when `millstream run` starts"));
+        return Err(Error::config(message).hint("`millstream run` adds new columns when it starts"));
     }
-    let zone = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+    let utc = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
     let time = || match known.field_with_name(scan.time_column).map(|field| field.data_type()) {
         Ok(DataType::Timestamp(TimeUnit::Microsecond, Some(_))) | Err(_) => ident(scan.time_column),
-        Ok(_) => cast(ident(scan.time_column), zone.clone()),
+        Ok(_) => cast(ident(scan.time_column), utc.clone()),
     };
     let instant = |time| lit(ScalarValue::TimestampMicrosecond(Some(time), Some("UTC".into())));
     let session = match scan.ordered {
         true => session(),
-        false => in_file_order(),
+        false => file_order_session(),
     };
     let mut rows = session.read_table(Arc::new(table))?;
     if let Some(from) = scan.from {
@@ -92,22 +92,24 @@ pub async fn scan_events(root: &Path, scan: EventScan<'_>) -> Result<SendableRec
             _ => cast(ident(field.name()), field.data_type().clone()).alias(field.name()),
         })
         .collect();
-    let stream = ahead(rows.select(columns)?.execute_stream().await?);
-    // History holds every column as nullable; the stream's schema knows better.
+    let stream = read_ahead(rows.select(columns)?.execute_stream().await?);
+    // Every column is nullable in history; restore the schema of the stream.
     let schema = scan.schema;
-    let given = schema.clone();
+    let batch_schema = schema.clone();
     let batches = stream.and_then(move |batch| {
         let columns = batch.columns().to_vec();
-        futures::future::ready(RecordBatch::try_new(given.clone(), columns).map_err(Into::into))
+        futures::future::ready(
+            RecordBatch::try_new(batch_schema.clone(), columns).map_err(Into::into),
+        )
     });
     Ok(Box::pin(datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema, batches)))
 }
 
-/// A row of a stream: topic, partition, offset, position in the record.
+/// The source of a row: topic, partition, offset, position in the record.
 pub type LateRow = (String, i32, i64, i32);
 
-/// The rows of `stream` that `query` refused as late: for each, the start of the first refused
-/// window and the end of the last, once for each time it was refused.
+/// Reads the rows of `stream` that `query` rejected as late. For each row, and for each time that it was
+/// rejected: the start of the first window that rejected it, and the end of the last one.
 ///
 /// # Errors
 /// [`crate::Kind::Storage`].
@@ -144,21 +146,21 @@ pub async fn late_rows(
         let from = batch.column(4).as_primitive::<TimestampMicrosecondType>();
         let to = batch.column(5).as_primitive::<TimestampMicrosecondType>();
         for row in 0..batch.num_rows() {
-            let place = (
+            let late_row = (
                 topics.value(row).to_owned(),
                 partitions.value(row),
                 offsets.value(row),
                 positions.value(row),
             );
-            late.entry(place).or_default().push((from.value(row), to.value(row)));
+            late.entry(late_row).or_default().push((from.value(row), to.value(row)));
         }
     }
     Ok(late)
 }
 
-/// Reads on a task of its own, a little ahead, so that decoding files and what is done with their
-/// rows go on at the same time.
-fn ahead(mut rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+/// Reads a few batches ahead on a separate task, so that decoding runs concurrently with the
+/// processing of the rows.
+fn read_ahead(mut rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
     let mut builder = RecordBatchReceiverStreamBuilder::new(rows.schema(), AHEAD);
     let sender = builder.tx();
     builder.spawn(async move {
@@ -176,8 +178,8 @@ fn session() -> SessionContext {
     SessionContext::new_with_config(table_provider::settings(SessionConfig::new()))
 }
 
-/// A session that reads one file after another, so that rows come in the same order each time.
-fn in_file_order() -> SessionContext {
+/// A session that reads one file after the other, so that the order of rows is deterministic.
+fn file_order_session() -> SessionContext {
     let config = SessionConfig::new().with_target_partitions(1).with_batch_size(LARGE_BATCH);
     SessionContext::new_with_config(table_provider::settings(config))
 }

@@ -6,17 +6,18 @@
 //!  last offset of each partition ─► one `txn` action each ──────┘
 //! ```
 //!
-//! What it promises:
-//! - A row is in a table exactly once. A commit holds the rows and, for each source partition (of a
-//!   topic with an id, in a cluster), the last offset that it contains; on start a [`Writer`] resumes after that offset. The check and
-//!   the commit are made on the same snapshot, and a commit never retries over another's.
-//! - Its commits need no agreement with the pipeline's; each has its own commit point.
+//! **Promises**
+//! - A row is in a table exactly once. A commit contains the rows and the last offset of each source
+//!   partition (identified by cluster, topic, topic id and number); on start a [`Writer`] resumes
+//!   after that offset. The check and the commit use the same snapshot, and a commit is never
+//!   retried on top of the commit of another writer.
+//! - Commits of history are independent of the commits of the pipeline.
 //! - A table is partitioned by the UTC date of one column (`event_date`), sorted inside a file by
-//!   that column, and readable by anything that reads Delta. Instants are stored as UTC; our own
-//!   reader gives them back in the zone of the stream.
-//! - One process rewrites a table at a time ([`compact`]).
+//!   that column, and readable by any Delta reader. Instants are stored as UTC; the reader
+//!   of this module returns them in the zone of the stream.
+//! - At most one process compacts a table at a time ([`compaction`]).
 //!
-//! A table lies at `<data-dir>/history/<customer>/<table>`. `root` is everywhere that
+//! A table is stored in `<data-dir>/history/<customer>/<table>`. In this module `root` is always
 //! `<data-dir>/history`.
 
 pub mod ad_hoc_query;
@@ -54,7 +55,7 @@ pub fn table_path(root: &Path, customer: &str, table: &str) -> PathBuf {
     root.join(customer).join(table)
 }
 
-/// The names of `customer`'s tables that exist, in order.
+/// The names of the existing tables of `customer`, sorted.
 pub fn tables(root: &Path, customer: &str) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(root.join(customer)) else { return Vec::new() };
     let mut names: Vec<String> = entries
@@ -66,7 +67,7 @@ pub fn tables(root: &Path, customer: &str) -> Vec<String> {
     names
 }
 
-/// The names of the customers that have a history, in order.
+/// The names of the customers that have a history, sorted.
 pub fn customers(root: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(root) else { return Vec::new() };
     let mut names: Vec<String> = entries
@@ -78,22 +79,22 @@ pub fn customers(root: &Path) -> Vec<String> {
     names
 }
 
-/// Checks that there is a history under `root`, of any customer, so that a mistyped folder is not
-/// taken for one without rows. A pipeline that has run without a result so far leaves its status.
+/// Checks that `root` contains the history of at least one customer, so that a mistyped folder is an
+/// error and not an empty history. A pipeline that has run without results has a status file.
 ///
 /// # Errors
-/// [`Kind::Config`] if there is none.
+/// [`Kind::Config`] if it does not.
 pub fn check_there(root: &Path) -> crate::Result<()> {
     let has_run = root.parent().is_some_and(|data| data.join("status").is_dir());
     if has_run || customers(root).iter().any(|customer| !tables(root, customer).is_empty()) {
         return Ok(());
     }
     let folder = root.parent().unwrap_or(root);
-    Err(Error::config(format!("there is no history in {}", folder.display()))
-        .hint("check --data-dir; history begins with the first millstream run"))
+    Err(Error::config(format!("no history found in {}", folder.display()))
+        .hint("check --data-dir; the first `millstream run` creates the history"))
 }
 
-/// Says which table a Delta error concerns.
+/// Wraps a Delta error with the operation and the table.
 fn delta_error(table: &Path, what: &str, error: DeltaTableError) -> Error {
     Error::new(Kind::Storage, format!("{what} failed for the history table {}", table.display()))
         .because(error)

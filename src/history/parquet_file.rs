@@ -1,4 +1,4 @@
-//! One Parquet file of one date: sorted by time, encoded, with the statistics that Delta keeps.
+//! Encodes the Parquet file of one date: sorted by time, with the statistics for Delta.
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{interleave_record_batch, max, min};
@@ -18,13 +18,13 @@ use crate::history::delta_table::{DATE, INDEXED, OFFSET};
 use crate::time::{DAY, Micros};
 use crate::{Error, Kind, Result};
 
-/// Rows of a row group: what a query on a time range reads at least.
+/// The number of rows of a row group, the smallest unit that a query on a time range reads.
 const ROW_GROUP_ROWS: usize = 131_072;
-/// How large a dictionary of whole numbers may grow: 8,192 numbers of 64 bits.
+/// The size limit of an integer dictionary: 8,192 numbers of 64 bits.
 const DICTIONARY_BYTES: usize = 64 << 10;
-/// Rows that are gathered at once when rows must be sorted.
+/// The number of rows that one call gathers while rows are sorted.
 const GATHER_ROWS: usize = 32_768;
-/// Dates that Delta's text form of a date can say: years 1 to 9999.
+/// The dates that Delta's text format can represent: years 1 to 9999.
 const DATES: std::ops::RangeInclusive<i64> = -719_162..=2_932_896;
 
 /// The UTC date of an instant, in days since 1970; `None` outside years 1 to 9999.
@@ -33,18 +33,17 @@ pub(super) fn date_of(time: Micros) -> Option<i32> {
     DATES.contains(&day).then(|| i32::try_from(day).ok()).flatten()
 }
 
-/// The text of a partition value.
+/// Formats a date as a partition value.
 pub(super) fn date_text(date: i32) -> Option<String> {
     NaiveDate::from_epoch_days(date).map(|date| date.format("%Y-%m-%d").to_string())
 }
 
-/// How all files are written, of a table dated by the column `time`.
+/// The Parquet settings of all files of a table with the time column `time`.
 ///
-/// Times and offsets ascend, so their differences are small, and no dictionary of them is worth
-/// its while. Other whole numbers are told by differences where a dictionary grows too large: they
-/// are identifiers or times more often than not. Least and greatest values of pages are kept of the
-/// dating column and of offsets only: by all others whole files are skipped, if at all, and Delta's
-/// log has what is needed for that.
+/// Times and offsets ascend, so delta encoding is small and a dictionary does not help. Other integer
+/// columns fall back to delta encoding when their dictionary grows too large, because most of them
+/// are identifiers or times. Only the time column and the offsets have page statistics. Other columns
+/// can skip whole files only, for which the Delta log has the statistics.
 pub(super) fn writer_properties(schema: &Schema, time: &str) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -70,17 +69,17 @@ pub(super) fn writer_properties(schema: &Schema, time: &str) -> WriterProperties
     builder.build()
 }
 
-/// A file that is ready to be stored.
+/// An encoded file.
 pub(super) struct Encoded {
-    /// Its path under the table's folder.
+    /// The path relative to the folder of the table.
     pub path: String,
-    /// Its bytes.
+    /// The content.
     pub bytes: Bytes,
-    /// How Delta is told of it.
+    /// The Delta action that adds the file.
     pub add: Add,
 }
 
-/// Encodes the rows of one date. Blocking.
+/// Encodes the rows of one date. It blocks the calling thread.
 pub(super) fn encode(
     schema: &SchemaRef,
     date: Option<i32>,
@@ -88,7 +87,7 @@ pub(super) fn encode(
     now_ms: i64,
 ) -> Result<Encoded> {
     let times: Vec<&[i64]> = batches.iter().map(|batch| times(batch.column(0))).collect();
-    let fail = |error| Error::new(Kind::Storage, "a Parquet file cannot be written").because(error);
+    let fail = |error| Error::new(Kind::Storage, "cannot encode a Parquet file").because(error);
     let buffer = Vec::with_capacity(1 << 20);
     let properties = Some(writer_properties(schema, schema.field(0).name()));
     let mut writer = ArrowWriter::try_new(buffer, schema.clone(), properties).map_err(fail)?;
@@ -118,12 +117,12 @@ pub(super) fn encode(
     Ok(Encoded { path, bytes, add })
 }
 
-/// The values of a timestamp column; where it is null, whatever lies there.
+/// The values of a timestamp column. The values of null rows are arbitrary.
 pub(super) fn times(column: &ArrayRef) -> &[i64] {
     column.as_primitive::<TimestampMicrosecondType>().values()
 }
 
-/// The indices of batches, those of one partition together, in order of arrival.
+/// The indices of the batches that are not empty, grouped by partition, in order of arrival.
 fn by_partition(batches: &[RecordBatch]) -> Vec<usize> {
     let mut order: Vec<usize> =
         (0..batches.len()).filter(|&index| batches[index].num_rows() > 0).collect();
@@ -134,8 +133,7 @@ fn by_partition(batches: &[RecordBatch]) -> Vec<usize> {
     order
 }
 
-/// (batch, row) in the order of time, and of arrival where the time is the same. `order` is the
-/// order in which the batches are looked at.
+/// Sorts rows, as (batch, row), by time and then by arrival. `order` lists the batches to sort.
 fn sorted(times: &[&[i64]], order: &[usize]) -> Vec<(usize, usize)> {
     let mut rows: Vec<(i64, u32, u32)> =
         Vec::with_capacity(times.iter().map(|times| times.len()).sum());
@@ -143,13 +141,13 @@ fn sorted(times: &[&[i64]], order: &[usize]) -> Vec<(usize, usize)> {
         let index = batch as u32;
         rows.extend((0_u32..).zip(times[batch]).map(|(row, time)| (*time, index, row)));
     }
-    // A partition's rows mostly come in order, and this sort makes use of stretches that do.
+    // Rows of a partition are mostly in order, and this sort is fast for runs that are sorted.
     rows.sort();
     rows.into_iter().map(|(_, batch, row)| (batch as usize, row as usize)).collect()
 }
 
-/// Delta's statistics of the first columns, as JSON. `dated`: all times are in years 1 to 9999,
-/// and so have a text form.
+/// The Delta statistics of the first columns, as JSON. `dated` means that all times are in the years 1
+/// to 9999, so that they have a text format.
 fn statistics(schema: &SchemaRef, dated: bool, batches: &[RecordBatch]) -> Value {
     let (mut low, mut high, mut nulls) = (Map::new(), Map::new(), Map::new());
     for (index, field) in schema.fields().iter().enumerate().take(INDEXED) {
@@ -165,7 +163,7 @@ fn statistics(schema: &SchemaRef, dated: bool, batches: &[RecordBatch]) -> Value
                     values().filter_map(max).max().and_then(instant_text),
                 )
             }
-            // All rows of a batch come from one partition.
+            // All rows of a batch are from one partition.
             1 => {
                 let batches = columns.iter().filter(|column| !column.is_empty());
                 let topics = || batches.clone().map(|column| column.as_string::<i32>().value(0));

@@ -1,12 +1,12 @@
-//! History as SQL tables: one schema a customer.
+//! SQL sessions over history, with one schema per customer.
 //!
 //! `<customer>.<stream>`, `<customer>.<query>`, `<customer>.<stream>_late`,
 //! `<customer>.dead_letters`, the customer's reference tables, and `millstream.watermarks` and
-//! `millstream.windows`. The plain name of a keyed result is the latest row of each key;
-//! `<name>_changes` has every change.
+//! `millstream.windows`. The name of a keyed result selects the latest row of each key;
+//! `<name>_changes` selects every change.
 //!
-//! Tables are opened when a query names them, at their newest snapshot, so a session may be kept
-//! for as long as one likes while a pipeline writes.
+//! Each query opens the newest snapshot of its tables, so a session may stay open while a pipeline
+//! writes.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -32,18 +32,18 @@ use crate::history::table_provider::{self, HistoryTable};
 use crate::history::{table_path, tables};
 use crate::{Error, Result};
 
-/// The name that ends the table of every change of a keyed result.
+/// The suffix of the table with every change of a keyed result.
 const CHANGES: &str = "_changes";
-/// The table of what could not be processed.
+/// The table of dead letters.
 const DEAD_LETTERS: &str = "dead_letters";
-/// What one query may hold in memory; sorts and joins go to disk beyond it.
+/// The memory limit of one session; sorts and joins spill to disk beyond it.
 const QUERY_BYTES: usize = 2 << 30;
 
-/// A session over the history under `root` of the customers of `catalog`. With one customer, its
-/// tables need no qualifier and its zone is the session's.
+/// Creates a session over the history under `root` of the customers of `catalog`. With only one
+/// customer, its schema is the default schema and its time zone is that of the session.
 ///
 /// # Errors
-/// [`crate::Kind::Internal`] only: tables are opened later.
+/// [`crate::Kind::Internal`] only, because tables are opened later.
 pub async fn context(root: &Path, catalog: &Catalog) -> Result<SessionContext> {
     let one = match catalog.customers.as_slice() {
         [one] => Some(one),
@@ -75,7 +75,7 @@ pub async fn context(root: &Path, catalog: &Catalog) -> Result<SessionContext> {
     Ok(context)
 }
 
-/// One customer's tables.
+/// The schema of one customer.
 #[derive(Debug)]
 struct CustomerSchema {
     root: PathBuf,
@@ -115,7 +115,7 @@ impl CustomerSchema {
         }
         if self.customer.query(name).is_some() {
             return Err(Error::sql(format!("'{name}' has no history yet"))
-                .hint("it begins with the query's first result"));
+                .hint("history of a query starts with its first result"));
         }
         Ok(None)
     }
@@ -152,7 +152,7 @@ impl SchemaProvider for CustomerSchema {
     }
 }
 
-/// Dead letters with the columns first that one reads first; all others follow.
+/// A view of the dead letters in which the most important columns are the first ones.
 fn reason_first(letters: HistoryTable) -> Result<Arc<dyn TableProvider>> {
     let schema = letters.schema();
     let first = ["stage", "reason", "column", "value", "key"];
@@ -163,11 +163,10 @@ fn reason_first(letters: HistoryTable) -> Result<Arc<dyn TableProvider>> {
     Ok(SessionContext::new().read_table(Arc::new(letters))?.select(columns)?.into_view())
 }
 
-/// The latest row of each key, if that is not a tombstone; without the columns that say where a
-/// change came from.
+/// A view with the latest row of each key, unless it is a tombstone, and without the source columns.
 fn latest(changes: HistoryTable, key: &[String]) -> Result<Arc<dyn TableProvider>> {
     const RANK: &str = "_rank";
-    let shown: Vec<Expr> = (changes.schema().fields().iter())
+    let columns: Vec<Expr> = (changes.schema().fields().iter())
         .map(|field| field.name().as_str())
         .filter(|name| ![TOPIC, PARTITION, OFFSET, POSITION, DELETED].contains(name))
         .map(ident)
@@ -178,8 +177,8 @@ fn latest(changes: HistoryTable, key: &[String]) -> Result<Arc<dyn TableProvider
         .order_by(newest_first.to_vec())
         .build()?
         .alias(RANK);
-    // Results without tombstones have no such column.
-    let there = match changes.schema().index_of(DELETED) {
+    // Results without tombstones do not have the column.
+    let is_live = match changes.schema().index_of(DELETED) {
         Ok(_) => ident(DELETED).is_not_true(),
         Err(_) => lit(true),
     };
@@ -187,12 +186,12 @@ fn latest(changes: HistoryTable, key: &[String]) -> Result<Arc<dyn TableProvider
         .read_table(Arc::new(changes))?
         .window(vec![rank])?
         .filter(ident(RANK).eq(lit(1_u64)))?
-        .filter(there)?
-        .select(shown)?;
+        .filter(is_live)?
+        .select(columns)?;
     Ok(rows.into_view())
 }
 
-/// A reference table as its file is now, read by DataFusion's own rules for external tables.
+/// Opens the current file of a reference table as a DataFusion external table.
 async fn reference_table(project: &Path, table: &Table) -> Result<Arc<dyn TableProvider>> {
     let path = project.join(&table.location);
     let mut location = path.to_string_lossy().into_owned();
@@ -214,12 +213,12 @@ async fn reference_table(project: &Path, table: &Table) -> Result<Arc<dyn TableP
     let session = SessionContext::new_with_config(config).state();
     let created = ListingTableFactory::new().create(&session, &create).await;
     created.map_err(|error| {
-        Error::config(format!("the table '{}' cannot be read from {}", table.name, path.display()))
+        Error::config(format!("cannot read table '{}' from {}", table.name, path.display()))
             .because(error)
     })
 }
 
-/// The names that a query may use, for hints.
+/// The names of all tables that a query may use, for hints.
 pub(super) fn known_tables(context: &SessionContext) -> Vec<String> {
     let Some(catalog) = context.catalog("history") else { return Vec::new() };
     let default = context.copied_config().options().catalog.default_schema.clone();

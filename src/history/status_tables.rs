@@ -1,4 +1,4 @@
-//! `millstream.watermarks` and `millstream.windows`: what running pipelines say of themselves.
+//! The tables `millstream.watermarks` and `millstream.windows`: the status of running pipelines.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::time::{MAX_TIME, MIN_TIME, Micros};
 const WATERMARKS: &str = "watermarks";
 const WINDOWS: &str = "windows";
 
-/// The schema `millstream`: read from the status files at each query.
+/// The schema `millstream`. Each query reads the status files again.
 #[derive(Debug)]
 pub(super) struct StatusSchema {
     folder: PathBuf,
@@ -26,12 +26,13 @@ pub(super) struct StatusSchema {
 }
 
 impl StatusSchema {
-    /// Status files of `customers` in `folder`; times are shown in `zone`.
+    /// Creates the schema of the status files of `customers` in `folder`, with times in `zone`.
     pub(super) fn new(folder: &Path, customers: Vec<String>, zone: &str) -> Self {
         Self { folder: folder.to_owned(), customers, zone: zone.into() }
     }
 
-    /// A customer whose pipeline never ran, or whose file is being replaced, is left out.
+    /// Reads the status files. A customer without a readable file is left out: its pipeline never ran,
+    /// or it replaces the file at this moment.
     fn read(&self) -> Vec<Status> {
         let file = |customer: &String| self.folder.join(format!("{customer}.json"));
         let texts = self.customers.iter().filter_map(|customer| std::fs::read(file(customer)).ok());

@@ -1,5 +1,5 @@
-//! A history table as DataFusion sees it: the engine's columns and types again, and filters that
-//! reach the files.
+//! The DataFusion table provider of a history table. It returns the columns and types of the engine
+//! and pushes filters down to the files.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -28,7 +28,7 @@ pub(super) struct HistoryTable {
 }
 
 impl HistoryTable {
-    /// The newest snapshot of the table in folder `path`.
+    /// Opens the newest snapshot of the table in the folder `path`.
     pub(super) async fn open(path: &Path) -> Result<Self> {
         let fail = |error| delta_error(path, "reading", error);
         let mut table = DeltaTable::new(delta_table::log_store(path)?);
@@ -38,14 +38,14 @@ impl HistoryTable {
         Ok(Self { delta, description })
     }
 
-    /// The key, for keyed results.
+    /// The key columns of keyed results; `None` for other tables.
     pub(super) fn key(&self) -> Option<&[String]> {
         self.description.key.as_deref()
     }
 }
 
-/// Settings that a query's session needs as well: the types of our schemas (no string views), and
-/// row groups skipped by filters.
+/// Adds the settings that every session over history needs: no string views, because the schemas of
+/// the engine have none, and filter pushdown, which skips row groups.
 pub(super) fn settings(config: SessionConfig) -> SessionConfig {
     config
         .set_bool("datafusion.execution.parquet.pushdown_filters", true)
@@ -68,7 +68,7 @@ impl TableProvider for HistoryTable {
         TableType::Base
     }
 
-    /// Filters skip files and row groups; DataFusion applies them to the rows.
+    /// The scan uses filters to skip files and row groups only; DataFusion applies them to the rows.
     fn supports_filters_pushdown(
         &self,
         filters: &[&Expr],

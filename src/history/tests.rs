@@ -16,11 +16,13 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::catalog::Catalog;
-use crate::telemetry::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
+use crate::telemetry::status::{
+    OpenWindowStatus, PartitionStatus, QueryStatus, Status, StreamStatus,
+};
 use crate::time::{Clock, DAY, HOUR, Micros, SECOND, Window};
 
 const ZONE: &str = "Europe/Helsinki";
-/// 2019-10-26T00:00:00Z, a day before Helsinki's clocks went back.
+/// 2019-10-26T00:00:00Z, a day before the end of summer time in Helsinki.
 const START: Micros = 1_572_048_000_000_000;
 
 fn instant() -> DataType {
@@ -41,7 +43,7 @@ fn spec(extra: &[(&str, DataType)]) -> TableSpec {
     TableSpec::new("customer_a", "positions", &schema(extra), Some("event_time"), None, ZONE)
 }
 
-/// Events at the offsets and times given.
+/// Events with the given offsets and times.
 fn events(rows: impl IntoIterator<Item = (i64, Micros)>) -> RecordBatch {
     let (offsets, times): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     let rooms: Vec<&str> = offsets.iter().map(|o| ["hall", "kitchen"][(o % 2) as usize]).collect();
@@ -57,7 +59,7 @@ fn events(rows: impl IntoIterator<Item = (i64, Micros)>) -> RecordBatch {
     .unwrap()
 }
 
-/// Rows with more columns.
+/// Adds columns to rows.
 fn with<const N: usize>(rows: &RecordBatch, added: [(&str, ArrayRef); N]) -> RecordBatch {
     let schema = rows.schema();
     let names = schema.fields().iter().map(|field| field.name().as_str());
@@ -65,7 +67,7 @@ fn with<const N: usize>(rows: &RecordBatch, added: [(&str, ArrayRef); N]) -> Rec
     RecordBatch::try_from_iter(columns.chain(added)).unwrap()
 }
 
-/// A project with customer_a, whose stream is `positions`.
+/// A project with customer_a and its stream `positions`.
 fn project() -> (TempDir, Catalog) {
     let folder = tempfile::tempdir().unwrap();
     let schema = "SET millstream.timezone = 'Europe/Helsinki';
@@ -88,20 +90,20 @@ async fn writer(root: &Path, spec: TableSpec) -> Writer {
     Writer::open(root, spec, "cluster").await.unwrap()
 }
 
-async fn ask(root: &Path, catalog: &Catalog, sql: &str) -> Vec<RecordBatch> {
+async fn run_query(root: &Path, catalog: &Catalog, sql: &str) -> Vec<RecordBatch> {
     let context = context(root, catalog).await.unwrap();
     run_sql(&context, sql).await.unwrap().try_collect().await.unwrap()
 }
 
 async fn table(root: &Path, catalog: &Catalog, sql: &str) -> String {
-    pretty_format_batches(&ask(root, catalog, sql).await).unwrap().to_string()
+    pretty_format_batches(&run_query(root, catalog, sql).await).unwrap().to_string()
 }
 
 async fn number(root: &Path, catalog: &Catalog, sql: &str) -> i64 {
-    ask(root, catalog, sql).await[0].column(0).as_primitive::<Int64Type>().value(0)
+    run_query(root, catalog, sql).await[0].column(0).as_primitive::<Int64Type>().value(0)
 }
 
-/// How many data files a query reads.
+/// The number of data files that a query reads.
 async fn files_read(root: &Path, catalog: &Catalog, sql: &str) -> usize {
     let context = context(root, catalog).await.unwrap();
     let plan = context.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
@@ -112,18 +114,18 @@ const EXACTLY_ONCE: &str =
     "SELECT count(*) - count(DISTINCT (_topic, _partition, _offset, _position)) FROM positions";
 
 #[tokio::test]
-async fn a_reopened_table_goes_on_where_it_ended() {
+async fn a_reopened_table_resumes_after_its_last_offset() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let mut first = writer(&root, spec(&[])).await;
     assert_eq!(first.position("1084", 0), None);
     first.append("1084", 0, &events((0..100).map(|o| (o, START + o * SECOND))), 100).await.unwrap();
-    // Partition 1 holds tombstones only: a position without rows.
+    // Partition 1 contains only tombstones: an offset without rows.
     first.append("1084", 1, &events([]), 17).await.unwrap();
     let committed = first.commit(START).await.unwrap();
     assert_eq!((committed.rows, committed.files), (100, 1));
     assert_eq!(first.commit(START).await.unwrap(), CommitStats::default());
-    // Never committed, so it is to be read again.
+    // Not committed, so it must be read again.
     first.append("1084", 0, &events([(100, START)]), 101).await.unwrap();
     drop(first);
 
@@ -147,7 +149,7 @@ async fn a_reopened_table_goes_on_where_it_ended() {
 }
 
 #[tokio::test]
-async fn of_two_writers_the_second_to_commit_is_stopped() {
+async fn the_second_of_two_writers_fails_to_commit() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let (mut ours, mut theirs) = (writer(&root, spec(&[])).await, writer(&root, spec(&[])).await);
@@ -188,7 +190,7 @@ async fn columns_may_be_added_but_not_changed() {
     let error = Writer::open(&root, spec(&changed), "cluster").await.err().unwrap();
     assert_eq!(error.kind, Kind::Config);
     assert!(error.to_string().contains("battery"), "{error}");
-    // The first schema again: its rows simply have no value for the newer columns.
+    // The first schema again: its rows have null in the newer columns.
     let mut old = writer(&root, spec(&[])).await;
     old.append("1084", 0, &events([(2, START)]), 3).await.unwrap();
     old.commit(START).await.unwrap();
@@ -198,9 +200,9 @@ async fn columns_may_be_added_but_not_changed() {
     );
 }
 
-/// Numbers of which nearly each is another one, as those of events or of epochs are.
+/// Numbers that are almost all distinct, such as those of events or epochs.
 #[tokio::test]
-async fn numbers_that_ascend_take_little_room() {
+async fn ascending_numbers_compress_well() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let mut writer = writer(&root, spec(&[("number", DataType::Int64)])).await;
@@ -223,13 +225,13 @@ async fn numbers_that_ascend_take_little_room() {
 }
 
 #[tokio::test]
-async fn a_date_that_still_grows_is_sorted_only_when_it_is_quiet() {
+async fn a_growing_date_is_sorted_only_when_it_is_quiet() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let mut writer = writer(&root, spec(&[])).await;
     let backwards = "SELECT count(*) FROM (
         SELECT event_time < lag(event_time) OVER () AS back FROM positions) WHERE back";
-    // Files of no order in time.
+    // Files that are not in time order.
     for commit in 0..90 {
         let row = events([(commit, START + commit * 37 % 90 * SECOND)]);
         writer.append("1084", 0, &row, commit + 1).await.unwrap();
@@ -241,18 +243,18 @@ async fn a_date_that_still_grows_is_sorted_only_when_it_is_quiet() {
 
     writer.append("1084", 0, &events([(90, START)]), 91).await.unwrap();
     writer.commit(START).await.unwrap();
-    // The merged file is of today.
+    // The merged file is new.
     let sorted = writer.compactor().run(Clock::system().now() + HOUR).await.unwrap();
     assert_eq!((sorted.dates, sorted.files_removed, sorted.files_added), (1, 2, 1));
     assert_eq!(number(&root, &catalog, backwards).await, 0);
 }
 
 #[tokio::test]
-async fn compaction_keeps_every_row_and_position() {
+async fn compaction_preserves_every_row_and_offset() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let mut writer = writer(&root, spec(&[])).await;
-    // Known from the checkpoint alone, in the end.
+    // At the end only the checkpoint contains this offset.
     writer.append("1084", 7, &events([]), 3).await.unwrap();
     // Past a checkpoint (every 50 commits); out of order, with fractions of a millisecond.
     for commit in 0..60 {
@@ -266,7 +268,7 @@ async fn compaction_keeps_every_row_and_position() {
     writer.append("1084", 1, &events([]), 5).await.unwrap();
     writer.commit(START).await.unwrap();
     let all = "SELECT count(*), sum(_offset), min(event_time), max(event_time) FROM positions";
-    // Answered from statistics, which hold milliseconds only.
+    // Computed from statistics, which have milliseconds only.
     let newest = "SELECT max(event_time), min(event_time), count(*) FROM positions";
     let before = (table(&root, &catalog, all).await, table(&root, &catalog, newest).await);
     assert!(before.0.contains(".") && before.1.contains("."), "{before:?}");
@@ -274,7 +276,7 @@ async fn compaction_keeps_every_row_and_position() {
     let compactor = writer.compactor();
     assert_eq!(compactor.run(START).await.unwrap().dates, 0, "dates are not quiet yet");
     let files = files_read(&root, &catalog, "SELECT room FROM positions").await;
-    // Of a process that was killed while it sorted.
+    // Left by a process that was killed during a sort.
     let sorting = root.join("customer_a/.positions.sorting");
     std::fs::create_dir_all(sorting.join("datafusion-x")).unwrap();
     std::fs::write(sorting.join("datafusion-x/1"), "rows").unwrap();
@@ -303,7 +305,7 @@ async fn compaction_keeps_every_row_and_position() {
         WHERE event_time < TIMESTAMP '2019-10-27T00:00:00Z') WHERE back";
     assert_eq!(number(&root, &catalog, order).await, 0, "sorted inside the file");
 
-    // The writer goes on after it, and so does the next one.
+    // This writer and the next one continue after the compaction.
     writer.append("1084", 0, &events([(1200, START)]), 1201).await.unwrap();
     writer.commit(START).await.unwrap();
     drop(writer);
@@ -314,18 +316,18 @@ async fn compaction_keeps_every_row_and_position() {
     );
     let reports = compact_all(&root, &[], true).await.unwrap();
     assert_eq!(reports[0].compacted.dates, 1);
-    let said = reports[0].to_string();
+    let report = reports[0].to_string();
     assert!(
-        said.starts_with("customer_a.positions: 2 files (")
-            && said.contains(" kB) of 1 date merged into 1 (")
-            && said.ends_with(" kB); no file is old enough to delete"),
-        "{said}"
+        report.starts_with("customer_a.positions: 2 files (")
+            && report.contains(" kB) of 1 date merged into 1 (")
+            && report.ends_with(" kB); no file is old enough to delete"),
+        "{report}"
     );
     assert_eq!(number(&root, &catalog, "SELECT count(*) FROM positions").await, 1201);
 }
 
 #[tokio::test]
-async fn vacuum_deletes_what_a_killed_process_left_behind_a_day_ago() {
+async fn vacuum_deletes_day_old_files_of_a_killed_process() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let mut writer = writer(&root, spec(&[])).await;
@@ -364,7 +366,7 @@ async fn vacuum_deletes_what_a_killed_process_left_behind_a_day_ago() {
 }
 
 #[tokio::test]
-async fn a_compaction_beside_appends_costs_nothing_but_another_look() {
+async fn a_compaction_during_appends_only_causes_a_reload() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let mut writer = writer(&root, spec(&[])).await;
@@ -373,7 +375,7 @@ async fn a_compaction_beside_appends_costs_nothing_but_another_look() {
         writer.commit(START).await.unwrap();
     }
     writer.append("1084", 0, &events([(3, START)]), 4).await.unwrap();
-    // As `millstream compact` does it in another process.
+    // As `millstream compact` does in another process.
     assert_eq!(
         compact_all(&root, &["customer_a".into()], false).await.unwrap()[0].compacted.dates,
         1
@@ -384,11 +386,11 @@ async fn a_compaction_beside_appends_costs_nothing_but_another_look() {
     let lock = std::fs::File::create(root.join("customer_a/.positions.lock")).unwrap();
     lock.lock().unwrap();
     let error = compact_all(&root, &[], false).await.unwrap_err();
-    assert!(error.to_string().contains("being rewritten"), "{error}");
+    assert!(error.to_string().contains("another process compacts"), "{error}");
 }
 
 #[tokio::test]
-async fn the_plain_name_of_a_keyed_result_is_the_latest_row_of_each_key() {
+async fn the_name_of_a_keyed_result_selects_the_latest_row_of_each_key() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let fields = vec![
@@ -435,7 +437,7 @@ async fn the_plain_name_of_a_keyed_result_is_the_latest_row_of_each_key() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_shows_its_reason_first_and_all_its_columns() {
+async fn dead_letters_have_the_reason_first_and_all_columns() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let text = |name: &str| Field::new(name, DataType::Utf8, true);
@@ -445,7 +447,7 @@ async fn a_dead_letter_shows_its_reason_first_and_all_its_columns() {
     writer(&root, spec).await.commit(START).await.unwrap();
     let sql = "SELECT column_name FROM information_schema.columns
         WHERE table_schema = 'customer_a' AND table_name = 'dead_letters' ORDER BY ordinal_position";
-    let names = ask(&root, &catalog, sql).await;
+    let names = run_query(&root, &catalog, sql).await;
     let names: Vec<_> = (names.iter())
         .flat_map(|batch| batch.column(0).as_string::<i32>().iter().flatten().map(str::to_owned))
         .collect();
@@ -457,7 +459,7 @@ async fn a_dead_letter_shows_its_reason_first_and_all_its_columns() {
 }
 
 #[tokio::test]
-async fn local_time_survives_the_hour_that_comes_twice() {
+async fn local_time_is_correct_in_the_repeated_hour() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let mut writer = writer(&root, spec(&[])).await;
@@ -490,8 +492,8 @@ async fn local_time_survives_the_hour_that_comes_twice() {
     );
 }
 
-/// Rows with a text that may be null, in files whose dictionaries differ.
-async fn noted(root: &Path) {
+/// Writes rows with a nullable text column, in files with different dictionaries.
+async fn write_notes(root: &Path) {
     let spec = spec(&[("note", DataType::Utf8)]);
     let mut writer = writer(root, spec).await;
     for file in 0..3 {
@@ -514,16 +516,16 @@ async fn noted(root: &Path) {
 }
 
 #[tokio::test]
-async fn the_questions_of_the_documents_are_answered() {
+async fn the_queries_of_the_documentation_return_results() {
     let (folder, catalog) = project();
     let root = root(&folder);
-    noted(&root).await;
+    write_notes(&root).await;
     let text = include_str!("../../docs/sql.md");
     let (_, section) = text.split_once("### Questions to events").unwrap();
     let questions = section.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let mut rows = Vec::new();
     for question in questions {
-        let answer = ask(&root, &catalog, question).await;
+        let answer = run_query(&root, &catalog, question).await;
         rows.push(answer.iter().map(RecordBatch::num_rows).sum::<usize>());
     }
     // Seven persons; two rooms in the one hour; one of the persons is seen 43 times.
@@ -553,7 +555,7 @@ async fn queries_on_event_time_skip_files() {
         count("event_time BETWEEN '2019-10-27T23:00:00Z' AND '2019-10-28T00:00:00Z'").await,
         (2, 2)
     );
-    // A local day lies in two UTC dates; one more on each side cannot be excluded.
+    // A local day overlaps two UTC dates; one more date on each side cannot be excluded.
     assert_eq!(count("CAST(event_time AS DATE) = DATE '2019-10-30'").await, (3, 24));
     assert_eq!(
         count("event_time > '2019-10-28T00:00:00Z' AND room = 'hall' AND _offset < 60").await,
@@ -566,7 +568,7 @@ async fn queries_on_event_time_skip_files() {
 }
 
 #[tokio::test]
-async fn absurd_times_stop_nothing() {
+async fn extreme_times_do_not_fail() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let mut writer = writer(&root, spec(&[])).await;
@@ -590,7 +592,7 @@ async fn absurd_times_stop_nothing() {
 }
 
 #[tokio::test]
-async fn questions_may_be_asked_before_during_and_after() {
+async fn queries_work_before_during_and_after_a_run() {
     let (folder, catalog) = project();
     let root = root(&folder);
     assert_eq!(
@@ -611,7 +613,7 @@ async fn questions_may_be_asked_before_during_and_after() {
 }
 
 #[tokio::test]
-async fn errors_point_at_the_word() {
+async fn errors_point_at_the_wrong_word() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let context = context(&root, &catalog).await.unwrap();
@@ -639,7 +641,7 @@ async fn errors_point_at_the_word() {
 }
 
 #[tokio::test]
-async fn mistakes_in_questions_are_plain() {
+async fn mistakes_in_queries_have_clear_errors() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let mut writer = writer(&root, spec(&[])).await;
@@ -718,7 +720,7 @@ async fn mistakes_in_questions_are_plain() {
 }
 
 #[tokio::test]
-async fn a_table_without_its_customer_is_told_with_it() {
+async fn the_hint_for_an_unqualified_table_qualifies_it() {
     let (folder, _) = project();
     let schema = "CREATE STREAM visits (t TIMESTAMP, WATERMARK FOR t AS t) WITH (topics = '2');";
     std::fs::write(folder.path().join("schemas/customer_b.sql"), schema).unwrap();
@@ -729,9 +731,9 @@ async fn a_table_without_its_customer_is_told_with_it() {
 }
 
 #[tokio::test]
-async fn lists_of_tables_are_in_order() {
+async fn lists_of_tables_are_sorted() {
     let (folder, catalog) = project();
-    let rows = ask(&root(&folder), &catalog, "SHOW TABLES").await;
+    let rows = run_query(&root(&folder), &catalog, "SHOW TABLES").await;
     let names: Vec<String> = (rows.iter())
         .flat_map(|rows| {
             let names = [1, 2]
@@ -746,12 +748,12 @@ async fn lists_of_tables_are_in_order() {
 }
 
 #[tokio::test]
-async fn a_folder_without_any_history_is_told_from_one_without_rows() {
+async fn a_missing_history_differs_from_an_empty_one() {
     let (folder, _) = project();
     let root = root(&folder);
     let error = check_there(&root).unwrap_err();
     assert_eq!(error.kind, crate::Kind::Config);
-    assert!(error.to_string().contains("there is no history in") && error.hint.is_some());
+    assert!(error.to_string().contains("no history found in") && error.hint.is_some());
     drop(writer(&root, spec(&[])).await);
     let ran = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(ran.path().join("status")).unwrap();
@@ -759,7 +761,7 @@ async fn a_folder_without_any_history_is_told_from_one_without_rows() {
 }
 
 #[tokio::test]
-async fn events_come_back_as_the_stream_had_them() {
+async fn events_are_read_with_the_schema_of_the_stream() {
     let (folder, _) = project();
     let root = root(&folder);
     let spec = spec(&[]);
@@ -794,7 +796,7 @@ async fn events_come_back_as_the_stream_had_them() {
 }
 
 #[tokio::test]
-async fn late_rows_say_where_they_came_from() {
+async fn late_rows_have_their_source() {
     let (folder, _) = project();
     let root = root(&folder);
     let mut fields: Vec<Field> = schema(&[]).fields().iter().map(|f| f.as_ref().clone()).collect();
@@ -836,7 +838,7 @@ async fn late_rows_say_where_they_came_from() {
 }
 
 #[tokio::test]
-async fn running_pipelines_say_why_there_is_no_result_yet() {
+async fn status_tables_show_why_a_window_is_open() {
     let (folder, catalog) = project();
     let root = root(&folder);
     let empty = "SELECT count(*) FROM millstream.watermarks";
@@ -848,7 +850,7 @@ async fn running_pipelines_say_why_there_is_no_result_yet() {
         position: 2,
         ..Default::default()
     };
-    let open = OpenWindow {
+    let open = OpenWindowStatus {
         window: Window { start: START, end: START + DAY },
         held_by: Some("1084/0".into()),
         held_at: Some(START),
@@ -882,7 +884,7 @@ async fn running_pipelines_say_why_there_is_no_result_yet() {
     );
 }
 
-/// Run with `--ignored --nocapture`: how fast rows get into history.
+/// Measures the append rate of history. Run with `--ignored --nocapture`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn measure_append_and_commit() {

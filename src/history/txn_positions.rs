@@ -1,5 +1,5 @@
-//! Which application ids a table's log knows: deltalake reads the version of one that is named,
-//! but has no list of them.
+//! Lists the application ids in a table's log. deltalake reads the version of a given application id,
+//! but does not list the ids.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,14 +23,14 @@ pub(super) async fn app_ids(
     state: &DeltaTableState,
 ) -> Result<BTreeSet<String>> {
     let fail = |error: object_store::Error| {
-        Error::new(Kind::Storage, format!("the log of {} cannot be read", table.display()))
+        Error::new(Kind::Storage, format!("cannot read the Delta log of {}", table.display()))
             .because(error)
     };
     let objects = store.object_store(None);
     let folder = StorePath::from("_delta_log");
     let files: Vec<_> = objects.list(Some(&folder)).try_collect().await.map_err(fail)?;
     let newest = state.version();
-    let of = |suffix: &str| {
+    let files_with = |suffix: &str| {
         let mut found: Vec<(u64, StorePath)> = (files.iter())
             .filter_map(|file| {
                 Some((version(file.location.filename()?, suffix)?, file.location.clone()))
@@ -41,13 +41,13 @@ pub(super) async fn app_ids(
         found
     };
     let mut ids = BTreeSet::new();
-    let checkpoint = of(".checkpoint.parquet").pop();
+    let checkpoint = files_with(".checkpoint.parquet").pop();
     if let Some((_, path)) = &checkpoint {
         let bytes = objects.get(path).await.map_err(fail)?.bytes().await.map_err(fail)?;
-        from_checkpoint(bytes, &mut ids)?;
+        read_checkpoint(bytes, &mut ids)?;
     }
     let after = checkpoint.map_or(0, |(version, _)| version);
-    for (_, path) in of(".json").into_iter().filter(|&(version, _)| version >= after) {
+    for (_, path) in files_with(".json").into_iter().filter(|&(version, _)| version >= after) {
         let bytes = objects.get(&path).await.map_err(fail)?.bytes().await.map_err(fail)?;
         for line in bytes.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"{\"txn\""))
         {
@@ -59,15 +59,15 @@ pub(super) async fn app_ids(
     Ok(ids)
 }
 
-/// `00000000000000000012.json` -> 12.
+/// Parses the version of a log file: `00000000000000000012.json` is 12.
 fn version(name: &str, suffix: &str) -> Option<u64> {
     let digits = name.strip_suffix(suffix)?;
     (digits.len() == 20).then(|| digits.parse().ok()).flatten()
 }
 
-fn from_checkpoint(bytes: Bytes, ids: &mut BTreeSet<String>) -> Result<()> {
-    let fail =
-        |error| Error::new(Kind::Storage, "a Delta checkpoint cannot be read").because(error);
+/// Adds the application ids of a checkpoint file to `ids`.
+fn read_checkpoint(bytes: Bytes, ids: &mut BTreeSet<String>) -> Result<()> {
+    let fail = |error| Error::new(Kind::Storage, "cannot read a Delta checkpoint").because(error);
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(fail)?;
     let columns = ProjectionMask::columns(builder.parquet_schema(), ["txn.appId"]);
     for batch in builder.with_projection(columns).build().map_err(fail)? {

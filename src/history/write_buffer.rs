@@ -1,4 +1,4 @@
-//! Rows that wait for a commit, by date, in the columns of the files.
+//! The buffer of rows that are not committed yet, by date, with the columns of the files.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::history::delta_table::{DELETED, OFFSET, PARTITION, POSITION, TOPIC};
 use crate::history::parquet_file;
 use crate::{Error, Result};
 
-/// Rows by date. What it holds is shared with whoever made the batches, where nothing had to be
-/// cast or split.
+/// Buffers rows by date. It shares the arrays of the appended batches where no cast or split is
+/// necessary.
 pub(super) struct WriteBuffer {
     schema: SchemaRef,
     dates: BTreeMap<Option<i32>, Vec<RecordBatch>>,
@@ -23,7 +23,7 @@ pub(super) struct WriteBuffer {
 }
 
 impl WriteBuffer {
-    /// An empty buffer for files of `schema`.
+    /// Creates an empty buffer for files with the columns of `schema`.
     pub(super) fn new(schema: SchemaRef) -> Self {
         Self { schema, dates: BTreeMap::new(), bytes: 0 }
     }
@@ -33,12 +33,12 @@ impl WriteBuffer {
         &self.schema
     }
 
-    /// Bytes of the rows.
+    /// The size of the rows in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// How many rows there are.
+    /// The number of rows.
     pub(super) fn rows(&self) -> usize {
         self.dates.values().flatten().map(RecordBatch::num_rows).sum()
     }
@@ -48,23 +48,23 @@ impl WriteBuffer {
         self.dates.iter().map(|(date, rows)| (*date, rows.clone())).collect()
     }
 
-    /// Forgets all rows.
+    /// Removes all rows.
     pub(super) fn clear(&mut self) {
         self.dates.clear();
         self.bytes = 0;
     }
 
-    /// The batch in the columns of the files: cast, reordered, and filled in where columns that
-    /// may be left out are.
-    pub(super) fn stored(
+    /// Converts a batch to the columns of the files: casts and reorders its columns, and fills in the
+    /// optional ones.
+    pub(super) fn to_stored(
         &self,
         topic: &str,
         partition: i32,
         batch: &RecordBatch,
     ) -> Result<RecordBatch> {
         let rows = batch.num_rows();
-        // Only absurd values do not fit (seconds that overflow microseconds); they become null
-        // rather than stop the rows around them.
+        // Only extreme values cannot be cast (seconds that overflow microseconds). They become null,
+        // so that the other rows are stored.
         let options = CastOptions { safe: true, ..CastOptions::default() };
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.schema.fields().len());
         for field in self.schema.fields() {
@@ -86,7 +86,7 @@ impl WriteBuffer {
         Ok(RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?)
     }
 
-    /// Puts rows to their dates; without a copy where all have the same one.
+    /// Adds rows to their dates. Does not copy rows that all have the same date.
     pub(super) fn add(&mut self, rows: RecordBatch) -> Result<()> {
         let column = rows.column(0);
         let date = |row: usize| match column.is_null(row) {
@@ -96,7 +96,7 @@ impl WriteBuffer {
         let mut by_date: BTreeMap<Option<i32>, Vec<u32>> = BTreeMap::new();
         let first = date(0);
         if (1..rows.num_rows()).all(|row| date(row) == first) {
-            self.hold(first, rows);
+            self.push(first, rows);
             return Ok(());
         }
         for row in 0..rows.num_rows() {
@@ -105,12 +105,12 @@ impl WriteBuffer {
         }
         for (date, indices) in by_date {
             let taken = take_record_batch(&rows, &UInt32Array::from(indices))?;
-            self.hold(date, taken);
+            self.push(date, taken);
         }
         Ok(())
     }
 
-    fn hold(&mut self, date: Option<i32>, rows: RecordBatch) {
+    fn push(&mut self, date: Option<i32>, rows: RecordBatch) {
         self.bytes += (rows.columns().iter())
             .map(|c| {
                 c.to_data().get_slice_memory_size().unwrap_or_else(|_| c.get_array_memory_size())

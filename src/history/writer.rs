@@ -242,7 +242,7 @@ impl Writer {
             return Err(self.out_of_order(topic, partition, next_offset, known.next));
         }
         if batch.num_rows() > 0 {
-            let rows = self.buffer.stored(topic, partition, batch)?;
+            let rows = self.buffer.to_stored(topic, partition, batch)?;
             let offsets = rows.column(3).as_primitive::<Int64Type>();
             let first = min(offsets).unwrap_or(known.next);
             let last = max(offsets).unwrap_or(first);

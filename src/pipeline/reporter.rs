@@ -13,7 +13,9 @@ use crate::pipeline::engine::{Engine, EngineOutput};
 use crate::pipeline::partition_discovery::PendingRequest;
 use crate::planner::Input;
 use crate::sink::headers;
-use crate::telemetry::status::{OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus};
+use crate::telemetry::status::{
+    OpenWindowStatus, PartitionStatus, QueryStatus, Status, StreamStatus,
+};
 use crate::telemetry::{Metrics, StatusBoard};
 use crate::time::{Clock, Micros, Window};
 use crate::time::{MAX_TIME, SECOND};
@@ -167,7 +169,7 @@ impl Reporter {
         let status = Status {
             history_waits_since: waits.into_iter().flatten().min(),
             snapshot_at: self.snapshot_at,
-            kafka_says: pending.error,
+            kafka_error: pending.error,
             kafka_waits_since: pending.since.map(|since| {
                 let waited = Micros::try_from(since.elapsed().as_micros()).unwrap_or(Micros::MAX);
                 self.clock.now().saturating_sub(waited)
@@ -239,7 +241,7 @@ pub fn stream_status(
 }
 
 /// The oldest open windows, each with the reason why it is open.
-fn open_windows(engine: &Engine, input: &Input, windows: &[Window]) -> Vec<OpenWindow> {
+fn open_windows(engine: &Engine, input: &Input, windows: &[Window]) -> Vec<OpenWindowStatus> {
     let Input::Stream(stream) = input else { return Vec::new() };
     let Some(stage) = engine.streams().get(stream) else { return Vec::new() };
     windows
@@ -248,7 +250,7 @@ fn open_windows(engine: &Engine, input: &Input, windows: &[Window]) -> Vec<OpenW
         .map(|window| {
             let why = stage.blocking_partition(window.end);
             let zone = engine.customer.zone;
-            OpenWindow {
+            OpenWindowStatus {
                 window: *window,
                 held_by: why.as_ref().map(|w| w.partition.to_string()),
                 held_at: why.as_ref().and_then(|w| to_status(w.watermark)),

@@ -1,7 +1,7 @@
 //! The HTTP endpoint: `/metrics`, `/healthz`, `/readyz`, `/status` and a page that shows it.
 //!
-//! It reads what pipelines publish and never asks them for anything, so a slow client costs a
-//! pipeline nothing. It has no authentication: it listens on 127.0.0.1 unless told otherwise.
+//! The endpoint reads the status that pipelines publish and never calls a pipeline, so a slow client
+//! cannot delay one. It has no authentication and listens on 127.0.0.1 by default.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,18 +20,19 @@ use crate::telemetry::metrics::{self, Metrics};
 use crate::telemetry::status::{Status, StatusBoard};
 use crate::time::{Clock, MINUTE, Micros, SECOND};
 
-/// A status older than this is no sign of life: pipelines publish about once a second.
+/// A pipeline whose status is older than this is not ready: pipelines publish about once a second.
 const STALE_US: Micros = 15 * SECOND;
-/// Kafka answers within milliseconds; a transaction that waits for a disk may take a second.
+/// A Kafka request that is pending for longer than this means not ready. Kafka responds within
+/// milliseconds; a transaction that waits for a disk may take a second.
 const KAFKA_US: Micros = 5 * SECOND;
-/// History commits every 10 s; a row that waits six times as long is stuck.
+/// A row that history has not committed for this long means not ready: history commits every 10 s.
 const HISTORY_US: Micros = MINUTE;
-/// Recovery runs again what came after the newest snapshot: this much of it is too much.
+/// A newest snapshot older than this means not ready, because recovery replays everything since.
 const SNAPSHOT_US: Micros = 30 * MINUTE;
 
-/// What the endpoint shows.
+/// The data that the endpoint serves.
 #[derive(Debug, Clone)]
-struct Shown {
+struct Endpoint {
     metrics: Arc<Metrics>,
     board: StatusBoard,
     clock: Clock,
@@ -45,32 +46,32 @@ pub struct Server {
     task: JoinHandle<()>,
 }
 
-/// Binds `address` (port 0: any free one) and serves from now on.
+/// Binds `address` (port 0 selects a free port) and starts serving.
 ///
 /// # Errors
-/// An address that cannot be bound.
+/// [`Kind::Config`] if the address cannot be bound.
 pub async fn start(
     address: SocketAddr,
     metrics: Arc<Metrics>,
     board: StatusBoard,
 ) -> Result<Server> {
-    serve(address, Shown { metrics, board, clock: Clock::system() }).await
+    serve(address, Endpoint { metrics, board, clock: Clock::system() }).await
 }
 
-async fn serve(address: SocketAddr, shown: Shown) -> Result<Server> {
-    let taken = |cause: std::io::Error| {
+async fn serve(address: SocketAddr, endpoint: Endpoint) -> Result<Server> {
+    let cannot_bind = |cause: std::io::Error| {
         Error::new(Kind::Config, format!("the HTTP endpoint cannot listen on {address}"))
             .because(cause)
-            .hint("give a free address, as in --http 127.0.0.1:9465")
+            .hint("choose a free address, for example --http 127.0.0.1:9465")
     };
-    let listener = TcpListener::bind(address).await.map_err(taken)?;
-    let address = listener.local_addr().map_err(taken)?;
+    let listener = TcpListener::bind(address).await.map_err(cannot_bind)?;
+    let address = listener.local_addr().map_err(cannot_bind)?;
     let (stop, mut stopping) = watch::channel(false);
     let stopped = async move {
-        // An error means that the sender is gone: stop as well.
+        // An error means that the sender was dropped, which also stops the server.
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    let serve = axum::serve(listener, routes(shown)).with_graceful_shutdown(stopped);
+    let serve = axum::serve(listener, routes(endpoint)).with_graceful_shutdown(stopped);
     let task = tokio::spawn(async move {
         if let Err(error) = serve.await {
             tracing::error!("the HTTP endpoint failed: {error}");
@@ -80,48 +81,48 @@ async fn serve(address: SocketAddr, shown: Shown) -> Result<Server> {
 }
 
 impl Server {
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Lets open requests finish, for two seconds at most, and closes the port.
+    /// Closes the port. Waits at most two seconds for open requests.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        let patience = std::time::Duration::from_secs(2);
-        if tokio::time::timeout(patience, &mut self.task).await.is_err() {
+        let timeout = std::time::Duration::from_secs(2);
+        if tokio::time::timeout(timeout, &mut self.task).await.is_err() {
             self.task.abort();
         }
     }
 }
 
-fn routes(shown: Shown) -> Router {
+fn routes(endpoint: Endpoint) -> Router {
     Router::new()
         .route("/", get(|| async { Html(include_str!("status.html")) }))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(scrape))
         .route("/status", get(status))
-        .with_state(Arc::new(shown))
+        .with_state(Arc::new(endpoint))
 }
 
-async fn scrape(State(shown): State<Arc<Shown>>) -> Response {
-    match shown.metrics.render() {
+async fn scrape(State(endpoint): State<Arc<Endpoint>>) -> Response {
+    match endpoint.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
-async fn ready(State(shown): State<Arc<Shown>>) -> (StatusCode, String) {
-    let missing = unready(&shown);
-    match missing.is_empty() {
+async fn ready(State(endpoint): State<Arc<Endpoint>>) -> (StatusCode, String) {
+    let reasons = unready_reasons(&endpoint);
+    match reasons.is_empty() {
         true => (StatusCode::OK, "ready\n".to_owned()),
-        false => (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
     }
 }
 
-async fn status(State(shown): State<Arc<Shown>>) -> Response {
-    let all: Vec<Arc<Status>> = shown.board.all();
+async fn status(State(endpoint): State<Arc<Endpoint>>) -> Response {
+    let all: Vec<Arc<Status>> = endpoint.board.all();
     let all: Vec<&Status> = all.iter().map(AsRef::as_ref).collect();
     match serde_json::to_vec(&all) {
         Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
@@ -129,37 +130,38 @@ async fn status(State(shown): State<Arc<Shown>>) -> Response {
     }
 }
 
-/// What keeps this process from being ready, one sentence each.
-fn unready(shown: &Shown) -> Vec<String> {
-    let now = shown.clock.now();
-    let statuses = shown.board.all();
-    let mut missing: Vec<String> = shown
+/// The reasons why this process is not ready, one line each.
+fn unready_reasons(endpoint: &Endpoint) -> Vec<String> {
+    let now = endpoint.clock.now();
+    let statuses = endpoint.board.all();
+    let mut reasons: Vec<String> = endpoint
         .board
         .missing()
         .iter()
         .map(|customer| format!("{customer}: the pipeline has not started yet"))
         .collect();
-    if statuses.is_empty() && missing.is_empty() {
-        missing.push("no pipeline has started yet".to_owned());
+    if statuses.is_empty() && reasons.is_empty() {
+        reasons.push("no pipeline has started yet".to_owned());
     }
-    let unwell = |status: &Arc<Status>| {
-        Some(format!("{}: {}", status.customer, unready_pipeline(status, now)?))
+    let reason = |status: &Arc<Status>| {
+        Some(format!("{}: {}", status.customer, unready_reason(status, now)?))
     };
-    missing.extend(statuses.iter().filter_map(unwell));
-    missing
+    reasons.extend(statuses.iter().filter_map(reason));
+    reasons
 }
 
-fn unready_pipeline(status: &Status, now: Micros) -> Option<String> {
+fn unready_reason(status: &Status, now: Micros) -> Option<String> {
     let seconds = |since: Micros| (now - since) / SECOND;
     if let Some(error) = &status.failed {
         return Some(format!("the pipeline failed: {error}"));
     }
     if now - status.at > STALE_US {
-        return Some(format!("the pipeline has said nothing for {} s", seconds(status.at)));
+        return Some(format!("the pipeline has published no status for {} s", seconds(status.at)));
     }
     if let Some(since) = status.kafka_waits_since.filter(|since| now - since > KAFKA_US) {
-        let why = status.kafka_says.as_ref().map_or_else(String::new, |why| format!(": {why}"));
-        return Some(format!("Kafka has not answered for {} s{why}", seconds(since)));
+        let cause =
+            status.kafka_error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        return Some(format!("Kafka has not responded for {} s{cause}", seconds(since)));
     }
     if let Some(since) = status.history_waits_since.filter(|since| now - since > HISTORY_US) {
         return Some(format!("history has not committed for {} s", seconds(since)));
@@ -180,32 +182,32 @@ mod tests {
         let mut stream = TcpStream::connect(server.address()).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
     #[tokio::test]
-    async fn every_page_answers() {
-        let shown = Shown {
+    async fn every_path_returns_its_content() {
+        let endpoint = Endpoint {
             metrics: Arc::new(Metrics::new().unwrap()),
             board: StatusBoard::default(),
             clock: Clock::manual(100 * SECOND),
         };
-        shown.metrics.sink("a", "history.positions").inc();
-        let server = serve(SocketAddr::from(([127, 0, 0, 1], 0)), shown.clone()).await.unwrap();
+        endpoint.metrics.sink("a", "history.positions").inc();
+        let server = serve(SocketAddr::from(([127, 0, 0, 1], 0)), endpoint.clone()).await.unwrap();
         assert_eq!(
             get(&server, "/readyz").await,
             (503, "no pipeline has started yet\n".to_owned())
         );
-        shown.board.expect(["a"]);
+        endpoint.board.expect(["a"]);
         assert_eq!(get(&server, "/healthz").await, (200, "alive\n".to_owned()));
         assert_eq!(
             get(&server, "/readyz").await,
             (503, "a: the pipeline has not started yet\n".to_owned())
         );
-        shown.board.publish(Status {
+        endpoint.board.publish(Status {
             customer: "a".to_owned(),
             at: 99 * SECOND,
             epoch: 7,
@@ -220,14 +222,14 @@ mod tests {
         assert_eq!(get(&server, "/nothing").await.0, 404);
 
         let address = server.address();
-        let error = serve(address, shown).await.unwrap_err().to_string();
+        let error = serve(address, endpoint).await.unwrap_err().to_string();
         assert!(error.contains(&format!("cannot listen on {address}")), "{error}");
         server.stop().await;
         assert!(TcpStream::connect(address).await.is_err());
     }
 
     #[test]
-    fn a_pipeline_is_ready_while_it_lives_and_keeps_up() {
+    fn a_pipeline_is_ready_while_it_publishes_and_keeps_up() {
         let now = 10_000 * SECOND;
         let good = Status {
             at: now - SECOND,
@@ -236,16 +238,16 @@ mod tests {
             kafka_waits_since: Some(now - SECOND),
             ..Status::default()
         };
-        assert_eq!(unready_pipeline(&good, now), None);
+        assert_eq!(unready_reason(&good, now), None);
         for (status, why) in [
             (
                 Status { failed: Some("fenced".to_owned()), ..good.clone() },
                 "the pipeline failed: fenced",
             ),
-            (Status { at: now - 16 * SECOND, ..good.clone() }, "said nothing for 16 s"),
+            (Status { at: now - 16 * SECOND, ..good.clone() }, "published no status for 16 s"),
             (
                 Status { kafka_waits_since: Some(now - 6 * SECOND), ..good.clone() },
-                "Kafka has not answered for 6 s",
+                "Kafka has not responded for 6 s",
             ),
             (
                 Status { history_waits_since: Some(now - 61 * SECOND), ..good.clone() },
@@ -256,7 +258,7 @@ mod tests {
                 "no snapshot for 1860 s",
             ),
         ] {
-            assert!(unready_pipeline(&status, now).unwrap().contains(why));
+            assert!(unready_reason(&status, now).unwrap().contains(why));
         }
     }
 }

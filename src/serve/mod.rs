@@ -1,3 +1,3 @@
-//! HTTP: metrics, health, readiness and the status page.
+//! The HTTP server for metrics, liveness, readiness and the status page.
 
 pub mod http;

@@ -1,7 +1,7 @@
-//! What Prometheus scrapes: one registry a process.
+//! Prometheus metrics: one registry per process.
 //!
-//! Pipelines count once an epoch and set gauges from their status, never once a row; so looking
-//! labels up at each call costs nothing that shows.
+//! Pipelines add to counters once per epoch and set gauges from their status, never per row, so the
+//! cost of looking up labels at each call is negligible.
 
 use std::time::Duration;
 
@@ -14,32 +14,25 @@ use crate::error::{Error, Result};
 use crate::telemetry::status::{PartitionStatus, QueryStatus, Status, StreamStatus};
 use crate::time::{MAX_TIME, MIN_TIME, Micros, SECOND};
 
-/// Content type of [`Metrics::render`].
+/// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Every metric of the process. Clones share the registry.
+/// All metrics of the process. Clones share the registry.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
+    customer: CustomerMetrics,
+    stream: StreamMetrics,
+    partition: PartitionMetrics,
+    query: QueryMetrics,
+}
+
+/// The metrics of a customer's pipeline.
+#[derive(Debug, Clone)]
+struct CustomerMetrics {
     rows: IntCounterVec,
     bytes: IntCounterVec,
-    stream_rows: IntCounterVec,
-    stream_bytes: IntCounterVec,
-    unknown_fields: IntCounterVec,
-    partition_position: IntGaugeVec,
-    partition_watermark: GaugeVec,
-    partition_lag: IntGaugeVec,
-    partition_skipped: IntGaugeVec,
-    partition_idle: IntGaugeVec,
-    partition_paused: IntGaugeVec,
-    stream_watermark: GaugeVec,
-    stream_lag: IntGaugeVec,
     dead_letters: IntCounterVec,
-    late: IntCounterVec,
-    state_rows: IntGaugeVec,
-    state_bytes: IntGaugeVec,
-    windows_open: IntGaugeVec,
-    windows_closed: IntCounterVec,
     written: IntCounterVec,
     epoch: IntGaugeVec,
     history_waits: GaugeVec,
@@ -50,21 +43,53 @@ pub struct Metrics {
     end_to_end_seconds: HistogramVec,
 }
 
+/// The metrics of a source stream.
+#[derive(Debug, Clone)]
+struct StreamMetrics {
+    rows: IntCounterVec,
+    bytes: IntCounterVec,
+    unknown_fields: IntCounterVec,
+    watermark: GaugeVec,
+    lag: IntGaugeVec,
+}
+
+/// The metrics of a source partition.
+#[derive(Debug, Clone)]
+struct PartitionMetrics {
+    position: IntGaugeVec,
+    watermark: GaugeVec,
+    lag: IntGaugeVec,
+    skipped: IntGaugeVec,
+    idle: IntGaugeVec,
+    paused: IntGaugeVec,
+}
+
+/// The metrics of a query.
+#[derive(Debug, Clone)]
+struct QueryMetrics {
+    late: IntCounterVec,
+    state_rows: IntGaugeVec,
+    state_bytes: IntGaugeVec,
+    windows_open: IntGaugeVec,
+    windows_closed: IntCounterVec,
+}
+
 const CUSTOMER: [&str; 1] = ["customer"];
 const PARTITION: [&str; 4] = ["customer", "stream", "topic", "partition"];
 const STREAM: [&str; 2] = ["customer", "stream"];
 const QUERY: [&str; 2] = ["customer", "query"];
-/// Seconds; an epoch or a commit takes milliseconds, and minutes only in trouble.
+/// Histogram buckets in seconds for epochs and commits, which take milliseconds, or minutes during a
+/// fault.
 const SHORT_SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
-/// Seconds from Kafka's timestamp of a record to the commit of its epoch; hours when catching up.
+/// Histogram buckets in seconds for end-to-end latency, which is hours while a pipeline catches up.
 const LONG_SECONDS: [f64; 14] =
     [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0, 86400.0];
 
-/// Makes metric families and registers them.
-struct Register<'a>(&'a Registry);
+/// Creates metric families and registers them.
+struct Families<'a>(&'a Registry);
 
-impl Register<'_> {
+impl Families<'_> {
     fn counter(
         &self,
         name: &str,
@@ -80,7 +105,7 @@ impl Register<'_> {
         self.0.register(Box::new(vec.clone())).map(|()| vec)
     }
 
-    fn time(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+    fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
         let vec = GaugeVec::new(Opts::new(name, help).namespace("millstream"), labels)?;
         self.0.register(Box::new(vec.clone())).map(|()| vec)
     }
@@ -97,226 +122,256 @@ impl Register<'_> {
     }
 }
 
-impl Metrics {
-    /// A registry of its own with every family in it.
-    pub fn new() -> Result<Self> {
-        Self::families().map_err(defect)
-    }
-
-    fn families() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let r = Register(&registry);
+impl CustomerMetrics {
+    fn register(families: &Families<'_>) -> prometheus::Result<Self> {
+        let reason = ["customer", "reason"];
+        let sink = ["customer", "sink"];
         Ok(Self {
-            rows: r.counter("rows_decoded_total", "Rows decoded", &CUSTOMER)?,
-            bytes: r.counter("bytes_total", "Bytes of record values read", &CUSTOMER)?,
-            stream_rows: r.counter("stream_events_total", "Rows decoded of a stream", &STREAM)?,
-            stream_bytes: r.counter(
+            rows: families.counter("rows_decoded_total", "Decoded rows", &CUSTOMER)?,
+            bytes: families.counter("bytes_total", "Bytes of record values read", &CUSTOMER)?,
+            dead_letters: families.counter("dead_letters_total", "Rejected messages", &reason)?,
+            written: families.counter("records_written_total", "Written records or rows", &sink)?,
+            epoch: families.gauge("epoch", "Newest committed epoch", &CUSTOMER)?,
+            history_waits: families.seconds(
+                "history_waits_seconds",
+                "Time since the oldest row was read that history has not committed",
+                &CUSTOMER,
+            )?,
+            snapshot_age: families.seconds(
+                "snapshot_age_seconds",
+                "Time since a progress record referred to the newest snapshot",
+                &CUSTOMER,
+            )?,
+            epoch_seconds: families.histogram(
+                "epoch_seconds",
+                "Time from the first record of an epoch to its commit",
+                &SHORT_SECONDS,
+            )?,
+            commit_seconds: families.histogram(
+                "commit_seconds",
+                "Duration of a Kafka transaction",
+                &SHORT_SECONDS,
+            )?,
+            snapshot_pause_seconds: families.histogram(
+                "snapshot_pause_seconds",
+                "Time for which a snapshot delays the next epoch",
+                &SHORT_SECONDS,
+            )?,
+            end_to_end_seconds: families.histogram(
+                "end_to_end_seconds",
+                "Time from the Kafka timestamp of a record to the commit of its epoch",
+                &LONG_SECONDS,
+            )?,
+        })
+    }
+}
+
+impl StreamMetrics {
+    fn register(families: &Families<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            rows: families.counter("stream_events_total", "Decoded rows of a stream", &STREAM)?,
+            bytes: families.counter(
                 "stream_bytes_total",
-                "Bytes of record values read of a stream",
+                "Bytes of record values read from a stream",
                 &STREAM,
             )?,
-            unknown_fields: r.counter(
+            unknown_fields: families.counter(
                 "unknown_fields_total",
-                "Fields of a stream's messages that its schema does not name",
+                "Fields in messages of a stream that its schema does not declare",
                 &STREAM,
             )?,
-            partition_position: r.gauge(
-                "partition_position",
-                "The next offset to be processed",
-                &PARTITION,
-            )?,
-            partition_watermark: r.time(
-                "partition_watermark_seconds",
-                "Watermark of a partition, Unix time",
-                &PARTITION,
-            )?,
-            partition_lag: r.gauge(
-                "partition_lag_records",
-                "Records between position and end of a partition",
-                &PARTITION,
-            )?,
-            partition_skipped: r.gauge(
-                "partition_skipped_offsets",
-                "Offsets that Kafka no longer had and that were passed over (--on-gap skip)",
-                &PARTITION,
-            )?,
-            partition_idle: r.gauge("partition_idle", "1 while a partition is idle", &PARTITION)?,
-            partition_paused: r.gauge(
-                "partition_paused",
-                "1 while a partition is held back",
-                &PARTITION,
-            )?,
-            stream_watermark: r.time(
+            watermark: families.seconds(
                 "stream_watermark_seconds",
                 "Watermark of a stream, Unix time",
                 &STREAM,
             )?,
-            stream_lag: r.gauge(
+            lag: families.gauge(
                 "stream_lag_records",
-                "Records behind the end of all partitions",
+                "Records between the positions and the ends of all partitions of a stream",
                 &STREAM,
             )?,
-            dead_letters: r.counter(
-                "dead_letters_total",
-                "Messages rejected",
-                &["customer", "reason"],
+        })
+    }
+}
+
+impl PartitionMetrics {
+    fn register(families: &Families<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            position: families.gauge("partition_position", "Next offset to process", &PARTITION)?,
+            watermark: families.seconds(
+                "partition_watermark_seconds",
+                "Watermark of a partition, Unix time",
+                &PARTITION,
             )?,
-            late: r.counter("late_rows_total", "Rows refused as late", &QUERY)?,
-            state_rows: r.gauge("state_rows", "Rows of kept state", &QUERY)?,
-            state_bytes: r.gauge("state_bytes", "Bytes of kept state", &QUERY)?,
-            windows_open: r.gauge("windows_open", "Windows that are open", &QUERY)?,
-            windows_closed: r.counter("windows_closed_total", "Windows closed", &QUERY)?,
-            written: r.counter(
-                "records_written_total",
-                "Records or rows written",
-                &["customer", "sink"],
+            lag: families.gauge(
+                "partition_lag_records",
+                "Records between the position and the end of a partition",
+                &PARTITION,
             )?,
-            history_waits: r.time(
-                "history_waits_seconds",
-                "How long the oldest row that history has not committed has waited",
-                &CUSTOMER,
+            skipped: families.gauge(
+                "partition_skipped_offsets",
+                "Skipped offsets that Kafka had already deleted (--on-gap skip)",
+                &PARTITION,
             )?,
-            snapshot_age: r.time(
-                "snapshot_age_seconds",
-                "Time since the newest snapshot was named by a progress record",
-                &CUSTOMER,
+            idle: families.gauge("partition_idle", "1 while a partition is idle", &PARTITION)?,
+            paused: families.gauge(
+                "partition_paused",
+                "1 while reading of a partition is paused",
+                &PARTITION,
             )?,
-            epoch: r.gauge("epoch", "Newest committed epoch", &CUSTOMER)?,
-            epoch_seconds: r.histogram(
-                "epoch_seconds",
-                "Time from an epoch's first record to its commit",
-                &SHORT_SECONDS,
-            )?,
-            snapshot_pause_seconds: r.histogram(
-                "snapshot_pause_seconds",
-                "From an epoch's end until the next may go on, where a snapshot is taken",
-                &SHORT_SECONDS,
-            )?,
-            commit_seconds: r.histogram(
-                "commit_seconds",
-                "Time that a Kafka transaction takes",
-                &SHORT_SECONDS,
-            )?,
-            end_to_end_seconds: r.histogram(
-                "end_to_end_seconds",
-                "Time from a record's Kafka timestamp to the commit of its epoch",
-                &LONG_SECONDS,
-            )?,
+        })
+    }
+}
+
+impl QueryMetrics {
+    fn register(families: &Families<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            late: families.counter("late_rows_total", "Rows rejected as late", &QUERY)?,
+            state_rows: families.gauge("state_rows", "Rows of state", &QUERY)?,
+            state_bytes: families.gauge("state_bytes", "Bytes of state", &QUERY)?,
+            windows_open: families.gauge("windows_open", "Open windows", &QUERY)?,
+            windows_closed: families.counter("windows_closed_total", "Closed windows", &QUERY)?,
+        })
+    }
+}
+
+impl Metrics {
+    /// Creates a new registry with all metrics.
+    pub fn new() -> Result<Self> {
+        Self::register(Registry::new()).map_err(internal_error)
+    }
+
+    fn register(registry: Registry) -> prometheus::Result<Self> {
+        let families = Families(&registry);
+        Ok(Self {
+            customer: CustomerMetrics::register(&families)?,
+            stream: StreamMetrics::register(&families)?,
+            partition: PartitionMetrics::register(&families)?,
+            query: QueryMetrics::register(&families)?,
             registry,
         })
     }
 
-    /// Counts rows decoded and bytes of record values read.
+    /// Adds decoded rows and bytes of record values.
     pub fn events(&self, customer: &str, rows: u64, bytes: u64) {
-        self.rows.with_label_values(&[customer]).inc_by(rows);
-        self.bytes.with_label_values(&[customer]).inc_by(bytes);
+        self.customer.rows.with_label_values(&[customer]).inc_by(rows);
+        self.customer.bytes.with_label_values(&[customer]).inc_by(bytes);
     }
 
-    /// Counts messages rejected for one reason: a decoder's, or "query" and a query's name.
+    /// Adds messages that were rejected for one reason: that of a decoder, or "query" and the name of
+    /// a query.
     pub fn dead_letters(&self, customer: &str, reason: &str, count: u64) {
-        self.dead_letters.with_label_values(&[customer, reason]).inc_by(count);
+        self.customer.dead_letters.with_label_values(&[customer, reason]).inc_by(count);
     }
 
-    /// Counts one commit: how long its transaction took, and the whole epoch from its first record.
+    /// Records one commit: the duration of its transaction, and of the epoch from its first record.
     pub fn committed(&self, customer: &str, epoch: u64, took: Duration, whole: Duration) {
-        self.epoch.with_label_values(&[customer]).set(gauge(epoch));
-        self.commit_seconds.with_label_values(&[customer]).observe(took.as_secs_f64());
-        self.epoch_seconds.with_label_values(&[customer]).observe(whole.as_secs_f64());
+        self.customer.epoch.with_label_values(&[customer]).set(saturating_i64(epoch));
+        self.customer.commit_seconds.with_label_values(&[customer]).observe(took.as_secs_f64());
+        self.customer.epoch_seconds.with_label_values(&[customer]).observe(whole.as_secs_f64());
     }
 
-    /// A snapshot was taken, for which processing paused so long.
+    /// Records a snapshot and the time for which it paused processing.
     pub fn snapshot_taken(&self, customer: &str, paused: Duration) {
-        self.snapshot_pause_seconds.with_label_values(&[customer]).observe(paused.as_secs_f64());
+        self.customer
+            .snapshot_pause_seconds
+            .with_label_values(&[customer])
+            .observe(paused.as_secs_f64());
     }
 
-    /// Seconds from a record's Kafka timestamp to the commit of its epoch.
+    /// Records the seconds from a record's Kafka timestamp to the commit of its epoch.
     pub fn latency(&self, customer: &str, seconds: f64) {
-        self.end_to_end_seconds.with_label_values(&[customer]).observe(seconds);
+        self.customer.end_to_end_seconds.with_label_values(&[customer]).observe(seconds);
     }
 
-    /// Counts windows that closed.
+    /// Adds closed windows.
     pub fn windows_closed(&self, customer: &str, query: &str, count: u64) {
-        self.windows_closed.with_label_values(&[customer, query]).inc_by(count);
+        self.query.windows_closed.with_label_values(&[customer, query]).inc_by(count);
     }
 
     /// The counter of records or rows written to one sink, such as `history.positions`.
     pub fn sink(&self, customer: &str, sink: &str) -> IntCounter {
-        self.written.with_label_values(&[customer, sink])
+        self.customer.written.with_label_values(&[customer, sink])
     }
 
-    /// Brings the count of a history table's rows up to `total`.
+    /// Raises the row count of a history table to `total`.
     pub fn history(&self, customer: &str, table: &str, total: u64) {
-        raise(&self.sink(customer, &format!("history.{table}")), total);
+        raise_to(&self.sink(customer, &format!("history.{table}")), total);
     }
 
-    /// Sets how long rows have waited for history, and how old the newest snapshot is.
+    /// Sets the age of the oldest row not committed by history, and of the newest snapshot.
     pub fn storage(&self, customer: &str, status: &Status) {
         let since = |at: Option<Micros>| {
             at.map_or(0.0, |at| (status.at - at).max(0) as f64 / SECOND as f64)
         };
         let labels = [customer];
-        self.history_waits.with_label_values(&labels).set(since(status.history_waits_since));
-        self.snapshot_age.with_label_values(&labels).set(since(status.snapshot_at));
+        self.customer
+            .history_waits
+            .with_label_values(&labels)
+            .set(since(status.history_waits_since));
+        self.customer.snapshot_age.with_label_values(&labels).set(since(status.snapshot_at));
     }
 
-    /// Sets what a partition's status says.
+    /// Sets the metrics of a partition from its status.
     pub fn partition(&self, customer: &str, stream: &str, status: &PartitionStatus) {
         let number = status.partition.to_string();
         let labels = [customer, stream, status.topic.as_str(), &number];
-        self.partition_position.with_label_values(&labels).set(status.position);
-        self.partition_lag.with_label_values(&labels).set((status.end - status.position).max(0));
-        self.partition_skipped.with_label_values(&labels).set(gauge(status.skipped));
-        self.partition_idle.with_label_values(&labels).set(i64::from(status.idle));
-        self.partition_paused.with_label_values(&labels).set(i64::from(status.paused));
-        set_time(&self.partition_watermark, &labels, status.watermark);
+        self.partition.position.with_label_values(&labels).set(status.position);
+        self.partition.lag.with_label_values(&labels).set((status.end - status.position).max(0));
+        self.partition.skipped.with_label_values(&labels).set(saturating_i64(status.skipped));
+        self.partition.idle.with_label_values(&labels).set(i64::from(status.idle));
+        self.partition.paused.with_label_values(&labels).set(i64::from(status.paused));
+        set_seconds(&self.partition.watermark, &labels, status.watermark);
     }
 
-    /// Sets what a stream's status says.
+    /// Sets the metrics of a stream from its status.
     pub fn stream(&self, customer: &str, status: &StreamStatus) {
         let labels = [customer, status.name.as_str()];
-        raise(&self.stream_rows.with_label_values(&labels), status.events);
-        raise(&self.stream_bytes.with_label_values(&labels), status.bytes);
-        raise(&self.unknown_fields.with_label_values(&labels), status.unknown_fields);
-        self.stream_lag.with_label_values(&labels).set(status.lag);
-        set_time(&self.stream_watermark, &labels, status.watermark);
+        raise_to(&self.stream.rows.with_label_values(&labels), status.events);
+        raise_to(&self.stream.bytes.with_label_values(&labels), status.bytes);
+        raise_to(&self.stream.unknown_fields.with_label_values(&labels), status.unknown_fields);
+        self.stream.lag.with_label_values(&labels).set(status.lag);
+        set_seconds(&self.stream.watermark, &labels, status.watermark);
     }
 
-    /// Sets what a query's status says, and counts what it emitted and refused since the last time.
+    /// Sets the metrics of a query from its status, and adds the records that it emitted and the rows
+    /// that it rejected as late since the last call.
     pub fn query(&self, customer: &str, status: &QueryStatus, emitted: u64, late: u64) {
         let labels = [customer, status.name.as_str()];
-        self.state_rows.with_label_values(&labels).set(gauge(status.state_rows));
-        self.state_bytes.with_label_values(&labels).set(gauge(status.state_bytes));
-        self.windows_open.with_label_values(&labels).set(gauge(status.windows_open));
-        self.late.with_label_values(&labels).inc_by(late);
+        self.query.state_rows.with_label_values(&labels).set(saturating_i64(status.state_rows));
+        self.query.state_bytes.with_label_values(&labels).set(saturating_i64(status.state_bytes));
+        self.query.windows_open.with_label_values(&labels).set(saturating_i64(status.windows_open));
+        self.query.late.with_label_values(&labels).inc_by(late);
         self.sink(customer, &status.name).inc_by(emitted);
     }
 
-    /// All metrics in Prometheus' text format.
+    /// Renders all metrics in the Prometheus text format.
     pub fn render(&self) -> Result<String> {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text).map_err(defect)?;
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).map_err(internal_error)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }
 
-/// Unix time in seconds; a watermark that has not said anything, or that is drained, is left out.
-fn set_time(family: &GaugeVec, labels: &[&str], at: Option<Micros>) {
+/// Sets a gauge to a Unix time in seconds. A watermark before the first event, or of a drained
+/// stream, is left out.
+fn set_seconds(family: &GaugeVec, labels: &[&str], at: Option<Micros>) {
     if let Some(at) = at.filter(|at| (MIN_TIME + 1..MAX_TIME).contains(at)) {
         family.with_label_values(labels).set(at as f64 / SECOND as f64);
     }
 }
 
-/// Brings a counter up to a total that somebody else keeps.
-fn raise(counter: &IntCounter, total: u64) {
+/// Raises a counter to a total that is computed elsewhere.
+fn raise_to(counter: &IntCounter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
 }
 
-fn gauge(value: u64) -> i64 {
+fn saturating_i64(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn defect(error: prometheus::Error) -> Error {
-    Error::internal("a metric could not be made").because(error)
+fn internal_error(error: prometheus::Error) -> Error {
+    Error::internal("cannot create or render a metric").because(error)
 }
 
 #[cfg(test)]
@@ -324,7 +379,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_counted_is_rendered() {
+    fn recorded_values_are_rendered() {
         let metrics = Metrics::new().unwrap();
         metrics.events("customer_a", 3, 252);
         metrics.events("customer_a", 1, 84);
@@ -383,7 +438,7 @@ mod tests {
         }
         assert!(
             !text.contains("partition_watermark_seconds{"),
-            "a partition that has not said anything"
+            "the watermark of a partition without events is left out"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What the stages report about themselves: metrics and status. Serves nothing itself.
+//! The metrics and the status that the stages report. It has no server; see `serve`.
 
 pub mod metrics;
 pub mod status;

@@ -1,7 +1,8 @@
-//! What a running pipeline says of itself: for the live view, `millstream.watermarks` and /readyz.
+//! The status of running pipelines, for the live view, `millstream.watermarks` and /readyz.
 //!
-//! A pipeline publishes a [`Status`] whenever it likes; the [`StatusBoard`] shows the newest of
-//! each customer to this process at once, and to others through a file, at most once a second.
+//! A pipeline may publish a [`Status`] at any time. The [`StatusBoard`] holds the newest status of
+//! each customer for this process, and writes it to a file for other processes at most once per
+//! second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,15 +13,15 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::time::{Micros, SECOND, Window};
 
-/// One customer's pipeline, as of `at`.
+/// The status of one customer's pipeline at the time `at`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Status {
     /// The customer.
     pub customer: String,
-    /// The name of the zone that its times are shown in; empty: UTC.
+    /// The time zone in which its times are displayed; empty for UTC.
     #[serde(default)]
     pub zone: String,
-    /// When this was written (wall clock).
+    /// When this status was created (wall clock).
     pub at: Micros,
     /// The newest committed epoch.
     pub epoch: u64,
@@ -30,28 +31,29 @@ pub struct Status {
     pub queries: Vec<QueryStatus>,
     /// Dead letters since the start.
     pub dead_letters: u64,
-    /// The newest dead letters in words, the newest last; a handful.
+    /// Descriptions of the few newest dead letters, the newest last.
     #[serde(default)]
     pub newest_dead: Vec<String>,
-    /// What stopped the pipeline, if it failed.
+    /// The error that stopped the pipeline, if it failed.
     #[serde(default)]
     pub failed: Option<String>,
-    /// When the oldest row that history has not committed was read (wall clock); `None`: it has all.
+    /// When the oldest row that history has not committed was read (wall clock); `None` if history has
+    /// committed all rows.
     #[serde(default)]
     pub history_waits_since: Option<Micros>,
-    /// When Kafka was asked something that it has not answered yet (wall clock).
+    /// When the oldest pending request was sent to Kafka (wall clock).
     #[serde(default)]
     pub kafka_waits_since: Option<Micros>,
-    /// What it said instead of an answer.
-    #[serde(default)]
-    pub kafka_says: Option<String>,
-    /// When the newest snapshot was named by a progress record (wall clock); before the first one,
-    /// the pipeline's start. `None`: none is due.
+    /// The last error of this request.
+    #[serde(default, rename = "kafka_says")]
+    pub kafka_error: Option<String>,
+    /// When a progress record referred to the newest snapshot (wall clock), or before the first
+    /// snapshot, when the pipeline started. `None` if no snapshot is due.
     #[serde(default)]
     pub snapshot_at: Option<Micros>,
 }
 
-/// One source stream.
+/// The status of one source stream.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct StreamStatus {
     /// The stream.
@@ -60,18 +62,18 @@ pub struct StreamStatus {
     pub events: u64,
     /// Bytes of record values read since the start.
     pub bytes: u64,
-    /// Fields of its messages since the start that the schema does not name.
+    /// Fields in its messages since the start that the schema does not declare.
     #[serde(default)]
     pub unknown_fields: u64,
     /// The stream's watermark; `None` before the first event.
     pub watermark: Option<Micros>,
-    /// Records behind the end of all partitions.
+    /// Records between the positions and the ends of all partitions.
     pub lag: i64,
     /// Its partitions.
     pub partitions: Vec<PartitionStatus>,
 }
 
-/// One source partition.
+/// The status of one source partition.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct PartitionStatus {
     /// Its topic.
@@ -80,22 +82,23 @@ pub struct PartitionStatus {
     pub partition: i32,
     /// The next offset to be processed.
     pub position: i64,
-    /// Offsets that were passed over, for Kafka no longer had them.
+    /// Skipped offsets that Kafka had already deleted.
     #[serde(default)]
     pub skipped: u64,
-    /// The end of the partition when last seen.
+    /// The last known end of the partition.
     pub end: i64,
     /// Its watermark; `None` before the first event.
     pub watermark: Option<Micros>,
-    /// At its end, and nothing came for the stream's idle timeout.
+    /// Whether all records are read and none arrived for the stream's idle timeout.
     pub idle: bool,
-    /// When the last record came (wall clock).
+    /// When the last record arrived (wall clock).
     pub quiet_since: Option<Micros>,
-    /// Held back because it ran ahead of the slowest, or because a sink is slow.
+    /// Whether reading is paused because the partition is ahead of the slowest one, or because of a
+    /// slow sink.
     pub paused: bool,
 }
 
-/// One query.
+/// The status of one query.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct QueryStatus {
     /// The query.
@@ -104,41 +107,41 @@ pub struct QueryStatus {
     pub input: String,
     /// Records sent to its topic since the start.
     pub emitted: u64,
-    /// Rows refused as late since the start; a row that several queries refuse counts for each.
+    /// Rows rejected as late since the start. A row counts once for each query that rejects it.
     pub late: u64,
-    /// Rows of kept state.
+    /// Rows of state.
     pub state_rows: u64,
-    /// Bytes of kept state.
+    /// Bytes of state.
     pub state_bytes: u64,
-    /// How many windows are open.
+    /// The number of open windows.
     #[serde(default)]
     pub windows_open: u64,
-    /// Its open windows, the oldest first; a handful.
-    pub open: Vec<OpenWindow>,
-    /// Its newest results as JSON, the newest last; a handful.
+    /// A few of its open windows, the oldest first.
+    pub open: Vec<OpenWindowStatus>,
+    /// A few of its newest results as JSON, the newest last.
     pub newest: Vec<String>,
 }
 
-/// Why a window has no result yet.
+/// An open window, and the reason why it is open.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct OpenWindow {
+pub struct OpenWindowStatus {
     /// The window.
     pub window: Window,
-    /// The partition that holds the watermark back ("1084/0"), if there is one.
+    /// The partition that blocks the watermark ("1084/0"), if there is one.
     pub held_by: Option<String>,
-    /// Where that partition's watermark stands.
+    /// The watermark of that partition.
     pub held_at: Option<Micros>,
-    /// In words: what it waits for, and when it will close.
+    /// A description of what the window waits for, and when it will close.
     pub because: String,
 }
 
-/// How often a status file is written, at most.
+/// The shortest time between two writes of a status file.
 const FILE_EVERY_US: Micros = SECOND;
 
-/// The newest status of every customer of this process. Clones share it.
+/// The newest status of every customer in this process. Clones share their content.
 #[derive(Debug, Clone, Default)]
 pub struct StatusBoard {
-    shown: Arc<RwLock<BTreeMap<String, Arc<Status>>>>,
+    newest_by_customer: Arc<RwLock<BTreeMap<String, Arc<Status>>>>,
     expected: Arc<RwLock<BTreeSet<String>>>,
     files: Option<Arc<StatusFiles>>,
 }
@@ -146,38 +149,40 @@ pub struct StatusBoard {
 #[derive(Debug)]
 struct StatusFiles {
     folder: PathBuf,
-    /// When each customer's file was written last, by its status' own time.
+    /// The time of the last status that was written, by customer.
     written: Mutex<BTreeMap<String, Micros>>,
 }
 
 impl StatusBoard {
-    /// A board that also writes `<folder>/<customer>.json`, where a folder is given.
+    /// Creates a board, which also writes `<folder>/<customer>.json` if a folder is given.
     pub fn new(folder: Option<PathBuf>) -> Self {
         let files =
             folder.map(|folder| Arc::new(StatusFiles { folder, written: Mutex::default() }));
         Self { files, ..Self::default() }
     }
 
-    /// Names customers that are going to publish: the process is not ready before they have.
+    /// Adds customers that will publish. The process is not ready before all of them have.
     pub fn expect<'a>(&self, customers: impl IntoIterator<Item = &'a str>) {
         let mut expected = self.expected.write().unwrap_or_else(PoisonError::into_inner);
         expected.extend(customers.into_iter().map(str::to_owned));
     }
 
-    /// Customers that were named by [`StatusBoard::expect`] and have not published yet.
+    /// The customers of [`StatusBoard::expect`] that have not published yet.
     pub fn missing(&self) -> Vec<String> {
-        let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner);
+        let newest_by_customer =
+            self.newest_by_customer.read().unwrap_or_else(PoisonError::into_inner);
         let expected = self.expected.read().unwrap_or_else(PoisonError::into_inner);
-        expected.iter().filter(|name| !shown.contains_key(*name)).cloned().collect()
+        expected.iter().filter(|name| !newest_by_customer.contains_key(*name)).cloned().collect()
     }
 
-    /// Shows `status`. Its file is written too if the last one is a second old by `status.at`, or
-    /// if the pipeline failed. A file that cannot be written is logged and does not stop anybody.
+    /// Publishes `status`. Also writes its file if the last write is at least a second before
+    /// `status.at`, or if the pipeline failed. A failed write is only logged.
     pub fn publish(&self, status: Status) {
         let status = Arc::new(status);
-        let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
-        shown.insert(status.customer.clone(), status.clone());
-        drop(shown);
+        let mut newest_by_customer =
+            self.newest_by_customer.write().unwrap_or_else(PoisonError::into_inner);
+        newest_by_customer.insert(status.customer.clone(), status.clone());
+        drop(newest_by_customer);
         if let Some(files) = &self.files
             && let Err(error) = files.write_if_due(&status)
         {
@@ -187,12 +192,21 @@ impl StatusBoard {
 
     /// The newest status of each customer, by name.
     pub fn all(&self) -> Vec<Arc<Status>> {
-        self.shown.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.newest_by_customer
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     /// The newest status of one customer.
     pub fn get(&self, customer: &str) -> Option<Arc<Status>> {
-        self.shown.read().unwrap_or_else(PoisonError::into_inner).get(customer).cloned()
+        self.newest_by_customer
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(customer)
+            .cloned()
     }
 }
 
@@ -200,32 +214,31 @@ impl StatusFiles {
     fn write_if_due(&self, status: &Status) -> Result<()> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let last = written.get(&status.customer);
-        let fresh = last.is_some_and(|last| (0..FILE_EVERY_US).contains(&(status.at - last)));
-        if fresh && status.failed.is_none() {
+        let is_recent = last.is_some_and(|last| (0..FILE_EVERY_US).contains(&(status.at - last)));
+        if is_recent && status.failed.is_none() {
             return Ok(());
         }
         written.insert(status.customer.clone(), status.at);
         let path = self.folder.join(format!("{}.json", status.customer));
         let temporary = self.folder.join(format!(".{}.json.new", status.customer));
-        let json = serde_json::to_vec(status).map_err(|cause| {
-            Error::internal("a status cannot be written as JSON").because(cause)
-        })?;
-        // A reader sees the old file or the new one, never half of one.
+        let json = serde_json::to_vec(status)
+            .map_err(|cause| Error::internal("cannot serialize a status").because(cause))?;
+        // The rename is atomic, so a reader never sees a partial file.
         std::fs::create_dir_all(&self.folder)
             .and_then(|()| std::fs::write(&temporary, json))
             .and_then(|()| std::fs::rename(&temporary, &path))
             .map_err(|cause| {
                 Error::new(
                     Kind::Storage,
-                    format!("the status file {} cannot be written", path.display()),
+                    format!("cannot write the status file {}", path.display()),
                 )
                 .because(cause)
             })
     }
 }
 
-/// The statuses that processes have written into `folder`, by customer; none if there is no
-/// folder. A file that cannot be understood is left out, with a warning.
+/// Reads the status files in `folder`, sorted by customer. Returns none if the folder is missing. A file
+/// that cannot be parsed is left out with a warning.
 pub fn read_files(folder: &Path) -> Result<Vec<Status>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -242,7 +255,7 @@ pub fn read_files(folder: &Path) -> Result<Vec<Status>> {
         match serde_json::from_slice(&std::fs::read(&path)?) {
             Ok(status) => statuses.push(status),
             Err(error) => {
-                tracing::warn!(file = %path.display(), "a status file is not read: {error}")
+                tracing::warn!(file = %path.display(), "cannot parse a status file: {error}")
             }
         }
     }
@@ -282,12 +295,12 @@ mod tests {
         assert_eq!(
             std::fs::read_dir(&status_folder).unwrap().count(),
             2,
-            "no temporary file stays"
+            "no temporary file is left"
         );
     }
 
     #[test]
-    fn files_of_an_older_version_still_read() {
+    fn files_of_an_older_version_are_readable() {
         let folder = tempfile::tempdir().unwrap();
         let old = r#"{"customer":"a","at":5,"epoch":1,"streams":[],"queries":[],"dead_letters":0}"#;
         std::fs::write(folder.path().join("a.json"), old).unwrap();

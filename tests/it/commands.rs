@@ -94,7 +94,7 @@ fn a_wrong_data_dir_is_an_error() {
     ] {
         let output = run(project.path(), arguments).failed().output();
         assert!(
-            output.contains("there is no history in nowhere") && output.contains("--data-dir"),
+            output.contains("no history found in nowhere") && output.contains("--data-dir"),
             "{output}"
         );
     }

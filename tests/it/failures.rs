@@ -332,7 +332,7 @@ fn without_kafka_it_is_not_ready_and_stops_at_once() {
     producer.produce("in", [Write::value(r#"{"ts":"2024-05-01T10:00:00Z"}"#)]);
     std::thread::sleep(Duration::from_secs(2));
     drop(cluster);
-    wait_for("Kafka has not answered for", Duration::from_secs(20));
+    wait_for("Kafka has not responded for", Duration::from_secs(20));
     running.signal("INT");
     let begun = Instant::now();
     let finished = running.wait(LONG);

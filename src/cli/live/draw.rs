@@ -11,7 +11,7 @@ use ratatui::widgets::{Block, Borders, Paragraph};
 use crate::cli::live::streams;
 use crate::cli::live::view::{View, grouped, is_alert, local, short};
 use crate::cli::live::wrap::{fitting, wrapped};
-use crate::telemetry::status::{OpenWindow, QueryStatus, Status};
+use crate::telemetry::status::{OpenWindowStatus, QueryStatus, Status};
 
 /// Open windows shown per customer.
 const WINDOWS: usize = 4;
@@ -63,7 +63,7 @@ fn head(view: &View, width: usize, budget: usize) -> Vec<Line<'static>> {
 /// The oldest open window of each query, those that close first in front, customers in turn. Where
 /// not all have room, they say less each.
 fn windows(view: &View, width: usize, budget: usize) -> Vec<Line<'static>> {
-    let mut oldest: Vec<(usize, usize, &Status, &QueryStatus, &OpenWindow)> = Vec::new();
+    let mut oldest: Vec<(usize, usize, &Status, &QueryStatus, &OpenWindowStatus)> = Vec::new();
     for (customer, status) in view.statuses.iter().enumerate() {
         let mut open: Vec<_> = (status.queries.iter())
             .filter(|query| view.left_out(query).is_none())
@@ -88,7 +88,7 @@ fn windows(view: &View, width: usize, budget: usize) -> Vec<Line<'static>> {
 fn window(
     status: &Status,
     query: &QueryStatus,
-    open: &OpenWindow,
+    open: &OpenWindowStatus,
     brief: bool,
     width: usize,
 ) -> Vec<Line<'static>> {

@@ -233,7 +233,7 @@ mod tests {
 pub mod tests_support {
     use crate::cli::live::{LeftOut, Shown};
     use crate::telemetry::status::{
-        OpenWindow, PartitionStatus, QueryStatus, Status, StreamStatus,
+        OpenWindowStatus, PartitionStatus, QueryStatus, Status, StreamStatus,
     };
     use crate::time::{HOUR, MINUTE, Micros, SECOND, Window};
 
@@ -281,7 +281,7 @@ pub mod tests_support {
             ..QueryStatus::default()
         };
         let midnight = 1_572_386_400 * SECOND;
-        let open = OpenWindow {
+        let open = OpenWindowStatus {
             window: Window { start: midnight, end: midnight + 24 * HOUR },
             held_by: Some("1084/0".to_owned()),
             held_at: Some(at(-30)),
