@@ -18,7 +18,8 @@ use futures::StreamExt;
 use ledger::{Account, Ledger, Place};
 
 use crate::catalog::Customer;
-use crate::cli::{Kafka, Project};
+use crate::cli::kafka_args::KafkaArgs;
+use crate::cli::project_args::ProjectArgs;
 use crate::commit::{Progress, read_log};
 use crate::sink::{self, headers};
 use crate::source::chunk::Chunk;
@@ -30,9 +31,9 @@ use crate::{Result, history, pipeline};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    project: Project,
+    project: ProjectArgs,
     #[command(flatten)]
-    kafka: Kafka,
+    kafka: KafkaArgs,
 }
 
 /// A partition, and what became of it.

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use crate::catalog::{self, Emit, suggestion};
-use crate::cli::{Project, print_errors};
+use crate::cli::printing::print_errors;
+use crate::cli::project_args::ProjectArgs;
 use crate::planner::sql_display::{plain, sql_type};
 use crate::planner::{Input, PlanKind, QueryPlan};
 use crate::types::{Size, WindowSpec};
@@ -13,14 +14,14 @@ use crate::{Error, Result, pipeline};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    project: Project,
+    project: ProjectArgs,
 }
 
 /// Show how a query is cut.
 #[derive(Debug, clap::Args)]
 pub struct ExplainArgs {
     #[command(flatten)]
-    project: Project,
+    project: ProjectArgs,
     /// The query: its name, CUSTOMER/NAME, or the path of its file
     query: String,
 }

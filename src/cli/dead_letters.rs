@@ -7,7 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::catalog::{Customer, Stream};
-use crate::cli::{Kafka, Project};
+use crate::cli::kafka_args::KafkaArgs;
+use crate::cli::project_args::ProjectArgs;
 use crate::commit::resend;
 use crate::pipeline;
 use crate::sink::{self, headers};
@@ -31,9 +32,9 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct RetryArgs {
     #[command(flatten)]
-    project: Project,
+    project: ProjectArgs,
     #[command(flatten)]
-    kafka: Kafka,
+    kafka: KafkaArgs,
     /// Only say what would be fed again
     #[arg(long)]
     dry_run: bool,

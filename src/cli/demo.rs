@@ -10,6 +10,7 @@ use rdkafka::mocking::MockCluster;
 use tokio::sync::watch;
 
 use crate::catalog::{self, Catalog, Topics};
+use crate::cli::live::view::{HiddenQuery, ViewOptions};
 use crate::cli::{live, run};
 use crate::commit::log_topic;
 use crate::pipeline::PipelineConfig;
@@ -54,10 +55,11 @@ pub struct Args {
 /// How far back the sensors' clock starts, so that it may run fast for a while.
 const HEAD_START: i64 = 60 * DAY;
 
-/// A query that measures how old events are: nothing true, where the sensors' clock is another.
-const LEFT_OUT: live::LeftOut = live::LeftOut {
+/// The query that measures the age of events. With the sensors' simulated clock its results mean
+/// nothing.
+const HIDDEN_QUERY: HiddenQuery = HiddenQuery {
     query: "latency",
-    because: "not shown, for these sensors' clock began 60 days ago and runs fast: their events have no true age",
+    reason: "hidden: the clock of the simulated sensors started 60 days ago and runs fast, so event ages are meaningless",
 };
 
 impl Args {
@@ -72,7 +74,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let catalog = match catalog::load(&args.project, &[]) {
         Ok(catalog) => Arc::new(catalog),
         Err(errors) => {
-            crate::cli::print_errors(&errors);
+            crate::cli::printing::print_errors(&errors);
             return Ok(ExitCode::FAILURE);
         }
     };
@@ -95,7 +97,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     }
 
     let (stop_all, stop) = watch::channel(false);
-    let mut signal = crate::cli::stop_signal();
+    let mut signal = crate::cli::stop_signal::stop_signal();
     let board = StatusBoard::new(Some(data_dir.join("status")));
     board.expect(catalog.customers.iter().map(|c| c.name.as_str()));
     let mut options =
@@ -106,7 +108,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let drivers = sensors(&args, &catalog, &kafka, clock.now(), &stop)?;
     let view = tokio::spawn(live::run(
         board,
-        live::Shown { notes: notes(&brokers, &data_dir), left_out: LEFT_OUT },
+        ViewOptions { notes: notes(&brokers, &data_dir), hidden_query: HIDDEN_QUERY },
         stop.clone(),
         args.draws(),
     ));

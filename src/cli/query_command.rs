@@ -4,15 +4,15 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cli::Project;
 use crate::cli::output::{Format, write};
+use crate::cli::project_args::ProjectArgs;
 use crate::{Error, Result, history, pipeline};
 
 /// Ask history a question in SQL.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    project: Project,
+    project: ProjectArgs,
     /// The question; '-' or nothing reads it from standard input
     sql: Option<String>,
     /// Read the question from a file
@@ -30,7 +30,7 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 pub struct CompactArgs {
     #[command(flatten)]
-    project: Project,
+    project: ProjectArgs,
     /// Delete files that no version of the last day needs
     #[arg(long)]
     vacuum: bool,

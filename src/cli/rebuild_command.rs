@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::cli::{Kafka, Project};
+use crate::cli::kafka_args::KafkaArgs;
+use crate::cli::project_args::ProjectArgs;
 use crate::pipeline::PipelineConfig;
 use crate::pipeline::rebuild::{Rebuilt, rebuild};
 use crate::telemetry::{Metrics, StatusBoard};
@@ -18,9 +19,9 @@ pub struct Args {
     /// The customer
     name: String,
     #[command(flatten)]
-    project: Project,
+    project: ProjectArgs,
     #[command(flatten)]
-    kafka: Kafka,
+    kafka: KafkaArgs,
     /// Create the topics that are missing
     #[arg(long)]
     create_topics: bool,
@@ -29,7 +30,7 @@ pub struct Args {
 /// Rebuilds, and says what was found and done.
 pub async fn run(args: Args) -> Result<ExitCode> {
     let Some(catalog) = args.project.load() else { return Ok(ExitCode::FAILURE) };
-    let customer = crate::cli::customer(&catalog, &args.name)?;
+    let customer = crate::cli::project_args::find_customer(&catalog, &args.name)?;
     let (metrics, board) = (Arc::new(Metrics::new()?), StatusBoard::new(None));
     let kafka = args.kafka.config()?;
     let mut options = PipelineConfig::follow(kafka, &args.project.data_dir, metrics, board);

@@ -8,8 +8,8 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
 use crate::backfill::{Replay, replay};
 use crate::catalog::parse_instant;
-use crate::cli::Project;
 use crate::cli::output::{Format, write};
+use crate::cli::project_args::ProjectArgs;
 use crate::pipeline::history_root;
 use crate::time::Micros;
 use crate::{Error, Result, history};
@@ -18,7 +18,7 @@ use crate::{Error, Result, history};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    project: Project,
+    project: ProjectArgs,
     /// The query file, such as queries/customer_a/daily_visits.sql, or CUSTOMER/QUERY
     query: String,
     /// Windows from this date or time on, in the customer's zone

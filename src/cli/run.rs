@@ -10,7 +10,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::catalog::{self, Catalog, duration};
-use crate::cli::{Kafka, Project};
+use crate::cli::kafka_args::KafkaArgs;
+use crate::cli::project_args::ProjectArgs;
 use crate::pipeline::{self, Mode, OnMissingOffsets, PipelineConfig, Reset, cores};
 use crate::serve;
 use crate::telemetry::status::Status;
@@ -22,9 +23,9 @@ use crate::{Error, Result};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    project: Project,
+    project: ProjectArgs,
     #[command(flatten)]
-    kafka: Kafka,
+    kafka: KafkaArgs,
     /// Create the topics that are missing
     #[arg(long)]
     create_topics: bool,
@@ -114,7 +115,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         let failed = Some("its files have errors: see `millstream check`".to_owned());
         options.board.publish(Status { customer: customer.clone(), failed, ..Status::default() });
     }
-    let stop = crate::cli::stop_signal();
+    let stop = crate::cli::stop_signal::stop_signal();
     let server = match args.http {
         Some(address) => {
             Some(serve::http::start(address, options.metrics.clone(), options.board.clone()).await?)
@@ -133,12 +134,12 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 
 /// The customers whose files are right, and the names of the others; prints every error. `None`:
 /// there is nobody to run.
-fn load_sound(project: &Project) -> Option<(Arc<Catalog>, Vec<String>)> {
+fn load_sound(project: &ProjectArgs) -> Option<(Arc<Catalog>, Vec<String>)> {
     let errors = match catalog::load(&project.project, &project.customers) {
         Ok(catalog) => return Some((Arc::new(catalog), Vec::new())),
         Err(errors) => errors,
     };
-    crate::cli::print_errors(&errors);
+    crate::cli::printing::print_errors(&errors);
     let (all, _) = catalog::load_with_errors(&project.project, &project.customers).ok()?;
     let names = all.customers.iter().map(|customer| customer.name.clone());
     let is_sound =
@@ -214,7 +215,7 @@ fn check_reset(catalog: &Catalog, reset: &[String]) -> Result<()> {
             Some((customer, query)) => (customer, Some(query)),
             None => (name.as_str(), None),
         };
-        let customer = crate::cli::customer(catalog, customer)?;
+        let customer = crate::cli::project_args::find_customer(catalog, customer)?;
         let known =
             |q: &str| customer.queries.iter().any(|c| c.name == q) || q.starts_with("stream:");
         if query.is_some_and(|q| !known(q)) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, NaiveDate, NaiveDateTime, TimeZone};
 use chrono_tz::Tz;
 
-use crate::cli::Kafka;
+use crate::cli::kafka_args::KafkaArgs;
 use crate::sensors::driver::{DeliveryCounters, Driver, Pace};
 use crate::sensors::{Faults, Profile, Reading, Simulation, SimulationSettings, recording, units};
 use crate::source::{Cluster, KafkaConfig, NewTopic};
@@ -27,7 +27,7 @@ pub struct Args {
     /// Whose sensors: customer_a (a rest home) or customer_b (an office)
     customer: String,
     #[command(flatten)]
-    kafka: Kafka,
+    kafka: KafkaArgs,
     /// Events per second of real time, over all sensors
     #[arg(long, default_value = "100/s", value_parser = text(units::rate))]
     rate: f64,
@@ -81,7 +81,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let (readings, topics) = readings(&args, &profile, Clock::system().now())?;
     prepare_topics(&kafka, &topics, args.create_topics).await?;
     let pace = if args.unpaced { Pace::Unpaced } else { Pace::RealTime };
-    let stop = crate::cli::stop_signal_saying("stopping: sending what is on its way");
+    let stop =
+        crate::cli::stop_signal::stop_signal_with_message("stopping: sending what is on its way");
     let driver = Driver::start(kafka.client(), readings, pace, stop)?;
     let sent = follow(&driver).await;
     // It has ended, so this does not block.

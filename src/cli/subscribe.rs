@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 
-use crate::cli::{Kafka, Project, output};
+use crate::cli::kafka_args::KafkaArgs;
+use crate::cli::output;
+use crate::cli::project_args::ProjectArgs;
 use crate::sensors::units;
 use crate::sink::headers;
 use crate::source::chunk::Record;
@@ -23,9 +25,9 @@ pub struct Args {
     /// The query; also dead_letters, or <stream>_late for refused rows
     query: String,
     #[command(flatten)]
-    kafka: Kafka,
+    kafka: KafkaArgs,
     #[command(flatten)]
-    project: Project,
+    project: ProjectArgs,
     /// All results that the topic still has, instead of new ones only
     #[arg(long)]
     from_beginning: bool,
@@ -62,7 +64,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut reader = Reader::start(&kafka, "millstream-subscribe", Isolation::Committed)?;
     reader.assign(&starts)?;
     let mut printer = Printer::new(args.format, io::stdout());
-    let mut stop = crate::cli::stop_signal_saying("stopping: no more results are read");
+    let mut stop =
+        crate::cli::stop_signal::stop_signal_with_message("stopping: no more results are read");
     let end = async {
         match args.duration_us {
             Some(us) => tokio::time::sleep(Duration::from_micros(us.unsigned_abs())).await,

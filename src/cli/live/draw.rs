@@ -66,7 +66,7 @@ fn windows(view: &View, width: usize, budget: usize) -> Vec<Line<'static>> {
     let mut oldest: Vec<(usize, usize, &Status, &QueryStatus, &OpenWindowStatus)> = Vec::new();
     for (customer, status) in view.statuses.iter().enumerate() {
         let mut open: Vec<_> = (status.queries.iter())
-            .filter(|query| view.left_out(query).is_none())
+            .filter(|query| view.hidden_reason(query).is_none())
             .filter_map(|query| Some((query, query.open.first()?)))
             .collect();
         open.sort_by_key(|(_, open)| open.window.end);
@@ -157,7 +157,7 @@ fn results(view: &View, width: usize, each: usize) -> Vec<Line<'static>> {
     for (status, query) in view.queries().filter(|(_, query)| !is_alert(query)) {
         let name = name(status, query).bold();
         let newest = query.newest.iter().rev().map(|result| short(result, &status.zone));
-        match (view.left_out(query), each) {
+        match (view.hidden_reason(query), each) {
             (Some(because), _) => lines.extend(wrapped(name, &format!(": {because}"), width)),
             (None, 0) => {
                 let newest = newest.take(1).map(|result| format!(" {result}")).collect::<String>();
@@ -195,7 +195,7 @@ fn block(title: &str) -> Block<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::live::view::tests_support::{at, busy, shown, two};
+    use crate::cli::live::view::tests_support::{at, busy, options, two};
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use std::sync::Arc;
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn everything_worth_knowing_is_on_the_screen() {
-        let mut view = View::new(shown());
+        let mut view = View::new(options());
         view.observe(&[Arc::new(busy(at(0), 1000))]);
         view.observe(&[Arc::new(busy(at(2), 3000))]);
         let screen = drawn(&view, 140, 40);
@@ -241,7 +241,7 @@ mod tests {
     /// Of two customers in the sizes that terminals have: no line ends in the middle of something.
     #[test]
     fn nothing_is_cut_off_at_the_edge() {
-        let mut view = View::new(shown());
+        let mut view = View::new(options());
         let statuses = || two(at(0), 1_234_567).map(Arc::new);
         view.observe(&statuses());
         for (width, height) in [(80, 24), (100, 30), (140, 40)] {
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn no_size_and_no_state_breaks_it() {
-        let mut view = View::new(shown());
+        let mut view = View::new(options());
         for (width, height) in [(1, 1), (20, 5), (80, 24), (300, 100)] {
             drawn(&view, width, height);
         }

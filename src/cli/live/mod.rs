@@ -7,7 +7,7 @@
 mod draw;
 mod plain;
 mod streams;
-mod view;
+pub mod view;
 mod wrap;
 
 use std::io::IsTerminal;
@@ -17,30 +17,12 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::sync::watch;
 
+use crate::cli::live::view::{View, ViewOptions};
 use crate::telemetry::StatusBoard;
 use crate::{Error, Kind, Result};
-use view::View;
 
 /// How often the view is drawn anew, and how soon a key is seen.
 const FRAME: Duration = Duration::from_millis(250);
-
-/// What the view shows besides the board, and what it does not show.
-#[derive(Debug, Clone)]
-pub struct Shown {
-    /// Lines to show all the time, the most important first.
-    pub notes: Vec<String>,
-    /// A query without results in the view.
-    pub left_out: LeftOut,
-}
-
-/// A query whose results would mislead whoever sees them here.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LeftOut {
-    /// Its name.
-    pub query: &'static str,
-    /// What is shown in their place.
-    pub because: &'static str,
-}
 
 /// Shows the board until `stop` turns true, or until `q` or Ctrl-C in the view. With `draw` it takes
 /// the whole terminal (logs must not be printed meanwhile). Without, or without a keyboard, it prints plain lines.
@@ -49,15 +31,15 @@ pub struct LeftOut {
 /// A terminal that cannot be drawn on.
 pub async fn run(
     board: StatusBoard,
-    shown: Shown,
+    options: ViewOptions,
     stop: watch::Receiver<bool>,
     draw: bool,
 ) -> Result<()> {
     if !draw || !std::io::stdin().is_terminal() {
-        plain::run(&board, shown.left_out, stop).await;
+        plain::run(&board, options.hidden_query, stop).await;
         return Ok(());
     }
-    let drawing = tokio::task::spawn_blocking(move || draw_until(&board, shown, &stop));
+    let drawing = tokio::task::spawn_blocking(move || draw_until(&board, options, &stop));
     drawing.await.map_err(|error| Error::internal("the live view panicked").because(error))?
 }
 
@@ -70,7 +52,11 @@ impl Drop for Restore {
     }
 }
 
-fn draw_until(board: &StatusBoard, shown: Shown, stop: &watch::Receiver<bool>) -> Result<()> {
+fn draw_until(
+    board: &StatusBoard,
+    options: ViewOptions,
+    stop: &watch::Receiver<bool>,
+) -> Result<()> {
     let _restore = Restore;
     let failed = |error| {
         Error::new(Kind::Config, "the terminal cannot be drawn on")
@@ -78,7 +64,7 @@ fn draw_until(board: &StatusBoard, shown: Shown, stop: &watch::Receiver<bool>) -
             .hint("pipe the output, as in `millstream demo | cat`, for plain lines")
     };
     let mut terminal = ratatui::try_init().map_err(failed)?;
-    let mut view = View::new(shown);
+    let mut view = View::new(options);
     // Nobody left who could say stop is a stop too.
     while !*stop.borrow() && stop.has_changed().is_ok() {
         view.observe(&board.all());

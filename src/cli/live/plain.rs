@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::cli::live::view::{View, grouped, is_alert, local, short};
-use crate::cli::live::{LeftOut, Shown};
+use crate::cli::live::view::{HiddenQuery, View, ViewOptions, grouped, is_alert, local, short};
 use crate::telemetry::StatusBoard;
 use crate::telemetry::status::Status;
 
@@ -17,8 +16,8 @@ const NEW: usize = 4;
 const WINDOW_EVERY: u64 = 10;
 
 /// Prints until `stop` turns true or its sender is gone, or until nobody reads any more.
-pub async fn run(board: &StatusBoard, left_out: LeftOut, mut stop: watch::Receiver<bool>) {
-    let mut lines = Lines::new(left_out);
+pub async fn run(board: &StatusBoard, hidden_query: HiddenQuery, mut stop: watch::Receiver<bool>) {
+    let mut lines = Lines::new(hidden_query);
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.tick().await;
     loop {
@@ -49,9 +48,9 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(left_out: LeftOut) -> Self {
+    fn new(hidden_query: HiddenQuery) -> Self {
         Self {
-            view: View::new(Shown { notes: Vec::new(), left_out }),
+            view: View::new(ViewOptions { notes: Vec::new(), hidden_query }),
             shown: HashMap::new(),
             shown_dead: HashMap::new(),
             ticks: 0,
@@ -126,7 +125,7 @@ impl Lines {
             let key = (status.customer.clone(), query.name.clone());
             let (times, last) =
                 self.shown.get(&key).map_or((0, ""), |(times, last)| (*times, last.as_str()));
-            if let Some(because) = self.view.left_out(query) {
+            if let Some(because) = self.view.hidden_reason(query) {
                 // Once; how many results there are is of no interest then.
                 if times == 0 {
                     lines.push(format!("  {}: {because}", key.1));
@@ -148,12 +147,12 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::live::view::tests_support::{at, busy, shown};
+    use crate::cli::live::view::tests_support::{at, busy, options};
     use std::sync::Arc;
 
     #[test]
     fn a_line_a_stream_and_what_is_new_once() {
-        let mut lines = Lines::new(shown().left_out);
+        let mut lines = Lines::new(options().hidden_query);
         lines.view.observe(&[Arc::new(busy(at(0), 0))]);
         let first = lines.next();
         assert!(first.contains(&"  latency: not true here".to_owned()), "{first:?}");

@@ -7,7 +7,6 @@ use chrono::DateTime;
 use chrono_tz::Tz;
 use serde_json::Value;
 
-use crate::cli::live::{LeftOut, Shown};
 use crate::telemetry::status::{QueryStatus, Status};
 use crate::time::{MAX_TIME, MIN_TIME, Micros, SECOND};
 
@@ -16,12 +15,30 @@ const RATE_US: Micros = 5 * SECOND;
 /// Words in the name of a query whose results somebody should look at.
 const ALERTS: [&str; 2] = ["alert", "overcrowded"];
 
+/// What the view shows besides the status board, and what it hides.
+#[derive(Debug, Clone, Default)]
+pub struct ViewOptions {
+    /// Lines that are always shown, the most important first.
+    pub notes: Vec<String>,
+    /// The query whose results are hidden.
+    pub hidden_query: HiddenQuery,
+}
+
+/// A query whose results would mislead in the view.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HiddenQuery {
+    /// The query's name.
+    pub query: &'static str,
+    /// The reason, shown instead of the results.
+    pub reason: &'static str,
+}
+
 /// The newest statuses and what was seen before.
 #[derive(Debug, Default)]
 pub struct View {
     /// Lines to show all the time, the most important first.
     pub notes: Vec<String>,
-    left_out: LeftOut,
+    hidden_query: HiddenQuery,
     /// The newest status of each customer.
     pub statuses: Vec<Arc<Status>>,
     /// How far the results are scrolled, in lines.
@@ -32,13 +49,13 @@ pub struct View {
 
 impl View {
     /// A view that has seen nothing yet.
-    pub fn new(shown: Shown) -> Self {
-        Self { notes: shown.notes, left_out: shown.left_out, ..Self::default() }
+    pub fn new(options: ViewOptions) -> Self {
+        Self { notes: options.notes, hidden_query: options.hidden_query, ..Self::default() }
     }
 
-    /// Why the query's results are not shown, if they are not.
-    pub fn left_out(&self, query: &QueryStatus) -> Option<&'static str> {
-        (query.name == self.left_out.query).then_some(self.left_out.because)
+    /// Returns why the query's results are hidden, or `None` if they are shown.
+    pub fn hidden_reason(&self, query: &QueryStatus) -> Option<&'static str> {
+        (query.name == self.hidden_query.query).then_some(self.hidden_query.reason)
     }
 
     /// Takes in what the board shows now.
@@ -231,7 +248,7 @@ mod tests {
 /// A status with everything in it, for tests of what is shown.
 #[cfg(test)]
 pub mod tests_support {
-    use crate::cli::live::{LeftOut, Shown};
+    use crate::cli::live::view::{HiddenQuery, ViewOptions};
     use crate::telemetry::status::{
         OpenWindowStatus, PartitionStatus, QueryStatus, Status, StreamStatus,
     };
@@ -243,12 +260,12 @@ pub mod tests_support {
     }
 
     /// Notes as the demo has them, and a query left out.
-    pub fn shown() -> Shown {
+    pub fn options() -> ViewOptions {
         let notes =
             ["broker 127.0.0.1:1234", "history .millstream/demo/20261124-120000 (from 10 s on)"];
-        Shown {
+        ViewOptions {
             notes: notes.map(str::to_owned).to_vec(),
-            left_out: LeftOut { query: "latency", because: "not true here" },
+            hidden_query: HiddenQuery { query: "latency", reason: "not true here" },
         }
     }
 
