@@ -1,7 +1,7 @@
 //! Replaces records that are larger than their topic accepts.
 //!
 //! ```text
-//!  result ──► complete dead letter ──► truncated dead letter, with the header `millstream.truncated`
+//!  result ──► complete dead letter ──► truncated dead letter, with the header `millstream.cut`
 //!    └─► tombstone of its key, if the topic contains the current value of each key
 //!  late row ──► the same row with truncated texts (its origin stays complete)
 //! ```
