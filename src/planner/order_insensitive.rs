@@ -1,4 +1,5 @@
-//! Whether rows may come in any order: then history need not be sorted for a replay.
+//! Detects queries whose state does not depend on the order of rows. For them a replay of history
+//! needs no sort.
 
 use std::sync::Arc;
 
@@ -8,13 +9,13 @@ use datafusion::physical_plan::aggregates::AggregateExec;
 
 use crate::planner::query_plan::QueryPlan;
 
-/// Aggregates whose state is the same whatever the order of rows, to the last bit (but of floating
-/// numbers, which round differently).
+/// Aggregates whose state is bit for bit the same for every order of rows, except over floating-point
+/// numbers, whose sums depend on the order of rounding.
 const ORDER_INSENSITIVE: [&str; 4] = ["count", "max", "min", "sum"];
 
 impl QueryPlan {
-    /// Whether what is kept of a window is the same in whatever order its rows came. Where rows
-    /// themselves are kept, or come out at once, it is not.
+    /// Whether the state of a window is the same for every order of its rows. It is not if the state
+    /// contains rows, or if the query is stateless.
     pub fn is_order_insensitive(&self) -> bool {
         let slots = &self.executable.slots;
         let partials = slots.iter().filter_map(|slot| slot.partial.as_ref());

@@ -1,4 +1,4 @@
-//! From a query's text to its plan.
+//! Plans one query: analysis, checks, optimization, split and physical plan.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -30,7 +30,10 @@ use crate::planner::windowing_tvf::{self, WindowedRelation};
 use crate::planner::{explain, functions, physical_plan};
 use crate::types::WindowSpec;
 
-/// Plans `query` over `relations` (by name); all errors that can be told at once.
+/// Plans `query` over `relations`, which are keyed by name.
+///
+/// # Errors
+/// Returns all errors that can be found in one pass.
 pub(crate) fn plan(
     session: &PlanningSession,
     contexts: &TaskContexts,
@@ -53,7 +56,7 @@ struct Planner<'a> {
     query: &'a Arc<Query>,
 }
 
-/// What a query reads, and how.
+/// The input of a query and how the query reads it.
 struct QueryInput {
     input: Input,
     kind: PlanKind,
@@ -79,7 +82,7 @@ impl Planner<'_> {
         Error::sql(message).at(keyword.unwrap_or_else(|| self.select_place()))
     }
 
-    /// `relations` and the leaves of the window functions in FROM.
+    /// Returns `relations` and the leaves of the window functions in FROM.
     fn with_windows(
         &self,
         relations: &KnownRelations,
@@ -114,8 +117,11 @@ impl Planner<'_> {
                 .hint_if(suggestion::suggest(&name, names)));
         };
         if !leaf.relation.is_streamed() {
-            return Err(at(&window.input, format!("'{name}' is no stream, and has no windows"))
-                .hint("window functions take a stream, or a query whose results are only added"));
+            return Err(at(
+                &window.input,
+                format!("'{name}' is not a stream, so it has no windows"),
+            )
+            .hint("window functions require a stream or an append-only query"));
         }
         let time = normalised(&window.time);
         let schema = &leaf.relation.schema;
@@ -131,19 +137,18 @@ impl Planner<'_> {
                 Err(at(&window.time, format!("'{time}' is not the event time of '{name}'"))
                     .hint(format!("write DESCRIPTOR({event_time})")))
             }
-            None => Err(at(&window.input, format!("the results of '{name}' carry no event time"))
-                .hint("select its window_time, or for a query without windows its event time, as it is")),
+            None => Err(at(&window.input, format!("the results of '{name}' have no event time"))
+                .hint("select window_time in that query, or in a query without windows the unchanged event time column")),
         }
     }
 
     fn plan(&self, contexts: &TaskContexts, plan: LogicalPlan) -> Result<QueryPlan, Error> {
         let df = |error: DataFusionError| in_query(&error, self.query).at(self.select_place());
         if let Some(function) = functions::volatile(&plan).map_err(df)? {
-            let hint =
-                "an epoch that runs again must give the same result; use a column of the stream";
+            let hint = "a repeated epoch must give the same result; use a column of the stream";
             return Err(in_query_at_name(self.query, &function)
                 .unwrap_or_else(|| {
-                    self.error(format!("{function}() has another value each time it runs"))
+                    self.error(format!("{function}() returns a different value on each run"))
                 })
                 .hint(hint));
         }
@@ -153,11 +158,11 @@ impl Planner<'_> {
         let optimised = self.session.optimise(plan).map_err(df)?;
         let split = split::split(&optimised, input.windowing).map_err(df)?;
         if input.kind == PlanKind::Stateless && !split.slots.is_empty() {
-            return Err(self.error("this query keeps rows, but has no window"));
+            return Err(self.error("this query needs state, but has no window"));
         }
         let executable = physical_plan::plan(self.session, &split);
-        // Planning never waits for anything; but on a task that has used up its budget, tokio's
-        // parts of it would ask to be polled later, and here nobody would.
+        // Planning does no I/O. `unconstrained` keeps tokio's cooperative budget from suspending it,
+        // because `block_on` here has no runtime that would poll it again.
         let executable = tokio::task::unconstrained(executable);
         let executable = futures::executor::block_on(executable).map_err(df)?;
         let output: SchemaRef = Arc::new(Schema::new(optimised.schema().fields().clone()));
@@ -205,7 +210,8 @@ impl Planner<'_> {
         })
     }
 
-    /// Records have one value by each name. What a `*` stands for shows in the plan only.
+    /// Checks that column names are unique, because records have one value per name. Only the plan shows
+    /// the columns of a `*`.
     fn check_names(&self, plan: &LogicalPlan) -> Result<(), Error> {
         let fields = plan.schema().fields();
         let twice = fields.iter().enumerate().find(|(index, field)| {
@@ -217,7 +223,7 @@ impl Planner<'_> {
         }
     }
 
-    /// As [`Planner::check_names`], for the names that the query writes.
+    /// Checks the names that the query writes, like [`Planner::check_names`].
     fn check_written_names(&self) -> Result<(), Error> {
         let Some(select) = self.query.select.body.as_select() else { return Ok(()) };
         let mut seen: Vec<String> = Vec::new();
@@ -233,7 +239,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// What the query reads and keeps; refuses what does not go together.
+    /// Determines what the query reads and which state it has; rejects unsupported combinations.
     fn analyse_input(&self, plan: &LogicalPlan) -> Result<QueryInput, Error> {
         let mut streamed: Vec<(Arc<Relation>, Option<WindowSpec>)> = Vec::new();
         let mut tables = Vec::new();
@@ -251,7 +257,7 @@ impl Planner<'_> {
         };
         if streamed.iter().any(|(other, _)| other.name != leaf.name) {
             return Err(self
-                .error("joins of streams are not there yet")
+                .error("joins of streams are not supported yet")
                 .hint("a query may join one stream with reference tables and views"));
         }
         if streamed.iter().any(|(_, other)| *other != window) {
@@ -288,7 +294,7 @@ impl Planner<'_> {
     fn analyse_view_input(&self, tables: Vec<String>) -> Result<QueryInput, Error> {
         if self.query.kind == QueryKind::Stream {
             return Err(self
-                .error("this query reads no stream, so it cannot be one")
+                .error("CREATE STREAM needs a query that reads a stream")
                 .hint("write CREATE MATERIALIZED VIEW, or a bare SELECT"));
         }
         Ok(QueryInput {
@@ -307,11 +313,9 @@ impl Planner<'_> {
             (Windowing::None, QueryKind::Stream, true) => Err(self
                 .error("an aggregate over a stream needs a window")
                 .hint(format!("{to_window}; or write CREATE MATERIALIZED VIEW"))),
-            (Windowing::None, QueryKind::View, false) => {
-                Err(self.error("a materialized view over a stream needs a GROUP BY").hint(
-                    "write CREATE STREAM .. AS, or a bare SELECT, for results that are only added",
-                ))
-            }
+            (Windowing::None, QueryKind::View, false) => Err(self
+                .error("a materialized view over a stream needs a GROUP BY")
+                .hint("write CREATE STREAM .. AS, or a bare SELECT, for append-only results")),
             (Windowing::None, _, false) => Ok(PlanKind::Stateless),
             (_, QueryKind::View, _) => Err(self
                 .error("a materialized view has no windows")
@@ -320,7 +324,7 @@ impl Planner<'_> {
         }
     }
 
-    /// The `date_bin` or `date_trunc` that the aggregates over the stream group by.
+    /// Returns the `date_bin` or `date_trunc` by which the aggregates over the stream group.
     fn bucket(&self, plan: &LogicalPlan) -> Result<Option<WindowSpec>, Error> {
         let mut found = None;
         let mut visit = vec![plan];
@@ -341,7 +345,7 @@ impl Planner<'_> {
         Ok(found)
     }
 
-    /// Every aggregate of a windowed query must have the window among its keys.
+    /// Checks that every aggregate of a windowed query has the window among its keys.
     fn check_windows(&self, plan: &LogicalPlan) -> Result<(), Error> {
         let has_window_column = |origins: Vec<Option<ColumnOrigin>>| {
             origins.into_iter().flatten().any(|origin| match origin {
@@ -352,7 +356,7 @@ impl Planner<'_> {
         };
         let ok = match plan {
             LogicalPlan::Aggregate(aggregate) if lineage::is_streamed(plan) => {
-                // Grouping sets have the window in each of their sets, or not at all.
+                // The window is in all grouping sets or in none.
                 let exprs = aggregate.group_expr.as_slice();
                 matches!(exprs, [Expr::GroupingSet(_)])
                     || has_window_column(lineage::group_origins(aggregate))
@@ -363,16 +367,16 @@ impl Planner<'_> {
             _ => true,
         };
         if !ok {
-            let what = match plan {
+            let message = match plan {
                 LogicalPlan::Distinct(_) => "DISTINCT needs the window among its columns",
                 _ => "an aggregate needs the window in its GROUP BY",
             };
-            return Err(self.error(what).hint("add window_start, window_end"));
+            return Err(self.error(message).hint("add window_start, window_end"));
         }
         plan.inputs().into_iter().try_for_each(|input| self.check_windows(input))
     }
 
-    /// Instants in microseconds and plain text, whatever the functions return.
+    /// Casts the output columns to the types of results: instants to microseconds, texts to `Utf8`.
     fn normalised_output(&self, plan: LogicalPlan) -> Result<LogicalPlan, Error> {
         let schema = Arc::clone(plan.schema());
         let mut changes = false;
@@ -382,11 +386,11 @@ impl Planner<'_> {
             if !can_be_output(data_type) {
                 return Err(self
                     .error(format!(
-                        "the column '{}' is {}, which results cannot hold",
+                        "the column '{}' has the type {}, which results do not support",
                         field.name(),
                         sql_type(data_type)
                     ))
-                    .hint("CAST it; of a length of time take date_part('epoch', ..)"));
+                    .hint("CAST it; for an interval, write date_part('epoch', ..)"));
             }
             let column = Expr::Column((qualifier, field).into());
             let wanted = match data_type {
@@ -412,8 +416,8 @@ impl Planner<'_> {
         projected.map_err(|error| in_query(&error, self.query))
     }
 
-    /// The key of the results: the window first, then what else tells rows apart. Results that
-    /// take rows back must have one; where none is known it is the whole row.
+    /// Returns the key of the results: the window, then the other columns that identify a row. A
+    /// changelog needs a key; without a known key it is all columns.
     fn key(&self, plan: &LogicalPlan, kind: PlanKind, assumed: &mut Vec<String>) -> Vec<usize> {
         let key = known_key(plan, assumed);
         if key.is_empty() && self.emits_changes(kind) {
@@ -422,7 +426,7 @@ impl Planner<'_> {
         key
     }
 
-    /// Whether results of a query with state are changes to those before.
+    /// Whether the results of a query with state are a changelog.
     fn emits_changes(&self, kind: PlanKind) -> bool {
         let is_early = matches!(self.query.emit, Emit::Every(_));
         kind != PlanKind::Windowed || is_early || self.query.allowed_lateness_us > 0
@@ -437,7 +441,7 @@ impl Planner<'_> {
     }
 }
 
-/// The key that the plan itself tells; empty if it tells none.
+/// Returns the key that follows from the plan, or no columns.
 fn known_key(plan: &LogicalPlan, assumed: &mut Vec<String>) -> Vec<usize> {
     let Some(mut key) = lineage::key(plan, assumed) else {
         assumed.clear();
@@ -460,10 +464,10 @@ fn known_key(plan: &LogicalPlan, assumed: &mut Vec<String>) -> Vec<usize> {
 
 fn in_query_at_name(query: &Query, function: &str) -> Option<Error> {
     let place = SqlSource::of(query).find(function)?;
-    Some(Error::sql(format!("{function}() has another value each time it runs")).at(place))
+    Some(Error::sql(format!("{function}() returns a different value on each run")).at(place))
 }
 
-/// An identifier as DataFusion reads it: lower case unless quoted.
+/// Normalizes an identifier like DataFusion: lower case unless quoted.
 fn normalised(ident: &Ident) -> String {
     match ident.quote_style {
         Some(_) => ident.value.clone(),
@@ -476,7 +480,7 @@ fn has_streamed_aggregate(plan: &LogicalPlan) -> bool {
     is_one || plan.inputs().into_iter().any(has_streamed_aggregate)
 }
 
-/// Whether a DISTINCT stands over a stream with no aggregate between.
+/// Whether a DISTINCT reads a stream without an aggregate in between.
 fn has_streamed_distinct(plan: &LogicalPlan) -> bool {
     match plan {
         LogicalPlan::Aggregate(_) => false,
@@ -487,7 +491,7 @@ fn has_streamed_distinct(plan: &LogicalPlan) -> bool {
     }
 }
 
-/// The input's columns that are read, then those of the window.
+/// Returns the input columns that the plan reads, followed by the window columns.
 fn leaf_schema(input: &QueryInput, columns: &[usize]) -> SchemaRef {
     let Some(leaf) = &input.leaf else {
         return Arc::new(Schema::empty());
@@ -500,8 +504,8 @@ fn leaf_schema(input: &QueryInput, columns: &[usize]) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// The output column that readers may take as event time: the input's, passed through by a query
-/// without state, or `window_time`.
+/// Returns the output column that readers can use as event time: `window_time`, or in a query without
+/// state the unchanged event time of the input.
 fn event_time(plan: &LogicalPlan, input: &QueryInput) -> Option<usize> {
     let wanted = match input.kind {
         PlanKind::Stateless => {
@@ -513,7 +517,7 @@ fn event_time(plan: &LogicalPlan, input: &QueryInput) -> Option<usize> {
     lineage::origins(plan).iter().position(|origin| *origin == Some(wanted))
 }
 
-/// Whether an output column says which window a row belongs to.
+/// Whether an output column identifies the window of a row.
 fn has_window_column(plan: &LogicalPlan) -> bool {
     lineage::origins(plan).into_iter().flatten().any(ColumnOrigin::is_window)
 }
@@ -537,7 +541,7 @@ impl QueryVisitor for SelectFinder {
     }
 }
 
-/// The name that a column of the result is given, or has.
+/// Returns the alias or the name of a result column.
 fn output_name(item: &SelectItem) -> Option<&Ident> {
     match item {
         SelectItem::ExprWithAlias { alias, .. } => Some(alias),
@@ -547,7 +551,7 @@ fn output_name(item: &SelectItem) -> Option<&Ident> {
     }
 }
 
-/// What other queries see of a planned query.
+/// Returns the relation that other queries read.
 pub(crate) fn relation(plan: &QueryPlan) -> Relation {
     let kind = match plan.kind {
         PlanKind::Stateless | PlanKind::Windowed => RelationKind::Results,

@@ -1,11 +1,12 @@
-//! The split: what of a plan runs on every batch (the batch_plan), what is slot in between, and what
-//! runs once per closed window (the final_plan plan).
+//! Splits a plan into the batch plan (runs on every batch), the window state between batches, and
+//! the final plan (runs once per closed window).
 //!
-//! Going up from the stream's leaf, everything that needs no more than the present batch belongs
-//! to the batch_plan: projections, filters, and joins with reference tables that preserve the stream.
-//! Where that ends, the plan is split: an aggregate keeps partials if its functions are on the
-//! tested list (see [`crate::planner::distinct_rewrite`]), all else keeps rows. In the final_plan plan a [`SlotNode`]
-//! stands for what was slot, with exactly the columns that the replaced node had.
+//! From the stream's leaf upwards, every node that needs only the current batch belongs to the
+//! batch plan: projections, filters, and joins with reference tables that preserve the stream. The
+//! plan is split above the last of them. The state of an aggregate is its partial aggregates if its
+//! functions are on the tested list (see [`crate::planner::distinct_rewrite`]); the state of every
+//! other node is rows. In the final plan a [`SlotNode`] represents the state, with exactly the
+//! columns of the node that it replaces.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -25,48 +26,48 @@ use crate::planner::exec::inputs::WindowColumn;
 use crate::planner::lineage::{self, ColumnOrigin, column_of, group_origins, origins};
 use crate::types::WindowSpec;
 
-/// How a query's rows are put into windows.
+/// How the rows of a query are assigned to windows. Its `Debug` text is part of the fingerprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Windowing {
-    /// By TUMBLE or HOP in FROM: the leaf has the columns of the window.
+    /// By TUMBLE or HOP in FROM: the leaf has the window columns.
     Leaf(WindowSpec),
     /// By `date_bin` or `date_trunc` in GROUP BY.
     Group(WindowSpec),
-    /// Not at all: a view, or no state.
+    /// No windows: a view, or a query without state.
     None,
 }
 
-/// A plan split in two.
+/// A plan, split into batch plans and a final plan.
 pub(crate) struct Split {
-    /// What is slot, by slot.
+    /// The state slots.
     pub(crate) slots: Vec<StateSlot>,
-    /// The rest of the plan over the slots; without slots, the whole plan.
+    /// The rest of the plan, which reads the slots. Without slots, the whole plan.
     pub(crate) final_plan: LogicalPlan,
 }
 
-/// What is slot in one slot.
+/// A part of the window state, with the plan that produces it.
 pub(crate) struct StateSlot {
-    /// Slots with the same number are fed by the same batch_plan.
+    /// Slots with the same number read the same batch plan.
     pub(crate) batch_plan_number: usize,
-    /// What runs on every batch before.
+    /// The plan that runs on every batch.
     pub(crate) batch_plan: Arc<LogicalPlan>,
-    /// Partials of this aggregate over the batch_plan; without one, the batch_plan's rows.
+    /// The partial aggregates over the batch plan. If `None`, the slot stores the batch plan's rows.
     pub(crate) partials: Option<Partials>,
-    /// The columns that the final_plan plan sees.
+    /// The columns that the final plan reads.
     pub(crate) schema: DFSchemaRef,
 }
 
-/// Partials of an aggregate over the batch_plan.
+/// Partial aggregates over the batch plan.
 pub(crate) struct Partials {
-    /// The aggregate without those keys that are the same in a whole window.
+    /// The aggregate without the keys that are constant within a window.
     pub(crate) aggregate: Aggregate,
-    /// Keys left out, by their place in the final_plan plan's columns.
+    /// The omitted keys, by their index in the final plan's columns.
     pub(crate) omitted_keys: Vec<(usize, WindowColumn)>,
-    /// Keys of the window that are slot, by their place in the state.
+    /// The window columns that stay in the state, by their index there.
     pub(crate) window_keys: Vec<(usize, WindowColumn)>,
 }
 
-/// Cuts the optimised `plan`.
+/// Splits the optimized `plan`.
 pub(crate) fn split(plan: &LogicalPlan, windowing: Windowing) -> DfResult<Split> {
     let mut splitter = Splitter { windowing, slots: Vec::new(), batch_plans: 0 };
     let (final_plan, class) = splitter.walk(plan)?;
@@ -77,12 +78,12 @@ pub(crate) fn split(plan: &LogicalPlan, windowing: Windowing) -> DfResult<Split>
     Ok(Split { slots: splitter.slots, final_plan })
 }
 
-/// What a part of the plan needs.
+/// Which rows a part of the plan needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     /// Reference tables, views and constants only.
     Static,
-    /// The present batch.
+    /// The current batch.
     Streaming,
     /// A whole window.
     WholeWindow,
@@ -95,7 +96,7 @@ struct Splitter {
 }
 
 impl Splitter {
-    /// The plan with slots for all that is slot below, and what it needs.
+    /// Replaces the state below `plan` by slots. Returns the new plan and what it needs.
     fn walk(&mut self, plan: &LogicalPlan) -> DfResult<(LogicalPlan, Class)> {
         if let LogicalPlan::TableScan(_) = plan {
             let class = if lineage::is_streamed(plan) { Class::Streaming } else { Class::Static };
@@ -132,8 +133,8 @@ impl Splitter {
             && !group_origins(aggregate).contains(&Some(ColumnOrigin::Bucket(spec)))
         {
             return Err(plan_error_with_hint(
-                "an aggregate over a stream lacks the window that the others have",
-                "group every one of them by the same date_bin or date_trunc",
+                "an aggregate over a stream lacks the window of the other aggregates",
+                "group all aggregates by the same date_bin or date_trunc",
             ));
         }
         let batch_plan_number = self.batch_plans;
@@ -150,9 +151,9 @@ impl Splitter {
         if self.windowing == Windowing::None {
             let names = partial_aggregates().join(", ");
             return Err(plan_error_with_hint(
-                &format!("a view cannot keep all rows, which {} needs", describe(aggregate)),
+                &format!("a view cannot store all rows, which {} requires", describe(aggregate)),
                 &format!(
-                    "a view may use, with and without DISTINCT: {names} (first_value and last_value with ORDER BY)"
+                    "a view supports, with and without DISTINCT: {names} (first_value and last_value with ORDER BY)"
                 ),
             ));
         }
@@ -161,32 +162,32 @@ impl Splitter {
         plan.with_new_exprs(plan.expressions(), vec![input])
     }
 
-    /// Refuses nodes that would keep rows where there is no window.
+    /// Rejects nodes that would store rows in a query without windows.
     fn check_rows(&self, plan: &LogicalPlan) -> DfResult<()> {
         if let Windowing::Leaf(_) = self.windowing {
             return Ok(());
         }
         let (what, hint) = match plan {
             LogicalPlan::Sort(_) => (
-                "ORDER BY over a stream never ends",
-                "order within windows: FROM TUMBLE(..), or drop it",
+                "ORDER BY over a stream needs a window",
+                "order within windows: FROM TUMBLE(..), or remove ORDER BY",
             ),
             LogicalPlan::Limit(_) => (
                 "LIMIT over a stream needs a window",
-                "limit within windows: FROM TUMBLE(..), or drop it",
+                "limit within windows: FROM TUMBLE(..), or remove LIMIT",
             ),
             LogicalPlan::Window(_) => (
                 "OVER needs a window of the stream",
-                "write FROM TUMBLE(..): OVER then sees the rows of one window",
+                "write FROM TUMBLE(..): OVER then applies to the rows of one window",
             ),
             LogicalPlan::Join(_) => (
-                "joins of streams are not there yet",
+                "joins of streams are not supported yet",
                 "join windows of one stream, or a stream with a reference table or view",
             ),
             LogicalPlan::Union(_) => {
-                ("a stream can be united with itself only", "write one query each")
+                ("UNION supports only one stream", "write one query per stream")
             }
-            _ => ("this needs all rows of the stream", "write FROM TUMBLE(..)"),
+            _ => ("this operation needs all rows of the stream", "write FROM TUMBLE(..)"),
         };
         Err(plan_error_with_hint(what, hint))
     }
@@ -209,12 +210,12 @@ impl Splitter {
         batch_plan_number: usize,
     ) -> DfResult<LogicalPlan> {
         let columns = window_columns(&grouping);
-        // Without any key an aggregate has a result even for no rows, so one must stay.
+        // Without keys an aggregate returns a row even for no input, so one key must stay.
         let must_stay = columns.iter().all(Option::is_some).then_some(0);
         let (mut groups, mut omitted_keys, mut window_keys) = (Vec::new(), Vec::new(), Vec::new());
-        for (place, expr) in grouping.group_expr.iter().enumerate() {
-            match columns.get(place).copied().flatten() {
-                Some(column) if must_stay != Some(place) => omitted_keys.push((place, column)),
+        for (index, expr) in grouping.group_expr.iter().enumerate() {
+            match columns.get(index).copied().flatten() {
+                Some(column) if must_stay != Some(index) => omitted_keys.push((index, column)),
                 column => {
                     window_keys.extend(column.map(|column| (groups.len(), column)));
                     groups.push(expr.clone());
@@ -241,7 +242,8 @@ impl Splitter {
     }
 }
 
-/// Of each key of an aggregate, which column of the window it is: such is the same in all its rows.
+/// Returns for each key of an aggregate which window column it is. Window columns are constant within
+/// a window.
 fn window_columns(aggregate: &Aggregate) -> Vec<Option<WindowColumn>> {
     (group_origins(aggregate).into_iter())
         .zip(&aggregate.group_expr)
@@ -252,7 +254,7 @@ fn window_columns(aggregate: &Aggregate) -> Vec<Option<WindowColumn>> {
         .collect()
 }
 
-/// Whether `plan` needs no more than the present batch of its streamed inputs.
+/// Whether `plan` needs only the current batch of its streamed inputs.
 fn runs_per_batch(plan: &LogicalPlan, classes: &[Class]) -> bool {
     use Class::{Static, Streaming};
     match (plan, classes) {
@@ -289,8 +291,8 @@ fn describe(aggregate: &Aggregate) -> String {
     names.join(", ")
 }
 
-/// Whether a hop can be built from panes: only partials are slot, and no expression looks at the
-/// window, which is another one when panes are merged.
+/// Whether hopping windows can be merged from panes: all state is partial aggregates, and no
+/// expression reads the window columns, because they change when panes are merged.
 pub(crate) fn can_use_panes(split: &Split) -> DfResult<bool> {
     for slot in &split.slots {
         let Some(partials) = &slot.partials else {
@@ -316,7 +318,7 @@ fn batch_plan_uses_window(plan: &LogicalPlan) -> DfResult<bool> {
     Ok(false)
 }
 
-/// Whether an expression of this node does more with a column of the window than pass it on.
+/// Whether an expression of this node uses a window column other than to pass it on.
 fn uses_window(plan: &LogicalPlan) -> DfResult<bool> {
     let inputs: Vec<_> =
         plan.inputs().into_iter().map(|input| (input.schema(), origins(input))).collect();
@@ -326,30 +328,30 @@ fn uses_window(plan: &LogicalPlan) -> DfResult<bool> {
         if may_pass_on && passes_on {
             continue;
         }
-        let looks = expr.exists(|expr| {
+        let reads_window = expr.exists(|expr| {
             let Expr::Column(column) = expr else { return Ok(false) };
             Ok(inputs.iter().any(|(schema, origins)| {
                 let place = schema.maybe_index_of_column(column);
                 place.is_some_and(|place| matches!(origins[place], Some(ColumnOrigin::Window(_))))
             }))
         })?;
-        if looks {
+        if reads_window {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// What a [`SlotNode`] stands for.
+/// The rows that a [`SlotNode`] represents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum SlotContent {
-    /// What is slot in the slot of this number, finished.
+    /// The content of the state slot of this number, after the final aggregate.
     State(usize),
-    /// The output of the batch_plan.
+    /// The output of the batch plan.
     BatchPlanOutput,
 }
 
-/// A leaf of a logical plan that stands for rows from elsewhere.
+/// A leaf of a logical plan that represents rows which are supplied when the plan runs.
 #[derive(Debug, Clone)]
 pub(crate) struct SlotNode {
     pub(crate) content: SlotContent,
@@ -357,7 +359,7 @@ pub(crate) struct SlotNode {
 }
 
 impl SlotNode {
-    /// The slot as a plan.
+    /// Returns the node as a plan.
     pub(crate) fn plan(self) -> LogicalPlan {
         LogicalPlan::Extension(Extension { node: Arc::new(self) })
     }

@@ -1,4 +1,4 @@
-//! A stream's computed columns.
+//! Plans and evaluates the computed columns of a stream.
 
 use std::sync::Arc;
 
@@ -22,12 +22,12 @@ use crate::planner::planning_session::PlanningSession;
 pub struct StreamPlan {
     /// The stream's declaration.
     pub stream: Arc<Stream>,
-    /// All of its columns, in declared order; instants are `Timestamp(us, zone)`.
+    /// All columns of the stream, in declared order. Instants are `Timestamp(us, zone)`.
     pub schema: SchemaRef,
     base: SchemaRef,
-    /// In declared order; each may read the columns before it.
+    /// The computed columns in declared order. Each may read the columns before it.
     computed: Vec<Computed>,
-    /// Per column of `schema` its place among the base columns followed by the computed ones.
+    /// For each column of `schema`, its index among the base columns followed by the computed columns.
     order: Vec<usize>,
 }
 
@@ -43,7 +43,7 @@ impl std::fmt::Debug for StreamPlan {
 }
 
 impl StreamPlan {
-    /// Checks and plans the computed columns; all errors are told.
+    /// Checks and plans the computed columns. Returns the errors of all columns at once.
     pub(crate) fn new(session: &PlanningSession, stream: &Arc<Stream>) -> Result<Self, Vec<Error>> {
         let schema = stream.schema();
         let (mut base, mut computed) = (Vec::new(), Vec::new());
@@ -78,10 +78,11 @@ impl StreamPlan {
         Arc::clone(&self.base)
     }
 
-    /// All columns from those of [`StreamPlan::base_schema`].
+    /// Computes all columns from the columns of [`StreamPlan::base_schema`].
     ///
-    /// Fails as a whole when an expression fails for one row, or is null where the column is
-    /// NOT NULL; the caller bisects the batch to find that row.
+    /// # Errors
+    /// The whole batch fails if an expression fails for one row or is null in a NOT NULL column.
+    /// The caller bisects the batch to find that row.
     pub fn compute(&self, base: &RecordBatch) -> Result<RecordBatch> {
         let rows = RecordBatchOptions::new().with_row_count(Some(base.num_rows()));
         let mut fields = self.base.fields().to_vec();
@@ -91,7 +92,7 @@ impl StreamPlan {
             let input = RecordBatch::try_new_with_options(schema, columns.clone(), &rows)?;
             let name = computed.field.name();
             let value = computed.expr.evaluate(&input).and_then(|v| v.into_array(base.num_rows()));
-            let value = value.map_err(|error| failed(name, &describe(&error).0))?;
+            let value = value.map_err(|error| column_error(name, &describe(&error).0))?;
             check_nulls(&computed.field, &value)?;
             fields.push(Arc::clone(&computed.field));
             columns.push(value);
@@ -101,13 +102,13 @@ impl StreamPlan {
     }
 }
 
-fn failed(column: &str, why: &str) -> Error {
-    Error::new(Kind::Data, format!("column '{column}': {why}"))
+fn column_error(column: &str, message: &str) -> Error {
+    Error::new(Kind::Data, format!("column '{column}': {message}"))
 }
 
 fn check_nulls(field: &Field, value: &ArrayRef) -> Result<()> {
     if !field.is_nullable() && value.logical_null_count() > 0 {
-        return Err(failed(field.name(), "is null"));
+        return Err(column_error(field.name(), "is null"));
     }
     Ok(())
 }
@@ -126,8 +127,8 @@ fn plan_column(
     let error = match planned {
         Ok((expr, None)) => return Ok(expr),
         Ok((_, Some(volatile))) => {
-            Error::sql(format!("{volatile}() has another value each time it runs"))
-                .hint("a stream's rows must be the same whenever they are read again")
+            Error::sql(format!("{volatile}() returns a different value on each run"))
+                .hint("the rows of a stream must be the same on every read")
         }
         Err(error) => {
             let diagnosis = diagnose(&error);
@@ -140,7 +141,7 @@ fn plan_column(
     Err(error.at(column.place.clone()).detail(format!("in the computed column '{}'", column.name)))
 }
 
-/// The place of `span`, if it is on the column's line; else the column's own place.
+/// Returns the place of `span` if it is on the column's line, otherwise the place of the column.
 fn on_line(place: &Place, span: Span) -> Place {
     let mut place = place.clone();
     if place.line == span.start.line {
@@ -150,7 +151,7 @@ fn on_line(place: &Place, span: Span) -> Place {
     place
 }
 
-/// The expression, cast to what is declared, and the volatile function that it calls, if any.
+/// Returns the expression, cast to the declared type, and the volatile function that it calls, if any.
 fn plan_expr(
     session: &PlanningSession,
     schema: &DFSchema,
@@ -175,7 +176,7 @@ fn cast_to(expr: Expr, schema: &DFSchema, declared: &DataType) -> DfResult<Expr>
         return Ok(expr);
     }
     if !arrow::compute::can_cast_types(&found, declared) {
-        return datafusion::common::plan_err!("{found} cannot become {declared}");
+        return datafusion::common::plan_err!("cannot cast {found} to {declared}");
     }
     Ok(cast(expr, declared.clone()))
 }

@@ -720,7 +720,7 @@ fn what_cannot_be_streamed_is_refused_with_a_place_and_a_hint() {
         ("SELECT person + room FROM positions WHERE steps = nofunc(1)", &["q.sql:1:51", "nofunc"]),
         (
             "SELECT person FROM SESSION(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)",
-            &["SESSION windows are not there yet", "q.sql:1:20"],
+            &["SESSION windows are not supported yet", "q.sql:1:20"],
         ),
         (
             "SELECT person FROM CUMULATE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR, INTERVAL '1' DAY)",
@@ -751,7 +751,7 @@ fn what_cannot_be_streamed_is_refused_with_a_place_and_a_hint() {
         ("SELECT DISTINCT person FROM positions", &["DISTINCT over a stream"]),
         (
             "SELECT person, median(steps) FROM positions GROUP BY person",
-            &["a view cannot keep all rows", "median"],
+            &["a view cannot store all rows", "median"],
         ),
         ("SELECT uuid() FROM positions", &["uuid()", "q.sql:1:8"]),
         ("SELECT max(random()) FROM positions", &["random()"]),
@@ -956,7 +956,7 @@ fn mistakes_are_told_in_sqls_words_at_their_own_word() {
         (
             "SELECT person FROM positions ORDER BY person",
             "1:30",
-            "ORDER BY over a stream never ends",
+            "ORDER BY over a stream needs a window",
             "",
         ),
     ] {

@@ -1,6 +1,6 @@
 //! Window functions in FROM: `TUMBLE(t, DESCRIPTOR(ts), size [, offset])` and
-//! `HOP(t, DESCRIPTOR(ts), slide, size [, offset])` become plain relations of their own, before
-//! DataFusion sees the query. Such a relation has the columns of `t` and the window's.
+//! `HOP(t, DESCRIPTOR(ts), slide, size [, offset])` are replaced by plain relations before
+//! DataFusion analyzes the query. Such a relation has the columns of `t` and the window columns.
 
 use std::ops::ControlFlow;
 
@@ -21,17 +21,17 @@ use crate::types::{Size, WindowSpec};
 /// A window function found in FROM.
 #[derive(Debug)]
 pub(crate) struct WindowedRelation {
-    /// The name that it has in the rewritten query.
+    /// The relation's name in the rewritten query. It is part of the fingerprint.
     pub(crate) name: String,
-    /// The relation whose rows are put into windows.
+    /// The relation whose rows are assigned to windows.
     pub(crate) input: Ident,
-    /// The time column named by DESCRIPTOR.
+    /// The time column that DESCRIPTOR names.
     pub(crate) time: Ident,
-    /// The windows.
+    /// The kind and size of the windows.
     pub(crate) spec: WindowSpec,
 }
 
-/// Replaces the window functions of `select` (of `query`) by plain relations.
+/// Replaces the window functions of `select`, the statement of `query`, by plain relations.
 pub(crate) fn resolve(
     select: &mut Select,
     query: &Query,
@@ -96,7 +96,7 @@ impl Resolver<'_> {
             "cumulate" | "session" => {
                 let name = function.to_ascii_uppercase();
                 return Err(self
-                    .error(format!("{name} windows are not there yet"), span)
+                    .error(format!("{name} windows are not supported yet"), span)
                     .hint("use TUMBLE or HOP"));
             }
             _ => {
@@ -106,11 +106,12 @@ impl Resolver<'_> {
             }
         };
         let misused = |what: &str| self.error(what.to_owned(), span).hint(usage);
-        let exprs = positional(args).ok_or_else(|| misused("arguments here have no names"))?;
+        let exprs = positional(args)
+            .ok_or_else(|| misused("arguments of window functions cannot be named"))?;
         let sizes = if function == "hop" { 2 } else { 1 };
         if exprs.len() < 2 + sizes || exprs.len() > 3 + sizes {
             let message = format!(
-                "{} does not take {} arguments",
+                "{} does not accept {} arguments",
                 function.to_ascii_uppercase(),
                 exprs.len()
             );
@@ -143,21 +144,22 @@ impl Resolver<'_> {
         match length {
             Length { months: 0, days: 0, micros } if micros > 0 => Ok(Size::Fixed(micros)),
             Length { months: 0, days, micros: 0 } if days > 0 => {
-                let days = u32::try_from(days).map_err(|_| error("this is too long"))?;
+                let days = u32::try_from(days).map_err(|_| error("this interval is too long"))?;
                 Ok(if days % 7 == 0 && is_in_weeks(expr) {
                     Size::Weeks(days / 7)
                 } else {
                     Size::Days(days)
                 })
             }
-            Length { months, days: 0, micros: 0 } if months > 0 => {
-                Ok(Size::Months(u32::try_from(months).map_err(|_| error("this is too long"))?))
-            }
+            Length { months, days: 0, micros: 0 } if months > 0 => Ok(Size::Months(
+                u32::try_from(months).map_err(|_| error("this interval is too long"))?,
+            )),
             Length { months, days, micros } if months >= 0 && days >= 0 && micros >= 0 => {
-                let what = "a window's size is either a time or a number of days, weeks or months, and not zero";
+                let what =
+                    "a window size must be positive and in one unit: a time, days, weeks or months";
                 Err(error(what))
             }
-            _ => Err(error("a window's size must be positive")),
+            _ => Err(error("a window size must be positive")),
         }
     }
 
@@ -165,13 +167,13 @@ impl Resolver<'_> {
         let error = |what: &str| self.error(what.to_owned(), expr.span()).hint(usage.to_owned());
         let length = interval(expr).map_err(|what| error(&what))?;
         if length.months != 0 {
-            return Err(error("a window's offset cannot be in months"));
+            return Err(error("a window offset cannot be in months"));
         }
         length
             .days
             .checked_mul(DAY)
             .and_then(|days| days.checked_add(length.micros))
-            .ok_or_else(|| error("this is too long"))
+            .ok_or_else(|| error("this interval is too long"))
     }
 
     fn error(&self, message: String, span: Span) -> Error {
@@ -216,7 +218,7 @@ fn descriptor(expr: &Expr) -> Option<Ident> {
     }
 }
 
-/// A length of time as SQL says it; weeks are days, years are months.
+/// The value of an SQL interval; weeks count as days, years as months.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Length {
     months: i64,
@@ -224,7 +226,7 @@ struct Length {
     micros: i64,
 }
 
-/// `INTERVAL '1' DAY`, `INTERVAL '1 hour 30 minutes'`, with or without a minus before it.
+/// `INTERVAL '1' DAY`, `INTERVAL '1 hour 30 minutes'`, with or without a minus sign.
 fn interval(expr: &Expr) -> Result<Length, String> {
     match expr {
         Expr::Interval(interval) => parse_interval(interval),
@@ -242,12 +244,12 @@ fn parse_interval(interval: &Interval) -> Result<Length, String> {
         Expr::Value(value) => match &value.value {
             Value::SingleQuotedString(text) => text.clone(),
             Value::Number(number, _) => number.clone(),
-            _ => return Err("this is no length of time".to_owned()),
+            _ => return Err("an INTERVAL must be a string or a number".to_owned()),
         },
         _ => return Err("an INTERVAL must be a constant here".to_owned()),
     };
     if interval.last_field.is_some() {
-        return Err("an INTERVAL .. TO .. is not understood here".to_owned());
+        return Err("INTERVAL .. TO .. is not supported here".to_owned());
     }
     let mut length = Length::default();
     match &interval.leading_field {
@@ -255,7 +257,9 @@ fn parse_interval(interval: &Interval) -> Result<Length, String> {
         None => {
             let words: Vec<&str> = text.split_whitespace().collect();
             if words.is_empty() || !words.len().is_multiple_of(2) {
-                return Err(format!("'{text}' is no length of time such as '90 minutes'"));
+                return Err(format!(
+                    "cannot parse '{text}' as INTERVAL: write it as in '90 minutes'"
+                ));
             }
             for pair in words.chunks_exact(2) {
                 length.add(pair[0], &pair[1].to_ascii_lowercase())?;
@@ -271,8 +275,8 @@ fn unit_name(field: &DateTimeField) -> String {
 
 impl Length {
     fn add(&mut self, number: &str, unit: &str) -> Result<(), String> {
-        let number: i64 =
-            (number.parse()).map_err(|_| format!("'{number}' is no whole number of {unit}"))?;
+        let number: i64 = (number.parse())
+            .map_err(|_| format!("cannot parse '{number}' as a whole number of {unit}"))?;
         let unit = unit.strip_suffix('s').unwrap_or(unit);
         let (total, factor) = match unit {
             "year" => (&mut self.months, 12),
@@ -285,11 +289,11 @@ impl Length {
             "second" => (&mut self.micros, SECOND),
             "millisecond" => (&mut self.micros, 1_000),
             "microsecond" => (&mut self.micros, 1),
-            _ => return Err(format!("'{unit}' is no unit of time")),
+            _ => return Err(format!("unknown time unit '{unit}'")),
         };
         *total = (number.checked_mul(factor))
             .and_then(|value| total.checked_add(value))
-            .ok_or_else(|| "this is too long".to_owned())?;
+            .ok_or_else(|| "this interval is too long".to_owned())?;
         Ok(())
     }
 }
@@ -306,19 +310,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn intervals_are_read_as_sql_says_them() {
-        let read = |text: &str| {
+    fn parses_intervals_as_sql_defines_them() {
+        let parse = |text: &str| {
             let expr = Parser::new(&GenericDialect {}).try_with_sql(text).unwrap().parse_expr();
             interval(&expr.unwrap())
         };
         let length = |months, days, micros| Ok(Length { months, days, micros });
-        assert_eq!(read("INTERVAL '1' DAY"), length(0, 1, 0));
-        assert_eq!(read("INTERVAL 90 SECOND"), length(0, 0, 90 * SECOND));
-        assert_eq!(read("INTERVAL '1 hour 30 minutes'"), length(0, 0, 90 * MINUTE));
-        assert_eq!(read("INTERVAL '2 weeks'"), length(0, 14, 0));
-        assert_eq!(read("-INTERVAL '1' YEAR"), length(-12, 0, 0));
-        assert!(read("INTERVAL '1.5' HOUR").is_err());
-        assert!(read("INTERVAL '1:30' HOUR TO MINUTE").is_err());
-        assert!(read("17").is_err());
+        assert_eq!(parse("INTERVAL '1' DAY"), length(0, 1, 0));
+        assert_eq!(parse("INTERVAL 90 SECOND"), length(0, 0, 90 * SECOND));
+        assert_eq!(parse("INTERVAL '1 hour 30 minutes'"), length(0, 0, 90 * MINUTE));
+        assert_eq!(parse("INTERVAL '2 weeks'"), length(0, 14, 0));
+        assert_eq!(parse("-INTERVAL '1' YEAR"), length(-12, 0, 0));
+        assert!(parse("INTERVAL '1.5' HOUR").is_err());
+        assert!(parse("INTERVAL '1:30' HOUR TO MINUTE").is_err());
+        assert!(parse("17").is_err());
     }
 }

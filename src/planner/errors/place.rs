@@ -1,4 +1,4 @@
-//! Where in a statement an error is: DataFusion's span, or the word that its message names.
+//! Locates errors in a statement: by DataFusion's span, or by a word that the message names.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -16,17 +16,17 @@ use crate::catalog::ast_visitor::{QueryVisitor, visit_expr, visit_query};
 use crate::error::Place;
 use crate::planner::sql_display::sql_type;
 
-/// A statement, for the places of errors in it.
+/// A statement in which errors are located.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SqlSource<'a> {
     pub(crate) file: &'a Path,
     /// The whole file.
     pub(crate) text: &'a str,
-    /// The statement's query, if it is one.
+    /// The parsed query, if the statement is a query.
     pub(crate) select: Option<&'a ast::Query>,
-    /// The line on which it begins.
+    /// The line on which the statement begins.
     pub(crate) line: u64,
-    /// The columns that it may name, with their types, as far as they are known.
+    /// The known columns that the statement may name, with their types.
     pub(crate) columns: &'a [(String, DataType)],
 }
 
@@ -41,7 +41,7 @@ impl<'a> SqlSource<'a> {
         }
     }
 
-    /// The place of DataFusion's span.
+    /// Returns the place of a span of DataFusion.
     pub(crate) fn place(&self, span: Span) -> Place {
         let width = match span.end.line == span.start.line {
             true => span.end.column.saturating_sub(span.start.column),
@@ -50,14 +50,14 @@ impl<'a> SqlSource<'a> {
         Place::new(self.file, self.text, span.start.line, span.start.column, width)
     }
 
-    /// The first call of `function` whose arguments may have the types of `arguments`.
+    /// Finds the first call of `function` whose arguments may have the types in `arguments`.
     pub(super) fn find_call(&self, function: &str, arguments: &str) -> Option<Place> {
         let types: Vec<&str> = arguments.split(", ").collect();
         let mut finder = CallFinder { function, types: &types, columns: self.columns };
         Some(self.place_of_parser(visit_query(self.select?, &mut finder)?))
     }
 
-    /// Where `word` first stands behind the word `start`, which is a clause's.
+    /// Finds the first `word` after the keyword `start` of a clause.
     pub(super) fn find_after(&self, start: &str, word: &str) -> Option<Place> {
         let last = word.rsplit('.').next().unwrap_or(word);
         let tokens = self.tokens();
@@ -66,7 +66,7 @@ impl<'a> SqlSource<'a> {
         Some(self.place_of_parser(found.span))
     }
 
-    /// Where `word` first stands: as a column, function, relation or literal, else as any word.
+    /// Finds the first `word` that is a column, function, relation or literal, otherwise any first `word`.
     pub(crate) fn find(&self, word: &str) -> Option<Place> {
         let last = word.rsplit('.').next().unwrap_or(word);
         let mut finder = Finder { name: last };
@@ -76,7 +76,7 @@ impl<'a> SqlSource<'a> {
         Some(self.place_of_parser(span))
     }
 
-    /// The place of the parser's span.
+    /// Returns the place of a span of the parser.
     fn place_of_parser(&self, span: tokenizer::Span) -> Place {
         let width = match span.end.line == span.start.line {
             true => span.end.column.saturating_sub(span.start.column),
@@ -85,17 +85,17 @@ impl<'a> SqlSource<'a> {
         Place::new(self.file, self.text, span.start.line, span.start.column, width)
     }
 
-    /// The tokens of the file from the statement's line on.
+    /// Returns the tokens of the file from the statement's line on.
     fn tokens(&self) -> Vec<TokenWithSpan> {
         let mut tokens = Vec::new();
-        // Where it cannot be read to its end, what was read is enough.
+        // If the text cannot be tokenized to its end, the tokens before the error suffice.
         let _ = Tokenizer::new(&GenericDialect {}, self.text)
             .tokenize_with_location_into_buf(&mut tokens);
         tokens.retain(|token| token.span.start.line >= self.line);
         tokens
     }
 
-    /// Whether a SELECT gives `name` to one of its columns.
+    /// Whether the SELECT defines `name` as a column alias.
     pub(super) fn gives_name(&self, name: &str) -> bool {
         let aliased = |select: &&ast::Select| {
             select.projection.iter().any(|item| {
@@ -122,24 +122,24 @@ fn is_word(token: &TokenWithSpan, word: &str) -> bool {
     }
 }
 
-/// The place of a span of the parser; none if the span is empty.
+/// Returns the place of a span of the parser, or `None` if the span is empty.
 pub(crate) fn place_of_span(query: &Query, span: tokenizer::Span) -> Option<Place> {
     (span.start.line > 0).then(|| SqlSource::of(query).place_of_parser(span))
 }
 
-/// Where `word` first stands in an expression.
+/// Finds the first `word` in an expression.
 pub(crate) fn find_in(expr: &ast::Expr, word: &str) -> Option<tokenizer::Span> {
     let last = word.rsplit('.').next().unwrap_or(word);
     visit_expr(expr, &mut Finder { name: last }).filter(|span| span.start.line > 0)
 }
 
-/// The keyword with which a message of ours begins, as in "ORDER BY over a stream never ends".
+/// Returns the keyword with which a message begins, as in "ORDER BY over a stream needs a window".
 pub(crate) fn keyword_in(message: &str) -> Option<&str> {
     let word = message.split(' ').next()?;
     (word.len() > 1 && word.chars().all(|c| c.is_ascii_uppercase())).then_some(word)
 }
 
-/// Finds a call by its name and the types of those arguments that are plain columns.
+/// Finds a call by its name and the types of the arguments that are plain columns.
 struct CallFinder<'a> {
     function: &'a str,
     types: &'a [&'a str],
