@@ -1,7 +1,7 @@
-//! Real brokers that a test starts for itself: with TLS, with SASL, or two of them.
+//! Real brokers that one test starts: with TLS, with SASL, or several of them.
 //!
-//! They run from the same jars as `.ci/kafka`'s (it fetches them), on free ports of 127.0.0.1,
-//! and are stopped when they are dropped.
+//! They run from the jars that `.ci/kafka` downloads, on free ports of 127.0.0.1, and are stopped
+//! when they are dropped.
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::net::TcpListener;
@@ -18,26 +18,26 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use crate::source::KafkaConfig;
 use crate::source::tests::mock::real_kafka;
 
-/// What a broker says last when it is up.
-const UP: &str = "Kafka Server started";
+/// The text of the line that a broker logs when it has started.
+const STARTED: &str = "Kafka Server started";
 
-/// One broker's process.
+/// The process of one broker.
 struct Broker {
     child: Option<Child>,
     properties: PathBuf,
 }
 
-/// Brokers of one cluster.
+/// The brokers of one cluster.
 pub(crate) struct Brokers {
     brokers: Vec<Broker>,
-    /// Certificates and all that the brokers keep.
+    /// The certificates and the data of the brokers.
     pub(crate) folder: tempfile::TempDir,
     libs: PathBuf,
-    /// For each broker, the port of each of its listeners.
+    /// The ports of the listeners of each broker.
     pub(crate) ports: Vec<Vec<u16>>,
 }
 
-/// The jars, if a real Kafka is there to be tested with at all.
+/// Returns the folder of the jars. `None`: tests with a real Kafka are skipped.
 fn libs(test: &str) -> Option<PathBuf> {
     real_kafka(test)?;
     let cache = || {
@@ -46,21 +46,26 @@ fn libs(test: &str) -> Option<PathBuf> {
     };
     let libs = std::env::var_os("MILLSTREAM_KAFKA_LIBS")
         .map_or_else(|| cache().join("millstream/kafka/libs"), PathBuf::from);
-    assert!(libs.is_dir(), "{test}: no jars in {}: run .ci/kafka once", libs.display());
+    assert!(
+        libs.is_dir(),
+        "{test}: {} is not a folder; run .ci/kafka once to download the jars",
+        libs.display()
+    );
     Some(libs)
 }
 
-/// Ports on which nobody listens now, each given once. They lie below those that the system gives
-/// to outgoing connections, of which other tests make many before a broker listens or while it is
-/// down, and below those of `.ci/kafka`.
+/// Returns ports on which no process listens; each port is returned once. They are below the range
+/// that the system uses for outgoing connections, because other tests open many of these before a
+/// broker listens or while it is down, and below the ports of `.ci/kafka`.
 fn free_ports(count: usize) -> Vec<u16> {
-    static GIVEN: AtomicU32 = AtomicU32::new(0);
-    let begin = std::process::id().wrapping_mul(97);
-    let next = || 10_000 + (begin.wrapping_add(GIVEN.fetch_add(1, Relaxed)) % 10_000) as u16;
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(97);
+    let next = || 10_000 + (start.wrapping_add(COUNTER.fetch_add(1, Relaxed)) % 10_000) as u16;
     let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     std::iter::repeat_with(next).filter(is_free).take(count).collect()
 }
 
+/// Returns a command that runs a class of the jars.
 fn java(libs: &Path) -> Command {
     let mut java = Command::new("java");
     java.args(["-Xms64m", "-Xmx512m", "-XX:+UseSerialGC"])
@@ -71,13 +76,14 @@ fn java(libs: &Path) -> Command {
     java
 }
 
-fn succeed(command: &mut Command) {
+/// Runs a command and checks that it succeeds.
+fn run_command(command: &mut Command) {
     let output = command.output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&said));
+    let text = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&text));
 }
 
-/// Sends lines with Java's producer.
+/// Sends lines with the Java producer.
 pub(crate) fn produce_with_java(
     test: &str,
     kafka: &KafkaConfig,
@@ -95,8 +101,9 @@ pub(crate) fn produce_with_java(
 }
 
 impl Brokers {
-    /// `count` brokers, of which the first is the controller, each with these listeners (name and
-    /// protocol) after a plain one, and these settings. `format`: more for the storage tool.
+    /// Starts `count` brokers; the first one is also the controller. Each broker has a plain
+    /// listener, then `listeners` (names and protocols). `settings` returns additional broker
+    /// settings, `format` contains additional arguments of the storage tool.
     fn start(
         test: &str,
         count: usize,
@@ -106,48 +113,49 @@ impl Brokers {
     ) -> Option<Self> {
         let libs = libs(test)?;
         let folder = tempfile::tempdir().unwrap();
-        let more = settings(folder.path());
+        let extra_settings = settings(folder.path());
         let controller = free_ports(1)[0];
         let uuid = "MkU3OEVBNTcwNTJENDM2Qk";
-        let mut all = Self { brokers: vec![], folder, libs, ports: vec![] };
+        let mut cluster = Self { brokers: vec![], folder, libs, ports: vec![] };
         for number in 1..=count {
             let mut listeners = listeners.to_vec();
             listeners.insert(0, ("PLAIN", "PLAINTEXT"));
             let ports = free_ports(listeners.len());
-            let place = all.folder.path().join(format!("broker-{number}"));
-            std::fs::create_dir_all(&place).unwrap();
-            let properties = place.join("server.properties");
-            let mut text = properties_of(number, controller, &listeners, &ports, &place);
-            text.push_str(&more);
+            let broker_folder = cluster.folder.path().join(format!("broker-{number}"));
+            std::fs::create_dir_all(&broker_folder).unwrap();
+            let properties = broker_folder.join("server.properties");
+            let mut text =
+                broker_properties(number, controller, &listeners, &ports, &broker_folder);
+            text.push_str(&extra_settings);
             std::fs::write(&properties, text).unwrap();
-            succeed(
-                java(&all.libs)
+            run_command(
+                java(&cluster.libs)
                     .args(["kafka.tools.StorageTool", "format", "-t", uuid, "-c"])
                     .arg(&properties)
                     .args(format),
             );
-            all.brokers.push(Broker { child: None, properties });
-            all.ports.push(ports);
+            cluster.brokers.push(Broker { child: None, properties });
+            cluster.ports.push(ports);
         }
-        all.launch_all();
-        Some(all)
+        cluster.launch_all();
+        Some(cluster)
     }
 
-    /// A cluster of two.
+    /// Starts a cluster of two brokers.
     pub(crate) fn two(test: &str) -> Option<Self> {
         Self::start(test, 2, &[], |_| String::new(), &[])
     }
 
-    /// A cluster of three, where a replica that is behind may lead when no other can.
+    /// Starts a cluster of three brokers with unclean leader election.
     pub(crate) fn unclean(test: &str) -> Option<Self> {
         let settings = |_: &Path| "unclean.leader.election.enable=true\n".to_owned();
         Self::start(test, 3, &[], settings, &[])
     }
 
-    /// One broker with TLS, SASL, SASL over TLS, and TLS with a client's certificate, on its
-    /// second port and those after it. User `alice` has the password `alice secret`. The folder has the CA's certificate as
-    /// `ca.pem` and a client's as `client.pem` and `client.key`; the broker's is made out to
-    /// 127.0.0.1.
+    /// Starts one broker. Its listeners after the plain one use TLS, SASL, SASL over TLS, and TLS
+    /// with client certificates. User `alice` has the password `alice secret`. The folder contains
+    /// the CA certificate `ca.pem` and the client certificate `client.pem` with `client.key`. The
+    /// certificate of the broker is valid for 127.0.0.1.
     pub(crate) fn secure(test: &str) -> Option<Self> {
         let listeners =
             [("TLS", "SSL"), ("SASL", "SASL_PLAINTEXT"), ("BOTH", "SASL_SSL"), ("MUTUAL", "SSL")];
@@ -158,7 +166,7 @@ impl Brokers {
     }
 
     fn launch_all(&mut self) {
-        // All at once: the controller is one of them.
+        // All are started before any is awaited, because the controller is one of them.
         for number in 0..self.brokers.len() {
             self.launch(number);
         }
@@ -175,14 +183,14 @@ impl Brokers {
         broker.child = Some(command.spawn().unwrap());
     }
 
-    /// Stops a broker as an operator would: what it leads moves first.
+    /// Shuts a broker down: its leaderships move to other brokers first.
     pub(crate) fn stop(&mut self, number: usize) {
         let mut child = self.brokers[number].child.take().unwrap();
-        succeed(Command::new("kill").arg(child.id().to_string()));
+        run_command(Command::new("kill").arg(child.id().to_string()));
         child.wait().unwrap();
     }
 
-    /// Stops a broker as a broken machine would.
+    /// Kills the process of a broker, which simulates a machine failure.
     pub(crate) fn kill(&mut self, number: usize) {
         let mut child = self.brokers[number].child.take().unwrap();
         child.kill().unwrap();
@@ -195,20 +203,19 @@ impl Brokers {
         self.brokers[number].wait();
     }
 
-    /// Makes a topic of one partition with replicas on these brokers; the first one leads.
+    /// Creates a topic with one partition and replicas on these brokers; the first one leads.
     pub(crate) fn create_topic(&self, name: &str, replicas: &[i32]) {
         let admin: AdminClient<DefaultClientContext> = self.plain().client().create().unwrap();
         let assignment = [replicas];
         let topic = NewTopic::new(name, 1, TopicReplication::Variable(&assignment));
         let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
-        let made = block_on(admin.create_topics([&topic], &options)).unwrap();
-        made.into_iter().for_each(|made| drop(made.unwrap()));
+        let results = block_on(admin.create_topics([&topic], &options)).unwrap();
+        results.into_iter().for_each(|result| drop(result.unwrap()));
     }
 
-    /// Waits until a broker that leads a topic by right is in its set again, and gives it the
-    /// lead. Numbers count from 1.
-    pub(crate) fn lead(&self, topic: &str, broker: i32) {
-        let begun = Instant::now();
+    /// Elects the preferred leader of a topic and waits until that is `broker`, which counts from 1.
+    pub(crate) fn elect_preferred_leader(&self, topic: &str, broker: i32) {
+        let started = Instant::now();
         loop {
             let mut election = java(&self.libs);
             election.args(["org.apache.kafka.tools.LeaderElectionCommand", "--bootstrap-server"]);
@@ -217,20 +224,21 @@ impl Brokers {
             if self.leader(topic) == Some(broker) {
                 return;
             }
-            let said = [output.stdout, output.stderr].concat();
-            let said = String::from_utf8_lossy(&said);
-            assert!(begun.elapsed() < Duration::from_secs(60), "it does not lead: {said}");
+            let text = [output.stdout, output.stderr].concat();
+            let text = String::from_utf8_lossy(&text);
+            let elapsed = started.elapsed();
+            assert!(elapsed < Duration::from_secs(60), "broker {broker} does not lead: {text}");
         }
     }
 
-    /// Who leads a topic of one partition; -1: nobody.
+    /// Returns the leader of the first partition of a topic; -1: it has none.
     pub(crate) fn leader(&self, topic: &str) -> Option<i32> {
         let consumer: BaseConsumer = self.plain().client().create().unwrap();
         let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(30)).ok()?;
         Some(metadata.topics().first()?.partitions().first()?.leader())
     }
 
-    /// The plain listeners of all brokers.
+    /// Returns a configuration with the plain listeners of all brokers.
     pub(crate) fn plain(&self) -> KafkaConfig {
         let all: Vec<_> =
             self.ports.iter().map(|ports| format!("127.0.0.1:{}", ports[0])).collect();
@@ -239,22 +247,22 @@ impl Brokers {
 }
 
 impl Broker {
-    /// Waits until it serves; what it says afterwards is read and dropped.
+    /// Waits until the broker has started. Its later output is read and dropped.
     fn wait(&mut self) {
         let stderr = self.child.as_mut().unwrap().stderr.take().unwrap();
         let mut lines = BufReader::new(stderr).lines();
-        let mut said = Vec::new();
+        let mut startup_lines = Vec::new();
         for line in lines.by_ref() {
             let line = line.unwrap();
-            if line.contains(UP) {
+            if line.contains(STARTED) {
                 std::thread::spawn(move || lines.for_each(drop));
                 return;
             }
-            said.push(line);
+            startup_lines.push(line);
         }
-        // Why it ended stands below the pages of what it did before.
-        let last = &said[said.len().saturating_sub(30)..];
-        panic!("a broker did not start; at last it said:\n{}", last.join("\n"));
+        // The reason is in the last lines.
+        let last = &startup_lines[startup_lines.len().saturating_sub(30)..];
+        panic!("a broker did not start; its last lines are:\n{}", last.join("\n"));
     }
 }
 
@@ -267,12 +275,13 @@ impl Drop for Brokers {
     }
 }
 
-fn properties_of(
+/// Returns the settings of one broker as properties.
+fn broker_properties(
     number: usize,
     controller: u16,
     listeners: &[(&str, &str)],
     ports: &[u16],
-    place: &Path,
+    folder: &Path,
 ) -> String {
     let roles = if number == 1 { "broker,controller" } else { "broker" };
     let at = |(name, port): (&str, &u16)| format!("{name}://127.0.0.1:{port}");
@@ -298,13 +307,13 @@ fn properties_of(
         bound.join(","),
         advertised.join(","),
         protocols.join(","),
-        place.join("data").display(),
+        folder.join("data").display(),
     )
 }
 
-/// Makes certificates and says how the broker uses them.
+/// Creates certificates and returns the settings with which the broker uses them.
 fn secure_settings(folder: &Path) -> String {
-    make_certificates(folder);
+    create_certificates(folder);
     let login = "org.apache.kafka.common.security";
     let plain = format!("{login}.plain.PlainLoginModule required user_alice=\"alice secret\";");
     let scram = format!("{login}.scram.ScramLoginModule required;");
@@ -325,9 +334,10 @@ fn secure_settings(folder: &Path) -> String {
     text
 }
 
-fn make_certificates(folder: &Path) {
+/// Creates a CA and the certificates of the broker and of a client.
+fn create_certificates(folder: &Path) {
     let openssl = |arguments: &[&str]| {
-        succeed(Command::new("openssl").args(arguments).current_dir(folder));
+        run_command(Command::new("openssl").args(arguments).current_dir(folder));
     };
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     let with_key = |arguments: &[&str]| openssl(&[arguments, &key[..]].concat());
@@ -336,9 +346,9 @@ fn make_certificates(folder: &Path) {
     ]);
     let mut extensions = std::fs::File::create(folder.join("extensions")).unwrap();
     extensions.write_all(b"basicConstraints=CA:FALSE\nsubjectAltName=IP:127.0.0.1\n").unwrap();
-    for who in ["broker", "client"] {
-        let [key, request, certificate] = ["key", "csr", "pem"].map(|end| format!("{who}.{end}"));
-        let subject = format!("/CN={who}");
+    for name in ["broker", "client"] {
+        let [key, request, certificate] = ["key", "csr", "pem"].map(|end| format!("{name}.{end}"));
+        let subject = format!("/CN={name}");
         with_key(&["req", "-subj", &subject, "-keyout", &key, "-out", &request]);
         openssl(&[
             "x509",
@@ -358,7 +368,7 @@ fn make_certificates(folder: &Path) {
             &certificate,
         ]);
     }
-    // Kafka wants the key in PKCS#8, then the chain.
+    // Kafka requires the key in PKCS#8, followed by the certificate chain.
     openssl(&["pkcs8", "-topk8", "-nocrypt", "-in", "broker.key", "-out", "broker.pk8"]);
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
     let store = [read("broker.pk8"), read("broker.pem"), read("ca.pem")].concat();

@@ -1,4 +1,4 @@
-//! What the tests of readers and of the log share: brokers, topics, records.
+//! Test support for readers and the log: brokers, topics, records.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Produc
 use crate::source::*;
 use crate::types::TopicPartition;
 
-/// A broker inside the process.
+/// The mock cluster of librdkafka, with one broker, inside the process.
 pub(crate) struct Mock {
     pub(crate) cluster: MockCluster<'static, DefaultProducerContext>,
     pub(crate) kafka: KafkaConfig,
@@ -28,7 +28,8 @@ impl Mock {
     }
 }
 
-/// A real Kafka, if `MILLSTREAM_TEST_KAFKA=host:port` names one.
+/// Returns the real Kafka cluster that `MILLSTREAM_TEST_KAFKA=host:port` names. `None`: the variable
+/// is not set, and the test is skipped.
 pub(crate) fn real_kafka(test: &str) -> Option<KafkaConfig> {
     match std::env::var("MILLSTREAM_TEST_KAFKA") {
         Ok(brokers) if !brokers.is_empty() => Some(KafkaConfig::new(brokers)),
@@ -42,25 +43,25 @@ pub(crate) fn real_kafka(test: &str) -> Option<KafkaConfig> {
     }
 }
 
-/// The same settings twice, once for each engine; librdkafka's comes first.
-pub(crate) fn both(kafka: &KafkaConfig) -> [KafkaConfig; 2] {
-    ["rdkafka", "native"].map(|engine| with(kafka, &[("millstream.reader", engine)]))
+/// Returns the settings for each implementation of the reader: librdkafka, then native.
+pub(crate) fn both_readers(kafka: &KafkaConfig) -> [KafkaConfig; 2] {
+    ["rdkafka", "native"].map(|reader| with_settings(kafka, &[("millstream.reader", reader)]))
 }
 
-/// `kafka` with more settings.
-pub(crate) fn with(kafka: &KafkaConfig, settings: &[(&str, &str)]) -> KafkaConfig {
+/// Returns `kafka` with additional settings.
+pub(crate) fn with_settings(kafka: &KafkaConfig, settings: &[(&str, &str)]) -> KafkaConfig {
     let mut kafka = kafka.clone();
     let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     kafka.settings.extend(settings);
     kafka
 }
 
-/// A name that no other test run uses.
+/// Returns a name that no other test run uses.
 pub(crate) fn unique(name: &str) -> String {
     format!("test-{name}-{}", uuid::Uuid::new_v4().simple())
 }
 
-/// Makes a topic and gives its name.
+/// Creates a topic and returns its name.
 pub(crate) fn new_topic(kafka: &KafkaConfig, name: &str, partitions: i32) -> String {
     let name = unique(name);
     let topic = NewTopic { name: name.clone(), partitions, config: vec![] };
@@ -68,12 +69,12 @@ pub(crate) fn new_topic(kafka: &KafkaConfig, name: &str, partitions: i32) -> Str
     name
 }
 
-/// A producer without transactions.
+/// Creates a producer with the given default settings.
 pub(crate) fn producer(kafka: &KafkaConfig, settings: &[(&str, &str)]) -> BaseProducer {
     kafka.client_with("test", settings, &[]).create().unwrap()
 }
 
-/// Puts a record on the producer's queue.
+/// Adds a record to the queue of the producer. A record with a key also gets two headers.
 pub(crate) fn send(
     producer: &BaseProducer,
     topic: &str,
@@ -87,9 +88,9 @@ pub(crate) fn send(
         let headers = OwnedHeaders::new().insert(Header { key: "h", value: key });
         record = record.headers(headers.insert(Header::<&str> { key: "none", value: None }));
     }
-    while let Err((_, again)) = producer.send(record) {
+    while let Err((_, rejected)) = producer.send(record) {
         producer.poll(Duration::from_millis(5));
-        record = again;
+        record = rejected;
     }
 }
 
@@ -111,7 +112,7 @@ pub(crate) fn fill_with(kafka: &KafkaConfig, topic: &str, values: &[String]) {
     producer.flush(Duration::from_secs(20)).unwrap();
 }
 
-/// Follows a reader and checks what it promises.
+/// Collects the events of a reader and checks its promises.
 #[derive(Default)]
 pub(crate) struct Follower {
     pub(crate) positions: HashMap<TopicPartition, i64>,
@@ -133,15 +134,18 @@ impl Follower {
         tp
     }
 
-    /// Takes one event; every chunk must begin where the one before it ended.
+    /// Receives one event and checks that a chunk begins where the previous one ended.
     pub(crate) async fn step(&mut self, reader: &mut Reader) -> crate::Result<()> {
         let event = tokio::time::timeout(Duration::from_secs(30), reader.next())
             .await
-            .expect("an event in time")?;
+            .expect("no event within 30 s")?;
         match event {
             Event::Chunk(chunk) => {
                 let tp = TopicPartition::new(Arc::clone(&chunk.topic), chunk.partition);
-                let position = self.positions.get_mut(&tp).expect("an assigned partition");
+                let position = self
+                    .positions
+                    .get_mut(&tp)
+                    .expect("a chunk of a partition that is not assigned");
                 assert_eq!(chunk.first_offset, *position, "{tp}");
                 let offsets: Vec<i64> = chunk.records.iter().map(|record| record.offset).collect();
                 assert!(offsets.is_sorted_by(|a, b| a < b) && !offsets.is_empty());
@@ -163,7 +167,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Follows until a partition's end is at `position`, or beyond.
+    /// Receives events until the end of a partition is at `position` or later.
     pub(crate) async fn until_end(
         &mut self,
         reader: &mut Reader,
