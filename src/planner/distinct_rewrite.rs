@@ -1,16 +1,16 @@
-//! Which aggregates can be slot as partials, and the rewrite of DISTINCT.
+//! Selects the aggregates whose state is partial aggregates, and rewrites DISTINCT.
 //!
-//! `count(DISTINCT x)` and its kin never add_slot a set per group. Each distinct argument (with its
+//! `count(DISTINCT x)` and similar aggregates never store a set per group. Each distinct argument (with its
 //! filter) becomes a grouping of its own, by the keys and the argument; everything else is one
-//! grouping more. The closing plan aggregates each distinct grouping by the keys and joins the
+//! grouping more. The final plan aggregates each distinct grouping by the keys and joins the
 //! results null-safe:
 //!
 //! ```text
 //!   keys, count(*), count(DISTINCT x)  =>      Join on keys
 //!                                             /            \
-//!                              add_slot 0: keys, count(*)    Aggregate keys, count(x)
+//!                              slot 0: keys, count(*)        Aggregate keys, count(x)
 //!                                                             |
-//!                                                    add_slot 1: keys, x
+//!                                                    slot 1: keys, x
 //! ```
 
 use std::sync::Arc;
@@ -53,24 +53,24 @@ const PARTIALS: &[&str] = &[
 const INDIFFERENT_TO_DISTINCT: &[&str] =
     &["bit_and", "bit_or", "bool_and", "bool_or", "max", "min"];
 
-/// The names of the aggregates that can be slot as partials.
+/// Returns the names of the aggregates whose state is partial aggregates.
 pub(crate) fn partial_aggregates() -> &'static [&'static str] {
     PARTIALS
 }
 
-/// How one aggregate is slot.
+/// How the state of one aggregate is stored.
 enum AggregateState {
-    /// As partials, by this expression.
+    /// As partial aggregates of this expression.
     Partial(Expr),
     /// By a grouping of its distinct arguments: the argument, the filter, and the call on them.
     Distinct { argument: Expr, filter: Option<Expr>, function: AggregateFunction },
-    /// Its rows must be slot.
+    /// As rows.
     Rows,
 }
 
-/// Keeps `aggregate` by groupings if all of its functions allow it: `add_slot` is called for each
-/// grouping and answers with the plan of its finished results. None: add_slot rows instead.
-/// `differing`: the places of the keys that are not the same in a whole window.
+/// Splits `aggregate` into groupings if all of its functions allow it. `add_slot` is called for each
+/// grouping and returns the plan of its final results. Returns `None` if the state must be rows.
+/// `differing`: the indexes of the keys that are not constant within a window.
 pub(crate) fn split_groupings(
     aggregate: &Aggregate,
     differing: &[usize],

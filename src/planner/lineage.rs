@@ -1,5 +1,5 @@
-//! Where the columns of a plan come from: which are the window's, which are the input's, and
-//! which tell the rows apart.
+//! Traces the origin of a plan's columns: window columns, input columns, and keys that identify
+//! rows.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use crate::planner::planning_session::{Leaf, RelationKind};
 use crate::time::DAY;
 use crate::types::{Size, TruncUnit, WindowSpec};
 
-/// What a column is, if it passes through from a leaf that is streamed.
+/// The origin of a column that passes through from a streamed leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ColumnOrigin {
-    /// The input's column of this number.
+    /// The input column of this index.
     Input(usize),
     /// A column of the window.
     Window(WindowColumn),
@@ -29,7 +29,7 @@ pub(crate) enum ColumnOrigin {
 }
 
 impl ColumnOrigin {
-    /// Whether it is the same for all rows of one window.
+    /// Whether the column is constant within a window.
     pub(crate) fn is_window(self) -> bool {
         !matches!(self, Self::Input(_))
     }
@@ -41,7 +41,7 @@ pub(crate) fn leaf(scan: &TableScan) -> Option<&Leaf> {
     source.table_provider.downcast_ref::<Leaf>()
 }
 
-/// Calls `visit` for every leaf of `plan`, those in sub-queries too.
+/// Calls `visit` for every leaf of `plan`, including the leaves of sub-queries.
 pub(crate) fn for_each_leaf(plan: &LogicalPlan, mut visit: impl FnMut(&Leaf)) -> DfResult<()> {
     plan.apply_with_subqueries(|node| {
         if let LogicalPlan::TableScan(scan) = node
@@ -54,7 +54,7 @@ pub(crate) fn for_each_leaf(plan: &LogicalPlan, mut visit: impl FnMut(&Leaf)) ->
     Ok(())
 }
 
-/// Whether rows come batch by batch out of any leaf under `plan` (sub-queries left aside).
+/// Whether any leaf under `plan` is streamed; sub-queries are not considered.
 pub(crate) fn is_streamed(plan: &LogicalPlan) -> bool {
     match plan {
         LogicalPlan::TableScan(scan) => leaf(scan).is_some_and(|leaf| leaf.relation.is_streamed()),
@@ -62,7 +62,7 @@ pub(crate) fn is_streamed(plan: &LogicalPlan) -> bool {
     }
 }
 
-/// Per output column of `plan` where it comes from.
+/// Returns the origin of each output column of `plan`.
 pub(crate) fn origins(plan: &LogicalPlan) -> Vec<Option<ColumnOrigin>> {
     match plan {
         LogicalPlan::TableScan(scan) => scan_origins(scan),
@@ -123,7 +123,7 @@ fn expr_origins(exprs: &[Expr], input: &LogicalPlan) -> Vec<Option<ColumnOrigin>
     exprs.iter().map(|expr| expr_origin(expr, input.schema(), &below, time)).collect()
 }
 
-/// Per group column of `aggregate` where it comes from; none of them with grouping sets.
+/// Returns the origin of each group column of `aggregate`; no origins with grouping sets.
 pub(crate) fn group_origins(aggregate: &Aggregate) -> Vec<Option<ColumnOrigin>> {
     match aggregate.group_expr.as_slice() {
         [Expr::GroupingSet(_)] => Vec::new(),
@@ -165,7 +165,7 @@ fn expr_origin(
     match expr {
         Expr::Column(column) => below.get(schema.maybe_index_of_column(column)?).copied()?,
         Expr::Alias(Alias { expr, .. }) => expr_origin(expr, schema, below, time),
-        // In another precision a bucket still tells the window.
+        // A bucket in another precision still identifies the window.
         Expr::Cast(cast) if is_instant(cast) => {
             let origin = expr_origin(&cast.expr, schema, below, time);
             origin.filter(|origin| matches!(origin, ColumnOrigin::Bucket(_)))
@@ -186,7 +186,7 @@ fn expr_origin(
     }
 }
 
-/// Whether `expr` is the event time, maybe in another precision, but in its zone.
+/// Whether `expr` is the event time, in any precision but in the same zone.
 fn is_event_time(
     expr: &Expr,
     schema: &DFSchema,
@@ -254,9 +254,9 @@ fn date_trunc(unit: &Expr) -> Option<WindowSpec> {
     Some(WindowSpec::DateTrunc { unit })
 }
 
-/// A set of columns that no two rows of one run share; none if that is not known.
+/// Returns columns that identify each row of a run, or `None` if no such columns are known.
 ///
-/// `assumed` collects reference tables that are taken to have one row per joined value.
+/// `assumed` collects the reference tables that must have one row per joined value.
 pub(crate) fn key(plan: &LogicalPlan, assumed: &mut Vec<String>) -> Option<Vec<usize>> {
     match plan {
         LogicalPlan::TableScan(scan) => scan_key(scan),
@@ -293,7 +293,7 @@ fn scan_key(scan: &TableScan) -> Option<Vec<usize>> {
     }
 }
 
-/// Columns of the window may be dropped by a projection: one run has only one window.
+/// A projection may drop window columns, because a run has only one window.
 fn projected_key(
     exprs: &[Expr],
     input: &Arc<LogicalPlan>,
@@ -315,7 +315,7 @@ fn projected_key(
     Some(columns)
 }
 
-/// The input column that `expr` passes through.
+/// Returns the input column that `expr` passes through.
 pub(crate) fn column_of(expr: &Expr, schema: &DFSchema) -> Option<usize> {
     match expr {
         Expr::Column(column) => schema.maybe_index_of_column(column),
@@ -337,7 +337,7 @@ fn join_key(join: &Join, assumed: &mut Vec<String>) -> Option<Vec<usize>> {
                 .unzip();
             let left = side_key(&join.left, &left_on, assumed)?;
             let right = side_key(&join.right, &right_on, assumed)?;
-            // A side whose key is joined on adds at most one row to each row of the other.
+            // A side that is joined on its key adds at most one row to each row of the other side.
             let covers = |on: &[Option<usize>], key: &[usize]| {
                 key.iter().all(|column| on.contains(&Some(*column)))
             };
@@ -354,8 +354,8 @@ fn join_key(join: &Join, assumed: &mut Vec<String>) -> Option<Vec<usize>> {
     }
 }
 
-/// The key of one side of a join. A reference table is taken to have one row per joined value;
-/// `assumed` remembers that, and each result is checked.
+/// Returns the key of one side of a join. A reference table is assumed to have one row per joined
+/// value: `assumed` records it, and each result is checked.
 fn side_key(
     side: &LogicalPlan,
     on: &[Option<usize>],

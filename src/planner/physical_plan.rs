@@ -1,7 +1,7 @@
-//! A split plan made executable: DataFusion's own operators over slots.
+//! Builds physical plans from a split plan: DataFusion's operators over placeholders.
 //!
-//! Partials are made by `AggregateExec` itself: `Partial` on every batch, `PartialReduce` to
-//! compact, `Final` in the final_plan plan, all three with the same expressions.
+//! DataFusion's `AggregateExec` computes partial aggregates: `Partial` on every batch,
+//! `PartialReduce` to merge them, `Final` in the final plan, all with the same expressions.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -31,63 +31,63 @@ use crate::planner::planning_session::PlanningSession;
 use crate::planner::split::{Partials, SlotContent, SlotNode, Split, StateSlot};
 use crate::state::key_set::KeySet;
 
-/// A query's plans, with empty slots.
+/// The physical plans of a query, with empty placeholders.
 pub(crate) struct Executable {
-    /// What runs on every batch, in the order of the slots that it fills.
+    /// The plans that run on every batch, in the order of the state slots that they fill.
     pub(crate) batch_plans: Vec<BatchPlan>,
-    /// By number.
+    /// The state slots, by number.
     pub(crate) slots: Vec<StateSlotPlan>,
-    /// Over the slots; without slots, over the rows themselves.
+    /// The final plan over the state slots; without state slots, over the input rows.
     pub(crate) final_plan: Arc<dyn ExecutionPlan>,
-    /// Columns of the input that the plans read, ascending.
+    /// The indexes of the input columns that the plans read, ascending.
     pub(crate) input_columns: Vec<usize>,
 }
 
-/// A batch_plan and the slots that it feeds.
+/// A batch plan and the state slots that it feeds.
 pub(crate) struct BatchPlan {
-    /// None: the only slot's `partial` holds the batch_plan itself.
+    /// `None` if the `partial` of the only slot contains the batch plan.
     pub(crate) plan: Option<Arc<dyn ExecutionPlan>>,
-    /// The slots, by number.
+    /// The numbers of the state slots.
     pub(crate) slots: Vec<usize>,
 }
 
-/// How one slot is filled and compacted.
+/// How one state slot is filled and reduced.
 pub(crate) struct StateSlotPlan {
-    /// Rows to partials, or to the keys of a set; none where rows are slot.
+    /// Turns rows into partial aggregates or into the keys of a set. `None` if the state is rows.
     pub(crate) partial: Option<Arc<dyn ExecutionPlan>>,
-    /// How what is slot becomes less.
+    /// How the batches of the slot are merged.
     pub(crate) reduce: Reduce,
-    /// Of what is slot.
+    /// The schema of the state.
     pub(crate) schema: SchemaRef,
-    /// Columns of what is slot that hold the window.
+    /// The window columns in the state.
     pub(crate) window_keys: Vec<(usize, WindowColumn)>,
-    /// Whether the final_plan plan takes counts by group instead of a set's keys.
+    /// Whether the final plan accepts counts per group instead of the keys of the set.
     pub(crate) uses_counts: bool,
 }
 
 impl StateSlotPlan {
-    /// Whether it keeps keys and no aggregates: of such, each key counts once.
+    /// Whether the state is keys without aggregates. Each key then counts once.
     pub(crate) fn is_key_set(&self) -> bool {
         matches!(self.reduce, Reduce::Set(_))
     }
 
-    /// Whether it is a set whose keys do not tell the window.
+    /// Whether the state is a key set without window columns.
     fn is_windowless_key_set(&self) -> bool {
         self.is_key_set() && self.window_keys.is_empty()
     }
 }
 
-/// How the batches of a slot become one.
+/// How the batches of a state slot are merged into one.
 pub(crate) enum Reduce {
-    /// Rows: one after the other.
+    /// Rows are concatenated.
     Rows,
-    /// Keys without aggregates: each once. The table of one use serves the next.
+    /// Keys without aggregates are deduplicated. The hash table is reused.
     Set(Mutex<Option<KeySet>>),
-    /// Partials.
+    /// Partial aggregates are merged by this plan.
     Partials(Arc<dyn ExecutionPlan>),
 }
 
-/// Makes `split` executable.
+/// Builds the physical plans of `split`.
 pub(crate) async fn plan(session: &PlanningSession, split: &Split) -> DfResult<Executable> {
     let mut by_batch_plan: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (number, slot) in split.slots.iter().enumerate() {
@@ -110,7 +110,7 @@ pub(crate) async fn plan(session: &PlanningSession, split: &Split) -> DfResult<E
     }
     let (mut slots, finished): (Vec<_>, Vec<_>) = slots.into_iter().flatten().unzip();
     let final_plan = physical(session, &split.final_plan, &finished).await?;
-    // DataFusion plans a grouping in two phases, but here nobody comes between them.
+    // DataFusion plans a grouping in two phases; one phase suffices in one partition.
     let one_phase = CombinePartialFinalAggregate::new();
     let final_plan = one_phase.optimize(final_plan, session.state.config_options())?;
     let (final_plan, counted) =
@@ -121,7 +121,7 @@ pub(crate) async fn plan(session: &PlanningSession, split: &Split) -> DfResult<E
     Ok(executable)
 }
 
-/// How a slot is filled and compacted, and its finished content as a leaf of the final_plan plan.
+/// Plans how a state slot is filled and reduced, and the leaf of the final plan that reads it.
 async fn plan_slot(
     session: &PlanningSession,
     slot: &StateSlot,
@@ -144,7 +144,7 @@ async fn plan_slot(
     };
     let partial = partial_aggregate(session, partials, batch_plan_is_shared).await?;
     let Some(aggregate) = partial.downcast_ref::<AggregateExec>() else {
-        return internal_err!("the partial aggregate is none");
+        return internal_err!("not a partial aggregate");
     };
     let state = partial.schema();
     let leaf: Arc<dyn ExecutionPlan> =
@@ -155,7 +155,7 @@ async fn plan_slot(
             mode,
             Arc::clone(&group_by),
             aggregate.aggr_expr().to_vec(),
-            // The filters were applied when the partials were made.
+            // The partial aggregates have applied the filters already.
             vec![None; aggregate.aggr_expr().len()],
             Arc::clone(&leaf),
             aggregate.input_schema(),
@@ -186,14 +186,14 @@ async fn plan_slot(
     Ok((plan, finished))
 }
 
-/// The keys that `aggregate`, which has no functions, groups by.
+/// Returns the keys by which `aggregate`, which has no functions, groups.
 fn keys_of(aggregate: &AggregateExec) -> DfResult<Arc<dyn ExecutionPlan>> {
     let keys = aggregate.group_expr().expr().iter();
     let keys = keys.map(|(expr, alias)| ProjectionExpr::new(Arc::clone(expr), alias.clone()));
     Ok(Arc::new(ProjectionExec::try_new(keys, Arc::clone(aggregate.input()))?))
 }
 
-/// The `Partial` half of what DataFusion makes of the aggregate.
+/// Returns the `Partial` phase of DataFusion's plan for the aggregate.
 async fn partial_aggregate(
     session: &PlanningSession,
     partials: &Partials,
@@ -207,7 +207,7 @@ async fn partial_aggregate(
     }
     let mut plan = LogicalPlan::Aggregate(aggregate);
     if !batch_plan_is_shared {
-        // Keys of the window were left out, so their columns may be, too.
+        // Window columns are omitted from the keys, so their input columns may be unused.
         plan = session.prune(plan)?;
     }
     let mut node = physical(session, &plan, &[]).await?;
@@ -235,9 +235,9 @@ async fn physical(
     in_order(planner.create_physical_plan(plan, &session.state).await?)
 }
 
-/// Plans leaves as slots.
+/// Plans leaves as placeholders.
 struct SlotPlanner {
-    /// What the slot slots of the plan stand for.
+    /// The plans that read the state slots.
     slots: Vec<Arc<dyn ExecutionPlan>>,
 }
 
@@ -270,7 +270,7 @@ impl ExtensionPlanner for SlotPlanner {
 }
 
 impl Executable {
-    /// Finds the input's columns that are read, and lets the slots count among those only.
+    /// Finds the input columns that are read, and renumbers the placeholders' columns to match.
     fn narrow_inputs(&mut self) -> DfResult<()> {
         let mut read = Vec::new();
         for plan in self.plans() {

@@ -1,5 +1,5 @@
-//! What a query may name (streams, other queries, reference tables, our functions), and the
-//! fixed steps by which its text becomes an optimised logical plan.
+//! The relations and functions that a query may use, and the fixed steps that turn its text into an
+//! optimized logical plan.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,20 +53,20 @@ use crate::planner::exec::placeholder::{LeafColumn, PlaceholderExec, Placeholder
 use crate::planner::functions::{self, EpochNow};
 use crate::types::WindowSpec;
 
-/// What a name in FROM stands for.
+/// The kind of a relation in FROM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RelationKind {
-    /// A stream: rows are only ever added.
+    /// A stream, which is append-only.
     Stream,
-    /// The results of another query that are only ever added.
+    /// The append-only results of another query.
     Results,
-    /// A materialized view: its present content.
+    /// The current content of a materialized view.
     View,
     /// A reference table.
     Table,
 }
 
-/// Something that a query may name in FROM.
+/// A relation that a query may read in FROM.
 #[derive(Debug, Clone)]
 pub(crate) struct Relation {
     pub(crate) name: String,
@@ -131,7 +131,7 @@ impl TableProvider for Leaf {
         TableType::Base
     }
 
-    /// A slot for the rows that the engine puts in.
+    /// Returns a placeholder for the rows that the engine supplies.
     async fn scan(
         &self,
         _: &dyn DataFusionSession,
@@ -162,7 +162,7 @@ pub(crate) struct PlanningSession {
 }
 
 impl PlanningSession {
-    /// A session in which times without a zone are meant in `zone`.
+    /// Creates a session that interprets times without a zone in `zone`.
     pub(crate) fn new(zone: chrono_tz::Tz, now: &EpochNow) -> Result<Self, Error> {
         let mut config = SessionConfig::new()
             .with_target_partitions(1)
@@ -170,7 +170,7 @@ impl PlanningSession {
             .with_collect_statistics(false);
         let options = config.options_mut();
         options.execution.time_zone = Some(zone.name().to_owned());
-        // A micro-batch is never aggregated in vain: its partials are what is kept.
+        // Partial aggregation is never skipped, because the partial aggregates are the state.
         options.execution.skip_partial_aggregation_probe_rows_threshold = usize::MAX;
         options.optimizer.enable_physical_uncorrelated_scalar_subquery = false;
         options.optimizer.skip_failed_rules = false;
@@ -207,7 +207,7 @@ impl PlanningSession {
         let defaults = &self.state.config_options().catalog;
         tables.register_schema(&defaults.default_schema, Arc::new(Scope(relations.clone())))?;
         self.state.catalog_list().register_catalog(defaults.default_catalog.clone(), tables);
-        // It waits for nothing: the scope answers at once.
+        // Analysis does no I/O, so the future is ready at once.
         let plan = self.state.statement_to_plan(statement).now_or_never();
         let plan = plan.unwrap_or_else(|| internal_err!("planning waited"))?;
         self.analyse_plan(plan)
@@ -246,7 +246,7 @@ impl PlanningSession {
         optimizer.optimize(plan, &self.optimizer_context(), |_, _| {})
     }
 
-    /// Drops the columns that nobody needs.
+    /// Removes unused columns.
     pub(crate) fn prune(&self, plan: LogicalPlan) -> DfResult<LogicalPlan> {
         let optimizer = Optimizer::with_rules(vec![Arc::new(OptimizeProjections::new())]);
         optimizer.optimize(plan, &self.optimizer_context(), |_, _| {})
