@@ -245,7 +245,7 @@ fn decode(bytes: Bytes) -> Result<RecordBatch> {
 }
 
 fn checksum(bytes: &[u8]) -> String {
-    hex::encode(&Sha256::digest(bytes))
+    hex::encode(Sha256::digest(bytes))
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
