@@ -10,7 +10,7 @@ use crate::source::KafkaConfig;
 /// Arguments of the connection to Kafka.
 #[derive(Debug, Clone, Args)]
 pub struct KafkaArgs {
-    /// Kafka brokers, as host:port[,host:port]
+    /// Kafka brokers, as host:port, separated by commas
     #[arg(long, env = "MILLSTREAM_BROKERS")]
     pub brokers: Option<String>,
     /// librdkafka setting, such as security.protocol=SASL_SSL; can be repeated

@@ -105,7 +105,7 @@ pub async fn write(
 /// Writes `rows` to `out`. Returns how many there were.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub async fn write_to<W: Write + Send>(
     mut rows: SendableRecordBatchStream,
     format: Format,

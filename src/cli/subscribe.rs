@@ -22,7 +22,7 @@ use crate::{Error, Result, catalog};
 pub struct Args {
     /// The customer
     customer: String,
-    /// The query; also dead_letters, or <stream>_late for refused rows
+    /// Query to follow; dead_letters for dead letters, or STREAM_late for late rows
     query: String,
     #[command(flatten)]
     kafka: KafkaArgs,

@@ -3,7 +3,7 @@
 //! The final plan of `count(DISTINCT x)` groups the keys of a set (see
 //! [`crate::planner::distinct_rewrite`]). A placeholder replaces that grouping if the final plan
 //! does nothing else with the set. It is filled with the counts of
-//! [`crate::state::sliding_key_set`] or [`crate::state::key_set`]. Without counts, the grouping
+//! `state::sliding_key_set` or `state::key_set`. Without counts, the grouping
 //! runs instead.
 
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //!
 //! This module only converts batches to [`OutRecord`](crate::types::OutRecord)s, which are sent in the
 //! transaction of their epoch. Values are JSON objects in arrow-json's encoding (timestamps in
-//! RFC 3339 with the zone's offset, see [`json_instant`]; explicit nulls), keys are JSON objects of
+//! RFC 3339 with the zone's offset, see `json_instant.rs`; explicit nulls), keys are JSON objects of
 //! the key columns.
 
 mod dead_letter;

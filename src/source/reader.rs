@@ -4,7 +4,7 @@
 //! - the chunks of each assigned partition arrive in offset order and without a gap between them
 //!   (see [`Chunk`](crate::source::chunk::Chunk)); each time the reader reaches the end of a
 //!   partition, it emits an [`Event::End`];
-//! - the queue holds about [`QUEUE_BYTES`](crate::source::queue::QUEUE_BYTES) at most; when it is
+//! - the queue holds about `QUEUE_BYTES` at most; when it is
 //!   full, the threads send no more fetch requests (librdkafka first fills its own queue of 16 MB
 //!   for all partitions);
 //! - nothing is skipped: data that cannot be read is an error, and the last item of the reader.

@@ -91,7 +91,7 @@ impl RowAssigner {
     /// Creates the row assigner of a query over a stream in `zone`.
     ///
     /// # Errors
-    /// The plan's windows are refused by [`crate::window::WindowSpec::validate`].
+    /// The plan's windows are refused by [`crate::types::WindowSpec::validate`].
     pub fn new(plan: Arc<QueryPlan>, zone: Tz) -> Result<Self> {
         let assigner = plan.window.map(|spec| Assigner::new(spec, zone)).transpose()?;
         Ok(Self {

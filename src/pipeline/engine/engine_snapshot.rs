@@ -75,7 +75,7 @@ impl Engine {
     }
 
     /// The text that a fingerprint is a hash of: the plan of a query, or the columns of a stream
-    /// ("stream:<name>"), one per line.
+    /// (`stream:<name>`), one per line.
     pub fn plan_text(&self, name: &str) -> String {
         let text = match name.strip_prefix("stream:") {
             Some(stream) => self.streams.get(stream).map(|s| stream_state::columns(s.plan())),
@@ -87,7 +87,7 @@ impl Engine {
         text.unwrap_or_default()
     }
 
-    /// The fingerprints of all plans, by query and by "stream:<name>".
+    /// The fingerprints of all plans, by query and by `stream:<name>`.
     pub fn fingerprints(&self) -> BTreeMap<String, String> {
         let queries =
             self.queries.iter().map(|q| (q.plan.name.clone(), q.plan.fingerprint.clone()));

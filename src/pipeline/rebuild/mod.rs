@@ -15,7 +15,7 @@
 //! - Nothing is committed before the end. A rebuild that is killed has changed nothing, except that
 //!   history may have more rows, which it takes from any writer only once.
 //! - What the results topics contain is not published again (see
-//!   [`crate::pipeline::output_dedup`] for what is compared), and what they lack is published.
+//!   `pipeline::output_dedup` for what is compared), and what they lack is published.
 //! - A window that was published stays closed: the watermarks are advanced to its end.
 //! - Offsets that neither Kafka nor history has are reported. The windows that they belong to are
 //!   computed from the remaining events, unless they were published.

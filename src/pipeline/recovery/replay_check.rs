@@ -12,7 +12,7 @@ use crate::window::Digests;
 use crate::{Error, Kind, Result};
 
 impl Engine {
-    /// Computes digests of the state, by query and by "stream:<name>".
+    /// Computes digests of the state, by query and by `stream:<name>`.
     ///
     /// # Errors
     /// An epoch is open.
