@@ -95,7 +95,7 @@ impl QueryState {
         let OperatorState { manifest, batches } = self.operator.snapshot()?;
         let manifest = QueryManifest {
             fingerprint: self.plan.fingerprint.clone(),
-            plan: Some(self.plan.explain()),
+            plan: Some(self.plan.stored_text()),
             forwarded: self.forwarded,
             operator: manifest,
         };
