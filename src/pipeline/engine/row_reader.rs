@@ -1,4 +1,4 @@
-//! From the chunks of a stream to rows that passed every rule.
+//! Turns the chunks of a stream into valid rows and dead letters.
 //!
 //! ```text
 //! chunk ─► decode ─► computed columns ─► event time known and not in the future ─► rows
@@ -25,8 +25,8 @@ use crate::types::OutRecord;
 use crate::watermark::is_future;
 use crate::{Error, Result};
 
-/// Rows of one chunk that passed, in offset order.
-pub struct Rows {
+/// The valid rows of one chunk, in offset order.
+pub struct ValidRows {
     /// All columns of the stream.
     pub batch: RecordBatch,
     /// Event time of each row.
@@ -37,21 +37,21 @@ pub struct Rows {
     pub positions: Vec<u32>,
 }
 
-/// What became of a chunk.
-pub struct Read {
-    /// Rows that passed.
-    pub rows: Rows,
+/// A chunk that was read.
+pub struct ReadChunk {
+    /// The valid rows.
+    pub rows: ValidRows,
     /// Dead letters.
-    pub dead: Vec<OutRecord>,
-    /// Why, for the metrics: label of each dead letter.
+    pub dead_letters: Vec<OutRecord>,
+    /// The metrics label of each dead letter.
     pub reasons: Vec<&'static str>,
-    /// Records without a value.
+    /// The number of records without a value.
     pub tombstones: u64,
-    /// Fields of the messages that the schema does not name.
+    /// The number of fields in the messages that the schema does not name.
     pub unknown_fields: u64,
 }
 
-/// The decoder of a stream's payload columns.
+/// Creates the decoder of a stream's payload columns.
 pub fn decoder(stream: &Stream, zone: Tz) -> Result<Decoder> {
     let fields = stream.columns.iter().filter_map(|column| match &column.source {
         ColumnSource::Payload { format } => Some(Field {
@@ -65,66 +65,79 @@ pub fn decoder(stream: &Stream, zone: Tz) -> Result<Decoder> {
     Decoder::new(fields.collect(), zone)
 }
 
-/// Reads a stream's chunks. Each remembers the order of keys, and no more.
+/// Reads a stream's chunks. The decoder remembers the order of JSON keys between chunks; that changes
+/// its speed, never its results.
 pub struct RowReader {
     plan: Arc<StreamPlan>,
     decoder: Decoder,
     event_time: usize,
 }
 
-/// Rows on their way: which message each came from.
-struct Draft {
+/// Rows that are still being checked.
+struct CandidateRows {
     batch: RecordBatch,
     records: Vec<u32>,
     positions: Vec<u32>,
 }
 
-impl Draft {
-    fn keep(&mut self, kept: &[bool]) -> Result<()> {
-        let mask = BooleanArray::from(kept.to_vec());
+impl CandidateRows {
+    /// Drops the rows that are not valid.
+    fn retain(&mut self, valid: &[bool]) -> Result<()> {
+        let mask = BooleanArray::from(valid.to_vec());
         self.batch = arrow::compute::filter_record_batch(&self.batch, &mask)?;
-        let mut flags = kept.iter();
+        let mut flags = valid.iter();
         self.records.retain(|_| *flags.next().unwrap_or(&false));
-        let mut flags = kept.iter();
+        let mut flags = valid.iter();
         self.positions.retain(|_| *flags.next().unwrap_or(&false));
         Ok(())
     }
 }
 
 impl RowReader {
-    /// A reader of `plan`'s stream.
+    /// Creates a reader of `plan`'s stream.
+    ///
+    /// # Errors
+    /// The decoder cannot be made, or the schema lacks the event-time column.
     pub fn new(plan: Arc<StreamPlan>, zone: Tz) -> Result<Self> {
         let decoder = decoder(&plan.stream, zone)?;
         let event_time = plan.schema.index_of(&plan.stream.watermark.column)?;
         Ok(Self { plan, decoder, event_time })
     }
 
-    /// Decodes a chunk and applies every rule. `now` is the epoch's time, `dead_topic` where dead
-    /// letters go.
-    pub fn read(&mut self, chunk: &Chunk, now: Micros, dead_topic: &Arc<str>) -> Result<Read> {
+    /// Decodes a chunk, adds computed columns and checks event times. `now` is the epoch's time;
+    /// `dead_topic` is the topic of dead letters.
+    ///
+    /// # Errors
+    /// Fails only for what no row causes; rows that fail become dead letters.
+    pub fn read(&mut self, chunk: &Chunk, now: Micros, dead_topic: &Arc<str>) -> Result<ReadChunk> {
         let decoded = self.decoder.decode(chunk)?;
         let mut dead =
             DeadLetters { topic: dead_topic, chunk, records: Vec::new(), reasons: Vec::new() };
         for rejected in &decoded.rejected {
-            dead.rejected(rejected);
+            dead.add_rejected(rejected);
         }
-        let base = self.base(chunk, decoded.batch, &decoded.records)?;
-        let mut draft =
-            Draft { batch: base, records: decoded.records, positions: decoded.positions };
-        self.compute(&mut draft, &mut dead)?;
-        let event_time = self.judge(&mut draft, chunk, now, &mut dead)?;
-        let Draft { batch, records, positions } = draft;
-        Ok(Read {
-            rows: Rows { batch, event_time, records, positions },
-            dead: dead.records,
+        let batch = self.base_columns(chunk, decoded.batch, &decoded.records)?;
+        let (records, positions) = (decoded.records, decoded.positions);
+        let mut candidates = CandidateRows { batch, records, positions };
+        self.add_computed_columns(&mut candidates, &mut dead)?;
+        let event_time = self.check_event_times(&mut candidates, chunk, now, &mut dead)?;
+        let CandidateRows { batch, records, positions } = candidates;
+        Ok(ReadChunk {
+            rows: ValidRows { batch, event_time, records, positions },
+            dead_letters: dead.records,
             reasons: dead.reasons,
             tombstones: decoded.tombstones,
             unknown_fields: decoded.unknown_fields,
         })
     }
 
-    /// Payload and metadata columns in declared order.
-    fn base(&self, chunk: &Chunk, payload: RecordBatch, records: &[u32]) -> Result<RecordBatch> {
+    /// Returns the payload and metadata columns in declared order.
+    fn base_columns(
+        &self,
+        chunk: &Chunk,
+        payload: RecordBatch,
+        records: &[u32],
+    ) -> Result<RecordBatch> {
         let schema = self.plan.base_schema();
         let mut payload = payload.columns().iter().cloned();
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
@@ -147,16 +160,20 @@ impl RowReader {
     }
 
     /// Adds the computed columns; rows for which one fails become dead letters.
-    fn compute(&self, draft: &mut Draft, dead: &mut DeadLetters<'_>) -> Result<()> {
-        match self.plan.compute(&draft.batch) {
-            Ok(batch) => draft.batch = batch,
+    fn add_computed_columns(
+        &self,
+        candidates: &mut CandidateRows,
+        dead: &mut DeadLetters<'_>,
+    ) -> Result<()> {
+        match self.plan.compute(&candidates.batch) {
+            Ok(batch) => candidates.batch = batch,
             Err(_) => {
-                let mut kept = vec![true; draft.batch.num_rows()];
-                let mut good = Vec::new();
+                let mut valid = vec![true; candidates.batch.num_rows()];
+                let mut computed = Vec::new();
                 let mut failed = Vec::new();
-                self.bisect(&draft.batch, 0, &mut good, &mut failed);
+                self.compute_by_bisection(&candidates.batch, 0, &mut computed, &mut failed);
                 for (row, reason) in failed {
-                    kept[row] = false;
+                    valid[row] = false;
                     let column = self.plan.stream.watermark.column.clone();
                     let letter = DeadLetter {
                         stage: FailureStage::Column,
@@ -164,73 +181,81 @@ impl RowReader {
                         column: Some(column),
                         reason,
                     };
-                    dead.row(&letter, draft.records[row], draft.positions[row], "computed_column");
+                    dead.add_row(
+                        &letter,
+                        candidates.records[row],
+                        candidates.positions[row],
+                        "computed_column",
+                    );
                 }
-                draft.keep(&kept)?;
-                draft.batch = arrow::compute::concat_batches(&self.plan.schema, &good)?;
+                candidates.retain(&valid)?;
+                candidates.batch = arrow::compute::concat_batches(&self.plan.schema, &computed)?;
             }
         }
         Ok(())
     }
 
-    fn bisect(
+    /// Computes the columns of `base`, whose first row has the index `first`. If that fails, halves
+    /// the batch until only rows that fail are left out.
+    fn compute_by_bisection(
         &self,
         base: &RecordBatch,
         first: usize,
-        good: &mut Vec<RecordBatch>,
+        computed: &mut Vec<RecordBatch>,
         failed: &mut Vec<(usize, String)>,
     ) {
         if base.num_rows() == 0 {
             return;
         }
         match self.plan.compute(base) {
-            Ok(batch) => good.push(batch),
+            Ok(batch) => computed.push(batch),
             Err(error) if base.num_rows() == 1 => failed.push((first, error.to_string())),
             Err(_) => {
                 let half = base.num_rows() / 2;
-                self.bisect(&base.slice(0, half), first, good, failed);
+                self.compute_by_bisection(&base.slice(0, half), first, computed, failed);
                 let rest = base.num_rows() - half;
-                self.bisect(&base.slice(half, rest), first + half, good, failed);
+                self.compute_by_bisection(&base.slice(half, rest), first + half, computed, failed);
             }
         }
     }
 
-    /// Refuses rows without an event time or with one in the future; gives the others' event times.
-    fn judge(
+    /// Rejects rows without an event time or with one too far in the future. Returns the event times
+    /// of the other rows.
+    fn check_event_times(
         &self,
-        draft: &mut Draft,
+        candidates: &mut CandidateRows,
         chunk: &Chunk,
         now: Micros,
         dead: &mut DeadLetters<'_>,
     ) -> Result<Vec<Micros>> {
         let stream = &self.plan.stream;
-        let times = draft.batch.column(self.event_time).clone();
+        let times = candidates.batch.column(self.event_time).clone();
         let times = times.as_primitive::<TimestampMicrosecondType>();
-        let mut kept = vec![true; times.len()];
-        for (row, kept) in kept.iter_mut().enumerate() {
-            let record = &chunk.records[draft.records[row] as usize];
-            let append = (chunk.append_time && record.timestamp_ms >= 0)
+        let mut valid = vec![true; times.len()];
+        for (row, is_valid) in valid.iter_mut().enumerate() {
+            let record = &chunk.records[candidates.records[row] as usize];
+            let append_time = (chunk.append_time && record.timestamp_ms >= 0)
                 .then(|| record.timestamp_ms.saturating_mul(1_000));
             let reason = if times.is_null(row) {
                 "the event time is null"
-            } else if is_future(times.value(row), append, now, stream.max_future_us) {
+            } else if is_future(times.value(row), append_time, now, stream.max_future_us) {
                 "the event time is further in the future than max_future allows"
             } else {
                 continue;
             };
-            *kept = false;
+            *is_valid = false;
             let letter = DeadLetter {
                 stage: FailureStage::EventTime,
                 query: None,
                 column: Some(stream.watermark.column.clone()),
                 reason: reason.to_owned(),
             };
-            dead.row(&letter, draft.records[row], draft.positions[row], "event_time");
+            dead.add_row(&letter, candidates.records[row], candidates.positions[row], "event_time");
         }
-        if kept.contains(&false) {
-            draft.keep(&kept)?;
+        if valid.contains(&false) {
+            candidates.retain(&valid)?;
             let times =
-                draft.batch.column(self.event_time).as_primitive::<TimestampMicrosecondType>();
+                candidates.batch.column(self.event_time).as_primitive::<TimestampMicrosecondType>();
             return Ok(times.values().to_vec());
         }
         Ok(times.values().to_vec())
@@ -246,7 +271,8 @@ struct DeadLetters<'a> {
 }
 
 impl DeadLetters<'_> {
-    fn rejected(&mut self, rejected: &RejectedMessage) {
+    /// Adds a message, or a part of one, that the decoder rejected.
+    fn add_rejected(&mut self, rejected: &RejectedMessage) {
         let record = &self.chunk.records[rejected.record as usize];
         let letter = DeadLetter {
             stage: FailureStage::Decode,
@@ -261,7 +287,8 @@ impl DeadLetters<'_> {
         self.reasons.push(rejected.reason.as_str());
     }
 
-    fn row(&mut self, letter: &DeadLetter, record: u32, position: u32, reason: &'static str) {
+    /// Adds a decoded row.
+    fn add_row(&mut self, letter: &DeadLetter, record: u32, position: u32, reason: &'static str) {
         let record = &self.chunk.records[record as usize];
         let origin = SourceMessage { chunk: self.chunk, record, position };
         self.records.push(letter.from_source(self.topic, origin, None));
@@ -269,7 +296,7 @@ impl DeadLetters<'_> {
     }
 }
 
-/// A metadata column for the rows that `records` names.
+/// Makes a metadata column for the rows of `records`, which has indices into the chunk.
 fn metadata(
     chunk: &Chunk,
     records: &[u32],
@@ -308,7 +335,7 @@ fn text(bytes: Option<&[u8]>) -> Option<String> {
     bytes.map(|b| String::from_utf8_lossy(b).into_owned())
 }
 
-/// A record's headers as a JSON object; of headers with one name the last counts.
+/// Returns a record's headers as a JSON object. Of headers with the same name, the last one counts.
 fn headers(chunk: &Chunk, record: &Record) -> String {
     let object: serde_json::Map<_, _> = chunk
         .headers(record)

@@ -1,12 +1,13 @@
-//! A worker: takes chunks as far as one partition's rows go without the others'.
+//! A worker processes the chunks of its partitions, as far as that needs no other partition.
 //!
 //! ```text
-//! chunk ─► rows ─► each query's front and partial aggregate ─► ChunkResult, at once
-//!                                 └─► what is kept ─► StateBuffers, at the epoch's end
+//! chunk ─► rows ─► each query's batch plan ─► ChunkResult, at once
+//!                          └─► partial aggregates ─► StateBuffers, at the epoch's end
 //! ```
 //!
-//! Promise: what becomes of a partition's chunks is a function of the chunks, in offset order, and
-//! of the epoch; it does not matter which worker takes them, as long as one takes all of an epoch's.
+//! Promise: the results of a partition's chunks are a function of the chunks, in offset order, and of
+//! the epoch. They do not depend on the worker, as long as one worker processes all chunks that the
+//! partition has in an epoch.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -15,7 +16,7 @@ use arrow::array::ArrayRef;
 use arrow::record_batch::RecordBatch;
 use chrono_tz::Tz;
 
-use crate::pipeline::engine::row_reader::{Read, RowReader, Rows};
+use crate::pipeline::engine::row_reader::{ReadChunk, RowReader, ValidRows};
 use crate::planner::{Input, QueryPlan, Relations, StreamPlan};
 use crate::sink::{self, DeadLetter, FailureStage, ResultSink, SourceMessage};
 use crate::source::chunk::{Chunk, Record};
@@ -25,119 +26,119 @@ use crate::watermark::LateBound;
 use crate::window::{self, EpochBuffer, FailedRow, Pushed, RowAssigner};
 use crate::{Error, Result};
 
-/// What a customer's workers do; the same for all of them, and for all time.
+/// The plans that all workers of a customer run. They do not change while the pool runs.
 pub struct Work {
-    /// The customer.
+    /// The name of the customer.
     pub customer: String,
-    /// Its time zone.
+    /// The customer's time zone.
     pub zone: Tz,
-    /// Its streams, and whether their rows are handed on to history.
+    /// The streams, and whether their rows are passed on to history.
     pub streams: Vec<(Arc<StreamPlan>, bool)>,
-    /// Its queries.
+    /// The queries, and the sink of each.
     pub queries: Vec<(Arc<QueryPlan>, ResultSink)>,
 }
 
-/// What is the same for all rows of an epoch.
+/// The context that all rows of an epoch share.
 #[derive(Clone, Default)]
 pub struct Epoch {
-    /// The epoch's time.
+    /// The value of `now()` in the epoch.
     pub now: Micros,
-    /// Reference tables and views, as of its start.
+    /// Reference tables and views, as of the start of the epoch.
     pub relations: Arc<Relations>,
-    /// The watermark of each query at its start. Empty: rows are for no query.
+    /// The watermark of each query at the start of the epoch. Empty if all queries are suspended.
     pub watermarks: Arc<Vec<Micros>>,
 }
 
-/// A chunk to be taken.
+/// A chunk to process.
 pub struct Task {
     /// The stream that reads it.
     pub stream: String,
     /// The chunk.
     pub chunk: Chunk,
-    /// The rank of its partition among the stream's.
+    /// The rank of the chunk's partition among the stream's partitions.
     pub rank: usize,
-    /// What its rows are judged by, but for those of the epoch before them.
+    /// The bound by which rows are judged late, as of the start of the epoch or later.
     pub late_bound: LateBound,
 }
 
-/// What became of a chunk, but for what is kept of it.
+/// The result of a chunk, without the state that it adds to.
 pub struct ChunkResult {
     /// The stream that reads it.
     pub stream: String,
-    /// Its partition.
+    /// The chunk's partition.
     pub partition: TopicPartition,
-    /// The rank of that partition among the stream's.
+    /// The rank of that partition among the stream's partitions.
     pub rank: usize,
-    /// Rows that passed.
+    /// The number of valid rows.
     pub decoded: u64,
-    /// Records, or parts of them, that did not: a label each.
+    /// A metrics label for each record, or part of a record, that was rejected.
     pub rejected: Vec<&'static str>,
-    /// Records without a value.
+    /// The number of records without a value.
     pub tombstones: u64,
-    /// Fields of the messages that the schema does not name.
+    /// The number of fields in the messages that the schema does not name.
     pub unknown_fields: u64,
-    /// Bytes of the records' values.
+    /// The size of the records' values, in bytes.
     pub bytes: usize,
-    /// The newest Kafka timestamp, in milliseconds; 0: none.
+    /// The newest Kafka timestamp, in milliseconds; 0 if there is none.
     pub newest_ms: i64,
-    /// The partition's watermark after it.
+    /// The partition's watermark after the chunk.
     pub watermark: Micros,
     /// Dead letters and late rows.
     pub records: Vec<OutRecord>,
-    /// What each query that reads the stream says to it.
+    /// The output of each query that reads the stream.
     pub queries: Vec<QueryOutput>,
-    /// Its rows for history, if the stream has one.
+    /// The rows for history, if the stream is written to history.
     pub history: Option<HistoryRows>,
 }
 
-/// What a query says to a chunk.
+/// The output of a query for a chunk.
 #[derive(Default)]
 pub struct QueryOutput {
-    /// The query's place among the customer's.
+    /// The query's index among the customer's queries.
     pub query: usize,
-    /// Rows refused as late.
+    /// The number of rows refused as late.
     pub late: u64,
-    /// Rows that an expression failed for.
+    /// The number of rows that an expression failed for.
     pub failed: u64,
-    /// The first end of a bucket that something was kept for.
+    /// The earliest end of a bucket that received state.
     pub first_end: Option<Micros>,
-    /// Results of a query without state, and the records that say them.
+    /// The results of a stateless query, as rows and as records.
     pub output: Option<(RecordBatch, Vec<OutRecord>)>,
 }
 
-/// What was kept of an epoch's chunks, by query.
+/// The state of an epoch's chunks, by the index of the query.
 pub type StateBuffers = Vec<(usize, EpochBuffer)>;
 
-/// Takes chunks of some partitions.
+/// Processes the chunks of some partitions.
 pub struct Worker {
     work: Arc<Work>,
     dead_topic: Arc<str>,
-    /// By stream; and whether its rows are handed on to history.
+    /// By stream: its reader, and whether its rows are passed on to history.
     readers: HashMap<String, (RowReader, bool)>,
-    /// Of the queries that read a stream, by their place.
-    intakes: Vec<(usize, RowAssigner)>,
+    /// The row assigners of the queries that read a stream, with the query's index.
+    row_assigners: Vec<(usize, RowAssigner)>,
     epoch: Epoch,
-    /// How far each partition's watermark has come.
+    /// The watermark that each partition has reached.
     reached: HashMap<TopicPartition, Micros>,
 }
 
-/// Where the rows of a chunk came from.
-struct Source<'a> {
+/// The origin of each valid row of a chunk.
+struct RowOrigins<'a> {
     chunk: &'a Chunk,
-    rows: &'a Rows,
-    /// As columns; made when somebody asks.
-    origins: OnceLock<[ArrayRef; 4]>,
+    rows: &'a ValidRows,
+    /// The origins as columns, made on first use.
+    columns: OnceLock<[ArrayRef; 4]>,
 }
 
-impl Source<'_> {
+impl RowOrigins<'_> {
     fn record(&self, row: usize) -> &Record {
         &self.chunk.records[self.rows.records[row] as usize]
     }
 
-    /// Topic, partition, offset and position of each row.
-    fn origins(&self) -> &[ArrayRef; 4] {
-        self.origins.get_or_init(|| {
-            let Rows { records, positions, .. } = self.rows;
+    /// Returns topic, partition, offset and position of each row.
+    fn columns(&self) -> &[ArrayRef; 4] {
+        self.columns.get_or_init(|| {
+            let ValidRows { records, positions, .. } = self.rows;
             let offsets = (0..records.len()).map(|row| self.record(row).offset).collect();
             let positions = positions.iter().map(|&p| i32::try_from(p).unwrap_or(i32::MAX));
             let Chunk { topic, partition, .. } = self.chunk;
@@ -147,21 +148,24 @@ impl Source<'_> {
 }
 
 impl Worker {
-    /// A worker that has taken nothing.
+    /// Creates a worker. It processes chunks after [`Worker::begin`].
+    ///
+    /// # Errors
+    /// A decoder or a row assigner cannot be made.
     pub fn new(work: Arc<Work>) -> Result<Self> {
         let readers = work.streams.iter().map(|(plan, history)| {
             let reader = RowReader::new(plan.clone(), work.zone)?;
             Ok((plan.stream.name.clone(), (reader, *history)))
         });
-        let reading = work.queries.iter().enumerate();
-        let reading = reading.filter(|(_, (plan, _))| matches!(plan.input, Input::Stream(_)));
-        let intakes = reading.map(|(place, (plan, _))| {
-            RowAssigner::new(plan.clone(), work.zone).map(|intake| (place, intake))
+        let queries = work.queries.iter().enumerate();
+        let queries = queries.filter(|(_, (plan, _))| matches!(plan.input, Input::Stream(_)));
+        let row_assigners = queries.map(|(index, (plan, _))| {
+            RowAssigner::new(plan.clone(), work.zone).map(|row_assigner| (index, row_assigner))
         });
         Ok(Self {
             dead_topic: sink::dead_letter_topic(&work.customer),
             readers: readers.collect::<Result<_>>()?,
-            intakes: intakes.collect::<Result<_>>()?,
+            row_assigners: row_assigners.collect::<Result<_>>()?,
             epoch: Epoch::default(),
             reached: HashMap::new(),
             work,
@@ -170,15 +174,18 @@ impl Worker {
 
     /// Begins an epoch.
     pub fn begin(&mut self, epoch: Epoch) {
-        for (place, intake) in &mut self.intakes {
-            if let Some(watermark) = epoch.watermarks.get(*place) {
-                intake.begin(*watermark);
+        for (index, row_assigner) in &mut self.row_assigners {
+            if let Some(watermark) = epoch.watermarks.get(*index) {
+                row_assigner.begin(*watermark);
             }
         }
         self.epoch = epoch;
     }
 
-    /// Takes the next chunk of a partition.
+    /// Processes the next chunk of a partition.
+    ///
+    /// # Errors
+    /// The worker has no such stream, or a query fails for a reason that is not a row's fault.
     pub async fn process(&mut self, task: Task) -> Result<ChunkResult> {
         let Task { stream, chunk, rank, mut late_bound } = task;
         let reader = self.readers.get_mut(&stream);
@@ -186,15 +193,15 @@ impl Worker {
             reader.ok_or_else(|| Error::internal(format!("no stream '{stream}'")))?;
         let history = *history;
         let read = reader.read(&chunk, self.epoch.now, &self.dead_topic)?;
-        let Read { rows, dead, reasons, tombstones, unknown_fields } = read;
+        let ReadChunk { rows, dead_letters, reasons, tombstones, unknown_fields } = read;
         let partition = TopicPartition { topic: chunk.topic.clone(), partition: chunk.partition };
         let reached = self.reached.entry(partition.clone()).or_insert(late_bound.own);
         late_bound.own = late_bound.own.max(*reached);
         let before = late_bound.pass(&rows.event_time);
         *reached = late_bound.own;
 
-        let source = Source { chunk: &chunk, rows: &rows, origins: OnceLock::new() };
-        let mut worked = ChunkResult {
+        let origins = RowOrigins { chunk: &chunk, rows: &rows, columns: OnceLock::new() };
+        let mut result = ChunkResult {
             decoded: rows.event_time.len() as u64,
             rejected: reasons,
             tombstones,
@@ -202,73 +209,73 @@ impl Worker {
             bytes: chunk.value_bytes(),
             newest_ms: chunk.records.iter().map(|r| r.timestamp_ms).max().unwrap_or(0),
             watermark: late_bound.own,
-            records: dead,
+            records: dead_letters,
             queries: Vec::new(),
             history: None,
             stream,
             partition,
             rank,
         };
-        if worked.decoded > 0 && !self.epoch.watermarks.is_empty() {
-            self.query(&source, &before, &mut worked).await?;
+        if result.decoded > 0 && !self.epoch.watermarks.is_empty() {
+            self.run_queries(&origins, &before, &mut result).await?;
         }
         if history {
-            worked.history = Some(HistoryRows {
-                stream: worked.stream.clone(),
+            result.history = Some(HistoryRows {
+                stream: result.stream.clone(),
                 topic: chunk.topic.clone(),
                 partition: chunk.partition,
-                rows: with_origins(&rows.batch, source.origins())?,
+                rows: with_origins(&rows.batch, origins.columns())?,
                 next_offset: chunk.next_offset,
-                bytes: worked.bytes,
+                bytes: result.bytes,
             });
         }
-        Ok(worked)
+        Ok(result)
     }
 
-    /// Ends the epoch: hands over what was kept.
+    /// Ends the epoch and returns the state of its chunks.
     pub fn end(&mut self) -> StateBuffers {
-        self.intakes.iter_mut().map(|(place, intake)| (*place, intake.take())).collect()
+        self.row_assigners.iter_mut().map(|(index, assigner)| (*index, assigner.take())).collect()
     }
 
-    /// Gives the rows to every query that reads them.
-    async fn query(
+    /// Runs every query that reads the stream over the rows.
+    async fn run_queries(
         &mut self,
-        source: &Source<'_>,
+        origins: &RowOrigins<'_>,
         before: &[Micros],
-        worked: &mut ChunkResult,
+        result: &mut ChunkResult,
     ) -> Result<()> {
         let work = self.work.clone();
-        for (place, intake) in &mut self.intakes {
-            let (plan, results) = &work.queries[*place];
-            if !matches!(&plan.input, Input::Stream(name) if *name == worked.stream) {
+        for (index, row_assigner) in &mut self.row_assigners {
+            let (plan, sink) = &work.queries[*index];
+            if !matches!(&plan.input, Input::Stream(name) if *name == result.stream) {
                 continue;
             }
             let rows = window::InputRows {
-                batch: &source.rows.batch,
-                event_time: &source.rows.event_time,
+                batch: &origins.rows.batch,
+                event_time: &origins.rows.event_time,
                 before,
-                partition: worked.rank,
+                partition: result.rank,
             };
-            let pushed = intake.push(&rows, &self.epoch.relations).await?;
+            let pushed = row_assigner.push(&rows, &self.epoch.relations).await?;
             let Pushed { output, late, failed, first_end } = pushed;
             if !late.is_empty() {
-                let topic = sink::late_topic(&work.customer, &worked.stream);
-                let (batch, origins, zone) = (rows.batch, source.origins(), work.zone.name());
-                let refused = sink::late_rows(&topic, &plan.name, batch, origins, &late, zone)?;
-                worked.records.extend(refused);
+                let topic = sink::late_topic(&work.customer, &result.stream);
+                let (batch, columns, zone) = (rows.batch, origins.columns(), work.zone.name());
+                let records = sink::late_rows(&topic, &plan.name, batch, columns, &late, zone)?;
+                result.records.extend(records);
             }
             for failed in &failed {
-                worked.records.push(refused(&self.dead_topic, &plan.name, source, failed));
+                result.records.push(dead_letter(&self.dead_topic, &plan.name, origins, failed));
             }
             let output = match output {
                 Some(rows) if rows.num_rows() > 0 => {
-                    let records = results.upserts(&rows, true, 0)?;
+                    let records = sink.upserts(&rows, true, 0)?;
                     Some((rows, records))
                 }
                 _ => None,
             };
-            worked.queries.push(QueryOutput {
-                query: *place,
+            result.queries.push(QueryOutput {
+                query: *index,
                 late: late.len() as u64,
                 failed: failed.len() as u64,
                 first_end,
@@ -279,20 +286,26 @@ impl Worker {
     }
 }
 
-/// The dead letter of a row that a query's expression failed for.
-fn refused(topic: &Arc<str>, query: &str, source: &Source<'_>, failed: &FailedRow) -> OutRecord {
+/// Makes the dead letter of a row that a query's expression failed for.
+fn dead_letter(
+    topic: &Arc<str>,
+    query: &str,
+    origins: &RowOrigins<'_>,
+    failed: &FailedRow,
+) -> OutRecord {
     let letter = DeadLetter {
         stage: FailureStage::Query,
         query: Some(query.to_owned()),
         column: None,
         reason: failed.reason.clone(),
     };
-    let position = source.rows.positions[failed.row];
-    let origin = SourceMessage { chunk: source.chunk, record: source.record(failed.row), position };
+    let position = origins.rows.positions[failed.row];
+    let record = origins.record(failed.row);
+    let origin = SourceMessage { chunk: origins.chunk, record, position };
     letter.from_source(topic, origin, None)
 }
 
-/// A stream's rows with the columns that say where each came from.
+/// Adds the columns of the rows' origins to a stream's rows.
 fn with_origins(rows: &RecordBatch, origins: &[ArrayRef; 4]) -> Result<RecordBatch> {
     let schema = event_schema(&rows.schema());
     let columns = rows.columns().iter().chain(origins).cloned().collect();
