@@ -87,7 +87,7 @@ impl RunningPipeline {
     /// # Errors
     /// A new version cannot be stored.
     pub async fn load_changed_tables(&mut self) -> Result<()> {
-        for version in self.tables.changed().await? {
+        for version in self.tables.load_changed().await? {
             self.engine.set_table(&version.name, version.rows);
             self.changed_tables.insert(version.name, version.hash);
         }

@@ -349,7 +349,7 @@ async fn new_engine(
     let (tables, planned) = (customer.tables.clone(), plan.tables.clone());
     let mut tables = ReferenceTables::new(root, versions.into(), tables, planned);
     let mut engine = Engine::new(customer.clone(), plan, true, workers)?;
-    for version in tables.changed().await? {
+    for version in tables.load_changed().await? {
         engine.set_table(&version.name, version.rows);
     }
     Ok((engine, tables))

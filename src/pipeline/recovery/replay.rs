@@ -63,7 +63,7 @@ async fn replay_epochs(
     );
     for record in epochs {
         for (name, hash) in record.tables.iter().filter(|_| with_tables) {
-            let rows = running.tables.version(name, hash).await?;
+            let rows = running.tables.load_version(name, hash).await?;
             running.engine.set_table(name, rows);
         }
         running.join(&record.joined)?;

@@ -102,7 +102,7 @@ async fn restore_snapshot(
     let customer = engine.customer.clone();
     for (name, hash) in &saved.manifest.tables {
         if !*is_reset && customer.tables.iter().any(|table| table.name == *name) {
-            let rows = tables.version(name, hash).await?;
+            let rows = tables.load_version(name, hash).await?;
             engine.set_table(name, rows);
         }
     }
