@@ -237,7 +237,9 @@ impl QueryPlan {
                 let spared = spare.lock().ok().and_then(|mut spare| spare.take());
                 let mut groups = spared.map_or_else(|| self.new_key_set(slot), Ok)?;
                 let batch = key_set::distinct(&mut groups, &batches)?;
-                if let (true, Ok(mut spare)) = (batch.num_rows() <= key_set::SMALL, spare.lock()) {
+                if let (true, Ok(mut spare)) =
+                    (batch.num_rows() <= key_set::MAX_SPARE_KEYS, spare.lock())
+                {
                     *spare = Some(groups);
                 }
                 return Ok(batch);

@@ -658,7 +658,7 @@ async fn counts_by_group_close_a_window_as_its_keys_do() {
             let mut in_window = plan.new_key_set(slot).unwrap();
             for batch in std::mem::take(&mut content.batches[slot]) {
                 in_panes.add_to_back(&batch).unwrap();
-                in_window.take(&batch).unwrap();
+                in_window.insert(&batch).unwrap();
             }
             let counts = in_panes.counts(0, None).unwrap();
             assert!(counts.is_some());

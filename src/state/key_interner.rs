@@ -1,8 +1,8 @@
-//! Keys by number: 0, 1, 2 and so on, in the order in which they come first.
+//! Interns keys: numbers them 0, 1, 2 and so on, in the order of their first occurrence.
 //!
-//! DataFusion's hash tables of groups give the numbers. Where the key is one integer column whose
-//! values fill their span well, as the ids of persons do, a list of numbers by value takes over: it
-//! is smaller than a hash table, and nothing is hashed or compared.
+//! DataFusion's hash tables of groups assign the numbers. If the key is one integer column whose
+//! values are dense, such as ids, an array of numbers by value replaces the hash table: it is smaller,
+//! and nothing is hashed or compared.
 
 use std::sync::Arc;
 
@@ -14,135 +14,141 @@ use datafusion::logical_expr::EmitTo;
 use datafusion::physical_plan::aggregates::group_values::{GroupValues, new_group_values};
 use datafusion::physical_plan::aggregates::order::GroupOrdering;
 
-/// A list of so many places is always worth its while,
-const FEW_PLACES: u64 = 1 << 12;
-/// and one of so many for each key, when it takes over from a hash table;
-const PLACES_AT_FIRST: u64 = 4;
-/// when it has more than these, a hash table takes over from it.
-const PLACES_AT_LAST: u64 = 16;
+/// An array of at most so many entries is always used.
+const SMALL_ARRAY: u64 = 1 << 12;
+/// An array replaces a hash table if it needs at most so many entries per key.
+const ENTRIES_TO_REPLACE: u64 = 4;
+/// A hash table replaces an array that needs more entries per key than this.
+const ENTRIES_TO_KEEP: u64 = 16;
 
-/// So many rows are looked up in a hash table before a list may take over.
-const ROWS: usize = 1 << 15;
+/// The number of rows that are looked up in a hash table before an array may replace it.
+const ROWS_BEFORE_ARRAY: usize = 1 << 15;
 
-/// A table of keys, and the numbers in it of the last rows that were looked up.
+/// A table of keys, and the numbers of the keys of the rows that were looked up last.
 pub(super) struct KeyInterner {
     table: Box<dyn GroupValues>,
-    /// Of keys that are one integer column.
-    integers: Option<Box<Integers>>,
+    /// For keys that are one integer column.
+    integers: Option<Box<IntegerKeys>>,
+    /// The number of the key of each row that was looked up last.
     pub(super) numbers: Vec<usize>,
 }
 
-struct Integers {
+/// What is known of integer keys.
+struct IntegerKeys {
     data_type: DataType,
-    /// The least and the largest key.
+    /// The smallest and the largest key.
     span: Option<(i64, i64)>,
-    /// Where there is one, it has all keys, and the hash table none.
-    list: Option<List>,
+    /// If it exists, it has all keys, and the hash table is empty.
+    array: Option<NumberArray>,
 }
 
-/// Numbers by value.
+/// The numbers of integer keys by value.
 #[derive(Default)]
-struct List {
-    /// The value at the first place.
+struct NumberArray {
+    /// The value of the first entry.
     first: i64,
-    /// 0 where there is no such key, else its number and one.
-    places: Vec<u32>,
-    /// The number of null.
+    /// For each value, its number plus one; 0 if the value is not a key.
+    entries: Vec<u32>,
+    /// The number of the key null, if there is one.
     null: Option<usize>,
+    /// The number of keys.
     keys: usize,
 }
 
 impl KeyInterner {
-    /// Keys of these columns.
+    /// Creates an interner without keys, for keys of these columns.
     pub(super) fn new(schema: &Schema) -> DfResult<Self> {
         let integers = match schema.fields().as_ref() {
-            [field] => Integers::of(field.data_type()).map(Box::new),
+            [field] => IntegerKeys::of(field.data_type()).map(Box::new),
             _ => None,
         };
         let table = new_group_values(Arc::new(schema.clone()), &GroupOrdering::None)?;
         Ok(Self { table, integers, numbers: Vec::new() })
     }
 
-    /// How many keys there are.
+    /// The number of keys.
     pub(super) fn len(&self) -> usize {
-        let list = self.integers.as_ref().and_then(|integers| integers.list.as_ref());
-        list.map_or_else(|| self.table.len(), |list| list.keys)
+        let array = self.integers.as_ref().and_then(|integers| integers.array.as_ref());
+        array.map_or_else(|| self.table.len(), |array| array.keys)
     }
 
-    /// Numbers the keys of these rows; new ones are numbered on.
-    pub(super) fn look(&mut self, columns: &[ArrayRef]) -> DfResult<()> {
+    /// Looks up the keys of these rows and adds the new ones. Their numbers are in `numbers` then.
+    pub(super) fn intern(&mut self, columns: &[ArrayRef]) -> DfResult<()> {
         let Some(integers) = &mut self.integers else {
             return self.table.intern(columns, &mut self.numbers);
         };
         self.numbers.clear();
         let column = cast(&columns[0], &DataType::Int64)?;
         let column = column.as_primitive::<Int64Type>();
-        integers.widen(column);
-        if let Some(list) = &integers.list
-            && integers.places() > FEW_PLACES.max(list.keys as u64 * PLACES_AT_LAST)
+        integers.extend_span(column);
+        if let Some(array) = &integers.array
+            && integers.entries() > SMALL_ARRAY.max(array.keys as u64 * ENTRIES_TO_KEEP)
         {
-            let keys = cast(&list.keys(), &integers.data_type)?;
-            integers.list = None;
+            let keys = cast(&array.keys(), &integers.data_type)?;
+            integers.array = None;
             self.table.intern(&[keys], &mut self.numbers)?;
             self.numbers.clear();
         }
         let mut looked_up = 0;
-        if integers.list.is_none() {
-            let mut some = Vec::new();
-            let is_list =
-                |keys: usize| integers.places() <= FEW_PLACES.max(keys as u64 * PLACES_AT_FIRST);
-            while looked_up < column.len() && !is_list(self.table.len()) {
-                let rows = ROWS.min(column.len() - looked_up);
-                self.table.intern(&[columns[0].slice(looked_up, rows)], &mut some)?;
-                self.numbers.append(&mut some);
+        if integers.array.is_none() {
+            let mut numbers = Vec::new();
+            let is_dense = |keys: usize| {
+                integers.entries() <= SMALL_ARRAY.max(keys as u64 * ENTRIES_TO_REPLACE)
+            };
+            while looked_up < column.len() && !is_dense(self.table.len()) {
+                let rows = ROWS_BEFORE_ARRAY.min(column.len() - looked_up);
+                self.table.intern(&[columns[0].slice(looked_up, rows)], &mut numbers)?;
+                self.numbers.append(&mut numbers);
                 looked_up += rows;
             }
             if looked_up == column.len() {
                 return Ok(());
             }
-            let mut list = List::default();
-            for keys in emptied(&mut self.table)? {
+            let mut array = NumberArray::default();
+            for keys in take_table_keys(&mut self.table)? {
                 let keys = cast(&keys, &DataType::Int64)?;
-                list.look(keys.as_primitive(), integers.span, &mut some);
+                array.intern(keys.as_primitive(), integers.span, &mut numbers);
             }
-            integers.list = Some(list);
+            integers.array = Some(array);
         }
-        if let Some(list) = &mut integers.list {
+        if let Some(array) = &mut integers.array {
             let rest = column.slice(looked_up, column.len() - looked_up);
-            list.look(&rest, integers.span, &mut self.numbers);
+            array.intern(&rest, integers.span, &mut self.numbers);
         }
         Ok(())
     }
 
-    /// As [`KeyInterner::look`]; the first row of each new key.
-    pub(super) fn fresh(&mut self, columns: &[ArrayRef]) -> DfResult<Vec<u32>> {
+    /// Does what [`KeyInterner::intern`] does. Returns the first row of each new key.
+    pub(super) fn intern_new(&mut self, columns: &[ArrayRef]) -> DfResult<Vec<u32>> {
         let mut known = self.len();
-        self.look(columns)?;
-        let mut fresh = Vec::with_capacity(self.len() - known);
+        self.intern(columns)?;
+        let mut new_rows = Vec::with_capacity(self.len() - known);
         for (row, number) in (0..).zip(&self.numbers) {
             if *number == known {
                 known += 1;
-                fresh.push(row);
+                new_rows.push(row);
             }
         }
-        Ok(fresh)
+        Ok(new_rows)
     }
 
-    /// Forgets the keys, and gives them by number; no columns if there are no keys.
-    pub(super) fn empty(&mut self) -> DfResult<Vec<ArrayRef>> {
-        let Some(integers) = &mut self.integers else { return emptied(&mut self.table) };
+    /// Removes all keys. Returns them in the order of their numbers; without keys, no columns.
+    pub(super) fn take_keys(&mut self) -> DfResult<Vec<ArrayRef>> {
+        let Some(integers) = &mut self.integers else {
+            return take_table_keys(&mut self.table);
+        };
         integers.span = None;
-        match integers.list.take() {
-            Some(list) => Ok(vec![cast(&list.keys(), &integers.data_type)?]),
-            None => emptied(&mut self.table),
+        match integers.array.take() {
+            Some(array) => Ok(vec![cast(&array.keys(), &integers.data_type)?]),
+            None => take_table_keys(&mut self.table),
         }
     }
 }
 
-/// Empties a table, and gives its keys. It takes both calls: after `emit` alone the hash table of
-/// several columns is still full, after `clear_shrink` alone a single column's null is still known,
-/// and texts are numbered on.
-fn emptied(table: &mut Box<dyn GroupValues>) -> DfResult<Vec<ArrayRef>> {
+/// Removes all keys of a hash table and returns them. Both calls are needed: after `emit` alone the
+/// table of several columns is still full; after `clear_shrink` alone, the null of a single column is
+/// still known, and texts do not start at 0 again.
+fn take_table_keys(table: &mut Box<dyn GroupValues>) -> DfResult<Vec<ArrayRef>> {
     let keys = table.len();
     // Some tables cannot be emitted before they have been used.
     if keys == 0 {
@@ -153,44 +159,44 @@ fn emptied(table: &mut Box<dyn GroupValues>) -> DfResult<Vec<ArrayRef>> {
     Ok(columns)
 }
 
-impl Integers {
-    /// None where `data_type` is no integer, or one that 64 bits with a sign do not hold.
+impl IntegerKeys {
+    /// Returns `None` if `data_type` is not an integer type that fits into `i64`.
     fn of(data_type: &DataType) -> Option<Self> {
         let fits = data_type.is_integer() && *data_type != DataType::UInt64;
-        fits.then(|| Self { data_type: data_type.clone(), span: None, list: None })
+        fits.then(|| Self { data_type: data_type.clone(), span: None, array: None })
     }
 
-    fn widen(&mut self, column: &Int64Array) {
+    fn extend_span(&mut self, column: &Int64Array) {
         if let (Some(least), Some(largest)) = (min(column), max(column)) {
             let (from, to) = self.span.unwrap_or((least, largest));
             self.span = Some((from.min(least), to.max(largest)));
         }
     }
 
-    /// How many places a list needs.
-    fn places(&self) -> u64 {
+    /// The number of entries that an array needs.
+    fn entries(&self) -> u64 {
         self.span.map_or(0, |(from, to)| to.abs_diff(from).saturating_add(1))
     }
 }
 
-impl List {
-    /// Adds the numbers of the keys of `column`, which lie in `span`.
-    fn look(&mut self, column: &Int64Array, span: Option<(i64, i64)>, numbers: &mut Vec<usize>) {
+impl NumberArray {
+    /// Appends the numbers of the keys of `column`, which are in `span`, and adds new keys.
+    fn intern(&mut self, column: &Int64Array, span: Option<(i64, i64)>, numbers: &mut Vec<usize>) {
         if let Some((from, to)) = span {
-            self.make_room(from, to);
+            self.reserve(from, to);
         }
         if column.null_count() == 0 {
-            numbers.extend(column.values().iter().map(|value| self.number(*value)));
+            numbers.extend(column.values().iter().map(|value| self.intern_value(*value)));
         } else {
             numbers.extend(column.iter().map(|value| match value {
-                Some(value) => self.number(value),
-                None => self.number_of_null(),
+                Some(value) => self.intern_value(value),
+                None => self.intern_null(),
             }));
         }
     }
 
-    fn number(&mut self, value: i64) -> usize {
-        let number = &mut self.places[value.abs_diff(self.first) as usize];
+    fn intern_value(&mut self, value: i64) -> usize {
+        let number = &mut self.entries[value.abs_diff(self.first) as usize];
         if *number == 0 {
             self.keys += 1;
             *number = self.keys as u32;
@@ -198,35 +204,36 @@ impl List {
         *number as usize - 1
     }
 
-    fn number_of_null(&mut self) -> usize {
+    fn intern_null(&mut self) -> usize {
         let next = self.keys;
         let null = *self.null.get_or_insert(next);
         self.keys += usize::from(null == next);
         null
     }
 
-    fn make_room(&mut self, from: i64, to: i64) {
-        if self.places.is_empty() {
+    /// Extends the array to the values from `from` to `to`.
+    fn reserve(&mut self, from: i64, to: i64) {
+        if self.entries.is_empty() {
             self.first = from;
         }
         if from < self.first {
-            // More than asked for, lest falling values move the list each time.
-            let first = from.saturating_sub_unsigned(self.places.len() as u64 / 2);
-            let mut places = vec![0; self.first.abs_diff(first) as usize];
-            places.append(&mut self.places);
-            (self.first, self.places) = (first, places);
+            // Reserves more than needed, so that descending values do not move the array each time.
+            let first = from.saturating_sub_unsigned(self.entries.len() as u64 / 2);
+            let mut entries = vec![0; self.first.abs_diff(first) as usize];
+            entries.append(&mut self.entries);
+            (self.first, self.entries) = (first, entries);
         }
-        let places = to.abs_diff(self.first) as usize + 1;
-        if places > self.places.len() {
-            self.places.resize(places, 0);
+        let length = to.abs_diff(self.first) as usize + 1;
+        if length > self.entries.len() {
+            self.entries.resize(length, 0);
         }
     }
 
-    /// The keys, by number.
+    /// The keys in the order of their numbers.
     fn keys(&self) -> ArrayRef {
         let mut keys = vec![None; self.keys];
-        for (place, number) in (0_u64..).zip(&self.places).filter(|(_, number)| **number > 0) {
-            keys[*number as usize - 1] = Some(self.first.wrapping_add_unsigned(place));
+        for (index, number) in (0_u64..).zip(&self.entries).filter(|(_, number)| **number > 0) {
+            keys[*number as usize - 1] = Some(self.first.wrapping_add_unsigned(index));
         }
         Arc::new(Int64Array::from(keys))
     }
@@ -243,13 +250,13 @@ mod tests {
 
     use super::*;
 
-    /// Keys that fill their span or do not, that grow up and down, with and without nulls: they are
-    /// numbered as by a plain map, in a hash table, in a list, and when one becomes the other.
+    /// Dense and sparse keys, ascending and descending, with and without nulls, get the numbers that a
+    /// plain map gives: in a hash table, in an array, and when one replaces the other.
     #[test]
-    fn keys_are_numbered_in_the_order_in_which_they_come() {
+    fn keys_are_numbered_in_the_order_of_their_first_occurrence() {
         let mut random = StdRng::seed_from_u64(3);
-        // From where, how wide, how much wider after each batch; whether a list has the keys then.
-        for (from, wide, wider, is_list) in [
+        // First value, width, growth of the width per batch; whether an array has the keys then.
+        for (from, width, growth, is_array) in [
             (5, 900, 0, true),
             (-40_000, 60_000, 90, true),
             (i64::MIN, 200_000, 0, true),
@@ -257,16 +264,16 @@ mod tests {
             (0, 10, 400_000, false),
             (0, 150_000, 120_000, true),
         ] {
-            let mut numbered =
+            let mut interner =
                 KeyInterner::new(&Schema::new(vec![Field::new("k", DataType::Int64, true)]))
                     .unwrap();
             for round in 0..2 {
                 let (mut known, mut order) = (HashMap::new(), Vec::new());
                 for batch in 0..4 {
-                    let wide = wide + batch * wider;
-                    let start = if batch % 2 == 0 { from } else { from.saturating_sub(wide) };
+                    let width = width + batch * growth;
+                    let start = if batch % 2 == 0 { from } else { from.saturating_sub(width) };
                     let mut key = || {
-                        let key = start + random.random_range(0..wide);
+                        let key = start + random.random_range(0..width);
                         (random.random_range(0..1_000) >= round).then_some(key)
                     };
                     let keys: Vec<Option<i64>> = (0..100_000).map(|_| key()).collect();
@@ -277,16 +284,16 @@ mod tests {
                             order.len() - 1
                         }));
                     }
-                    numbered.look(&[Arc::new(Int64Array::from(keys))]).unwrap();
-                    assert_eq!(numbered.numbers, expected);
-                    assert_eq!(numbered.len(), order.len());
+                    interner.intern(&[Arc::new(Int64Array::from(keys))]).unwrap();
+                    assert_eq!(interner.numbers, expected);
+                    assert_eq!(interner.len(), order.len());
                 }
-                let list = numbered.integers.as_ref().and_then(|integers| integers.list.as_ref());
-                assert_eq!(list.is_some(), is_list, "{from} {wide} {wider}");
-                let keys = numbered.empty().unwrap();
+                let array = interner.integers.as_ref().and_then(|integers| integers.array.as_ref());
+                assert_eq!(array.is_some(), is_array, "{from} {width} {growth}");
+                let keys = interner.take_keys().unwrap();
                 assert_eq!(keys[0].as_primitive::<Int64Type>(), &Int64Array::from(order));
-                assert_eq!(numbered.len(), 0);
-                assert!(numbered.empty().unwrap().is_empty());
+                assert_eq!(interner.len(), 0);
+                assert!(interner.take_keys().unwrap().is_empty());
             }
         }
     }
@@ -294,10 +301,10 @@ mod tests {
     #[test]
     fn keys_keep_their_type() {
         let schema = Schema::new(vec![Field::new("k", DataType::UInt32, true)]);
-        let mut numbered = KeyInterner::new(&schema).unwrap();
+        let mut interner = KeyInterner::new(&schema).unwrap();
         let keys = || Arc::new(UInt32Array::from(vec![Some(u32::MAX), None, Some(7)])) as ArrayRef;
-        assert_eq!(numbered.fresh(&[keys()]).unwrap(), [0, 1, 2]);
-        assert!(numbered.fresh(&[keys()]).unwrap().is_empty());
-        assert_eq!(numbered.empty().unwrap(), [keys()]);
+        assert_eq!(interner.intern_new(&[keys()]).unwrap(), [0, 1, 2]);
+        assert!(interner.intern_new(&[keys()]).unwrap().is_empty());
+        assert_eq!(interner.take_keys().unwrap(), [keys()]);
     }
 }

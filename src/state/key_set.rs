@@ -1,14 +1,14 @@
-//! Groupings without aggregates, which are what DISTINCT keeps: sets of keys.
+//! Sets of keys: the state of DISTINCT, which is a grouping without aggregates.
 //!
-//! DataFusion's own hash tables of groups tell which rows are new. They are kept from batch to
-//! batch, where an `AggregateExec` would build one anew for every batch and every merge. They are
-//! no state: what is kept are the rows, in the layout of partials, and the tables can be made from
-//! them again.
+//! DataFusion's hash tables of groups find the new rows. They live from batch to batch, whereas an
+//! `AggregateExec` would build a table for every batch and every merge. The tables are not part of
+//! the state: the state is the rows, in the layout of partial aggregates, and the tables can be built
+//! from them.
 //!
-//! A key of several columns is looked up as a pair, of its last column and of the others: persons
-//! and rooms are few where their pairs are many. Each half is looked up in a small table of its
-//! own, and a bit says whether the pair was seen. Where halves are so many, and have met so seldom,
-//! that bits take more than a table of whole keys would, such a table takes over for good.
+//! A key of several columns is looked up as a pair: its last column, and the other columns. There are
+//! usually few distinct values of each, and many pairs. Each half has a small table of its own, and a
+//! bit per pair records whether the set contains it. If the pairs are so sparse that the bits take
+//! more memory than a table of whole keys, such a table replaces them for good.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,197 +20,206 @@ use datafusion::error::Result as DfResult;
 
 use crate::state::key_interner::KeyInterner;
 
-/// A table of at most so many groups is kept for the next use.
-pub(crate) const SMALL: usize = 100_000;
+/// A table of at most so many keys is kept for the next use.
+pub(crate) const MAX_SPARE_KEYS: usize = 100_000;
 
-/// Bits may take so many bytes for each pair, before keys are looked up as a whole.
+/// The bytes that bits may take per pair, before whole keys are looked up.
 const PAIR_BYTES: usize = 32;
-/// Or so many in all: halves that are to meet often are known sooner than their pairs.
-const FEW_BYTES: usize = 256 << 10;
+/// The bytes that bits may always take: halves occur earlier than most of their pairs.
+const MIN_BIT_BYTES: usize = 256 << 10;
 
-/// The keys that were seen.
+/// A set of keys.
 pub(crate) struct KeySet {
     schema: SchemaRef,
-    /// Never locked: it is `Sync` this way.
-    seen: Mutex<Seen>,
+    /// Never locked; the mutex makes the type `Sync`.
+    table: Mutex<KeyTable>,
 }
 
-enum Seen {
-    Pairs(Pairs),
+/// The keys of a set.
+enum KeyTable {
+    /// A bit per pair of halves.
+    Pairs(PairBits),
+    /// Keys that are looked up as a whole.
     Whole(KeyInterner),
 }
 
 impl KeySet {
-    /// None seen yet; all columns of `schema` are the key.
+    /// Creates an empty set. All columns of `schema` are the key.
     pub(crate) fn new(schema: SchemaRef) -> DfResult<Self> {
-        let seen = match Halves::of(&schema)? {
-            Some(halves) => Seen::Pairs(Pairs::new(halves)),
-            None => Seen::Whole(KeyInterner::new(&schema)?),
+        let table = match Halves::of(&schema)? {
+            Some(halves) => KeyTable::Pairs(PairBits::new(halves)),
+            None => KeyTable::Whole(KeyInterner::new(&schema)?),
         };
-        Ok(Self { schema, seen: Mutex::new(seen) })
+        Ok(Self { schema, table: Mutex::new(table) })
     }
 
-    /// Forgets all keys.
+    /// Removes all keys.
     pub(crate) fn clear(&mut self) -> DfResult<()> {
-        match self.seen.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            Seen::Pairs(pairs) => pairs.clear(),
-            Seen::Whole(whole) => whole.empty().map(drop),
+        match self.table.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            KeyTable::Pairs(pairs) => pairs.clear(),
+            KeyTable::Whole(whole) => whole.take_keys().map(drop),
         }
     }
 
-    /// Takes the keys of `batch`; the first rows of those that are new.
-    pub(crate) fn fresh(&mut self, batch: &RecordBatch) -> DfResult<RecordBatch> {
-        rows(batch, self.look(batch)?)
+    /// Adds the keys of `batch`. Returns the first row of each new key.
+    pub(crate) fn insert_new(&mut self, batch: &RecordBatch) -> DfResult<RecordBatch> {
+        select_rows(batch, self.insert_rows(batch)?)
     }
 
-    /// Takes the keys of `batch`.
-    pub(crate) fn take(&mut self, batch: &RecordBatch) -> DfResult<()> {
-        self.look(batch).map(drop)
+    /// Adds the keys of `batch`.
+    pub(crate) fn insert(&mut self, batch: &RecordBatch) -> DfResult<()> {
+        self.insert_rows(batch).map(drop)
     }
 
-    /// How many keys with a last column that is not null each group of the other columns has: these
-    /// columns and the count, in the order in which the groups came. Forgets all keys. `None` where
-    /// there are none, or they are looked up as a whole.
+    /// Counts the keys whose last column is not null, grouped by the other columns. Returns these
+    /// columns and the count, in the order in which the groups first occurred, and removes all keys.
+    /// Returns `None` if there are no keys, or if they are looked up as a whole.
     pub(crate) fn take_counts(&mut self) -> DfResult<Option<RecordBatch>> {
-        match self.seen.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            Seen::Pairs(pairs) if pairs.seen > 0 => pairs.take_counts(&self.schema).map(Some),
+        match self.table.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            KeyTable::Pairs(pairs) if pairs.count > 0 => pairs.take_counts(&self.schema).map(Some),
             _ => Ok(None),
         }
     }
 
-    /// The first row of each new key.
-    fn look(&mut self, batch: &RecordBatch) -> DfResult<Vec<u32>> {
-        let seen = self.seen.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let pairs = match seen {
-            Seen::Whole(whole) => return whole.fresh(batch.columns()),
-            Seen::Pairs(pairs) => pairs,
+    /// Adds the keys of `batch`. Returns the index of the first row of each new key.
+    fn insert_rows(&mut self, batch: &RecordBatch) -> DfResult<Vec<u32>> {
+        let table = self.table.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let pairs = match table {
+            KeyTable::Whole(whole) => return whole.intern_new(batch.columns()),
+            KeyTable::Pairs(pairs) => pairs,
         };
-        if let Some(fresh) = pairs.look(batch)? {
-            return Ok(fresh);
+        if let Some(new_rows) = pairs.insert_rows(batch)? {
+            return Ok(new_rows);
         }
         let mut whole = KeyInterner::new(&self.schema)?;
-        whole.look(pairs.keys(&self.schema)?.columns())?;
-        let fresh = whole.fresh(batch.columns())?;
-        *seen = Seen::Whole(whole);
-        Ok(fresh)
+        whole.intern(pairs.take_keys(&self.schema)?.columns())?;
+        let new_rows = whole.intern_new(batch.columns())?;
+        *table = KeyTable::Whole(whole);
+        Ok(new_rows)
     }
 }
 
-/// The distinct rows of `batches`, in the order in which they come first; `groups` has seen none.
-pub(crate) fn distinct(groups: &mut KeySet, batches: &[RecordBatch]) -> DfResult<RecordBatch> {
-    let fresh = batches.iter().map(|batch| groups.fresh(batch)).collect::<DfResult<Vec<_>>>()?;
-    groups.clear()?;
-    Ok(concat_batches(&groups.schema, &fresh)?)
+/// Returns the distinct rows of `batches`, in the order of their first occurrence. `key_set` must be
+/// empty, and is empty again then.
+pub(crate) fn distinct(key_set: &mut KeySet, batches: &[RecordBatch]) -> DfResult<RecordBatch> {
+    let new =
+        batches.iter().map(|batch| key_set.insert_new(batch)).collect::<DfResult<Vec<_>>>()?;
+    key_set.clear()?;
+    Ok(concat_batches(&key_set.schema, &new)?)
 }
 
-/// These rows of `batch`, ascending.
-pub(super) fn rows(batch: &RecordBatch, rows: Vec<u32>) -> DfResult<RecordBatch> {
+/// Returns these rows of `batch`; `rows` is ascending.
+pub(super) fn select_rows(batch: &RecordBatch, rows: Vec<u32>) -> DfResult<RecordBatch> {
     if rows.len() == batch.num_rows() {
         return Ok(batch.clone());
     }
     Ok(take_record_batch(batch, &UInt32Array::from(rows))?)
 }
 
-/// The first row that is null.
+/// Returns the index of the first null.
 pub(super) fn first_null(column: &ArrayRef) -> Option<usize> {
     let nulls = column.logical_nulls()?;
     (0..nulls.len()).find(|row| nulls.is_null(*row))
 }
 
-/// Keys in halves.
+/// The values of the two halves of keys.
 pub(super) struct Halves {
+    /// All columns except the last one.
     pub(super) left: KeyInterner,
     /// The last column.
     pub(super) right: KeyInterner,
 }
 
 impl Halves {
-    /// None where keys of `schema` cannot be halved. One column's table and that of several do not
-    /// have to agree on what equal numbers of floating point are.
+    /// Returns `None` if keys of `schema` cannot be halved. Floating-point columns cannot, because
+    /// DataFusion's tables of one column and of several may compare such numbers differently.
     pub(super) fn of(schema: &SchemaRef) -> DfResult<Option<Self>> {
-        let plain = |data_type: &DataType| !data_type.is_nested() && !data_type.is_floating();
+        let is_plain = |data_type: &DataType| !data_type.is_nested() && !data_type.is_floating();
         let last = schema.fields().len().saturating_sub(1);
-        if last == 0 || !schema.fields().iter().all(|field| plain(field.data_type())) {
+        if last == 0 || !schema.fields().iter().all(|field| is_plain(field.data_type())) {
             return Ok(None);
         }
         let left = KeyInterner::new(&schema.project(&(0..last).collect::<Vec<_>>())?)?;
         Ok(Some(Self { left, right: KeyInterner::new(&schema.project(&[last])?)? }))
     }
 
-    /// Forgets them.
+    /// Removes all values.
     pub(super) fn clear(&mut self) -> DfResult<()> {
-        self.left.empty()?;
-        self.right.empty().map(drop)
+        self.left.take_keys()?;
+        self.right.take_keys().map(drop)
     }
 
-    /// The keys of these pairs of numbers; the halves are forgotten.
-    pub(super) fn keys(
+    /// Returns the keys of these pairs of numbers, and removes all values.
+    pub(super) fn take_keys(
         &mut self,
         schema: &SchemaRef,
         pairs: impl Iterator<Item = (usize, usize)>,
     ) -> DfResult<RecordBatch> {
         let (left, right): (Vec<u64>, Vec<u64>) =
             pairs.map(|(left, right)| (left as u64, right as u64)).unzip();
-        let mut columns = take_arrays(&self.left.empty()?, &UInt64Array::from(left), None)?;
-        columns.extend(take_arrays(&self.right.empty()?, &UInt64Array::from(right), None)?);
+        let mut columns = take_arrays(&self.left.take_keys()?, &UInt64Array::from(left), None)?;
+        columns.extend(take_arrays(&self.right.take_keys()?, &UInt64Array::from(right), None)?);
         Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
     }
 }
 
-/// Keys in halves: a bit for each left half with each right half, by their numbers.
-struct Pairs {
+/// A table of bits with a row per left half and a column per right half.
+struct PairBits {
     halves: Halves,
-    /// `words` for each left half.
+    /// The rows, each of `words` words.
     bits: Vec<u64>,
     words: usize,
-    /// How many pairs were seen.
-    seen: usize,
+    /// The number of pairs in the set.
+    count: usize,
 }
 
-impl Pairs {
+impl PairBits {
     fn new(halves: Halves) -> Self {
-        Self { halves, bits: Vec::new(), words: 1, seen: 0 }
+        Self { halves, bits: Vec::new(), words: 1, count: 0 }
     }
 
     fn clear(&mut self) -> DfResult<()> {
         self.bits.clear();
         self.words = 1;
-        self.seen = 0;
+        self.count = 0;
         self.halves.clear()
     }
 
-    /// As [`KeySet::look`]; `None`, and nothing seen, where bits are not worth their while.
-    fn look(&mut self, batch: &RecordBatch) -> DfResult<Option<Vec<u32>>> {
+    /// Does what [`KeySet::insert_rows`] does. Returns `None`, and adds no key, if the bits would take
+    /// too much memory.
+    fn insert_rows(&mut self, batch: &RecordBatch) -> DfResult<Option<Vec<u32>>> {
         let Halves { left, right } = &mut self.halves;
         let (lefts, rights) = batch.columns().split_at(batch.num_columns() - 1);
-        left.look(lefts)?;
-        right.look(rights)?;
-        let most = (self.seen + batch.num_rows()).saturating_mul(PAIR_BYTES).max(FEW_BYTES);
+        left.intern(lefts)?;
+        right.intern(rights)?;
+        let max_bytes =
+            (self.count + batch.num_rows()).saturating_mul(PAIR_BYTES).max(MIN_BIT_BYTES);
         let words = right.len().div_ceil(64).next_power_of_two();
-        let room = left.len().saturating_mul(words);
-        if room.saturating_mul(size_of::<u64>()) > most {
+        let length = left.len().saturating_mul(words);
+        if length.saturating_mul(size_of::<u64>()) > max_bytes {
             return Ok(None);
         }
         if words > self.words {
             widen(&mut self.bits, self.words, words);
             self.words = words;
         }
-        self.bits.resize(room, 0);
-        let mut fresh = Vec::new();
+        self.bits.resize(length, 0);
+        let mut new_rows = Vec::new();
         for (row, (left, right)) in (0..).zip(left.numbers.iter().zip(&right.numbers)) {
             let (word, bit) = (&mut self.bits[left * words + right / 64], 1 << (right % 64));
             if *word & bit == 0 {
                 *word |= bit;
-                fresh.push(row);
+                new_rows.push(row);
             }
         }
-        self.seen += fresh.len();
-        Ok(Some(fresh))
+        self.count += new_rows.len();
+        Ok(Some(new_rows))
     }
 
+    /// Does what [`KeySet::take_counts`] does.
     fn take_counts(&mut self, schema: &SchemaRef) -> DfResult<RecordBatch> {
-        let groups = self.halves.left.empty()?;
-        let null = self.halves.right.empty()?.first().and_then(first_null);
+        let groups = self.halves.left.take_keys()?;
+        let null = self.halves.right.take_keys()?.first().and_then(first_null);
         let count = |row: &[u64]| {
             let keys = row.iter().map(|word| word.count_ones()).sum::<u32>();
             let has_null = null.is_some_and(|null| row[null / 64] >> (null % 64) & 1 == 1);
@@ -218,22 +227,22 @@ impl Pairs {
         };
         let counts = self.bits.chunks(self.words).map(count).collect();
         self.clear()?;
-        counted(&schema.fields()[..groups.len()], groups, counts)
+        with_counts(&schema.fields()[..groups.len()], groups, counts)
     }
 
-    /// All keys that were seen; it is empty then.
-    fn keys(&mut self, schema: &SchemaRef) -> DfResult<RecordBatch> {
+    /// Returns all keys, and removes the halves.
+    fn take_keys(&mut self, schema: &SchemaRef) -> DfResult<RecordBatch> {
         let words = self.words;
         let pairs = self.bits.iter().enumerate().flat_map(|(at, word)| {
             let set = (0..64).filter(move |bit| word >> bit & 1 == 1);
             set.map(move |bit| (at / words, at % words * 64 + bit))
         });
-        self.halves.keys(schema, pairs)
+        self.halves.take_keys(schema, pairs)
     }
 }
 
-/// The columns of groups, and how many keys each group has.
-pub(super) fn counted(
+/// Adds the number of keys of each group to the columns of groups.
+pub(super) fn with_counts(
     fields: &[FieldRef],
     mut groups: Vec<ArrayRef>,
     counts: Int64Array,
@@ -244,7 +253,7 @@ pub(super) fn counted(
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), groups)?)
 }
 
-/// Makes room for `to` values in each row of a table that has `from`.
+/// Widens each row of a table from `from` to `to` values.
 pub(super) fn widen<T: Copy + Default>(table: &mut Vec<T>, from: usize, to: usize) {
     let mut wider = vec![T::default(); table.len() / from * to];
     for (old, new) in table.chunks(from).zip(wider.chunks_mut(to)) {
@@ -282,26 +291,26 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_new_once() {
+    fn a_key_is_new_only_once() {
         let first = batch(&[(Some(1), "a"), (None, "a"), (Some(1), "a"), (Some(1), "b")]);
         let second = batch(&[(Some(2), "b"), (Some(1), "b"), (None, "a"), (Some(2), "b")]);
-        let mut groups = KeySet::new(first.schema()).unwrap();
-        let fresh = groups.fresh(&first).unwrap();
-        assert_eq!(fresh, batch(&[(Some(1), "a"), (None, "a"), (Some(1), "b")]));
-        assert_eq!(groups.fresh(&second).unwrap(), batch(&[(Some(2), "b")]));
-        assert_eq!(groups.fresh(&first).unwrap().num_rows(), 0);
-        groups.clear().unwrap();
-        let fresh = groups.fresh(&second).unwrap();
-        assert_eq!(fresh, batch(&[(Some(2), "b"), (Some(1), "b"), (None, "a")]));
-        groups.clear().unwrap();
-        let all = distinct(&mut groups, &[first.clone(), second, first]).unwrap();
+        let mut key_set = KeySet::new(first.schema()).unwrap();
+        let new = key_set.insert_new(&first).unwrap();
+        assert_eq!(new, batch(&[(Some(1), "a"), (None, "a"), (Some(1), "b")]));
+        assert_eq!(key_set.insert_new(&second).unwrap(), batch(&[(Some(2), "b")]));
+        assert_eq!(key_set.insert_new(&first).unwrap().num_rows(), 0);
+        key_set.clear().unwrap();
+        let new = key_set.insert_new(&second).unwrap();
+        assert_eq!(new, batch(&[(Some(2), "b"), (Some(1), "b"), (None, "a")]));
+        key_set.clear().unwrap();
+        let all = distinct(&mut key_set, &[first.clone(), second, first]).unwrap();
         assert_eq!(all.num_rows(), 4);
-        let none = distinct(&mut groups, &[]).unwrap();
+        let none = distinct(&mut key_set, &[]).unwrap();
         assert_eq!(none.num_rows(), 0);
     }
 
     #[test]
-    fn what_is_cleared_is_forgotten() {
+    fn a_cleared_set_is_empty() {
         let rows = batch(&[(Some(1), "a"), (None, "b"), (Some(2), "a")]);
         let few = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
         let mut columns = rows.columns().to_vec();
@@ -312,30 +321,30 @@ mod tests {
             [(&[0][..], 3), (&[1], 2), (&[2], 2), (&[0, 1], 3), (&[2, 0], 3), (&[0, 1, 2], 3)]
         {
             let rows = rows.project(columns).unwrap();
-            let mut groups = KeySet::new(rows.schema()).unwrap();
-            groups.clear().unwrap();
+            let mut key_set = KeySet::new(rows.schema()).unwrap();
+            key_set.clear().unwrap();
             for _ in 0..3 {
-                assert_eq!(groups.fresh(&rows).unwrap().num_rows(), keys);
-                assert_eq!(groups.fresh(&rows.slice(1, 2)).unwrap().num_rows(), 0);
-                groups.clear().unwrap();
+                assert_eq!(key_set.insert_new(&rows).unwrap().num_rows(), keys);
+                assert_eq!(key_set.insert_new(&rows.slice(1, 2)).unwrap().num_rows(), 0);
+                key_set.clear().unwrap();
             }
         }
     }
 
     #[test]
-    fn groups_have_counts_without_their_null() {
+    fn counts_of_groups_exclude_null() {
         let rows =
             batch(&[(Some(7), "a"), (None, "b"), (None, "a"), (Some(7), "b"), (Some(7), "a")]);
         let (texts, numbers) = (rows.column(1), rows.column(0));
         let by_text = [("t", Arc::clone(texts), true), ("n", Arc::clone(numbers), true)];
         let by_text = RecordBatch::try_from_iter_with_nullable(by_text).unwrap();
         let counts = |rows: &RecordBatch| {
-            let mut groups = KeySet::new(rows.schema()).unwrap();
-            assert!(groups.take_counts().unwrap().is_none());
-            groups.take(rows).unwrap();
-            let counts = groups.take_counts().unwrap().unwrap();
-            assert!(groups.take_counts().unwrap().is_none());
-            assert_eq!(groups.fresh(rows).unwrap().num_rows(), 4);
+            let mut key_set = KeySet::new(rows.schema()).unwrap();
+            assert!(key_set.take_counts().unwrap().is_none());
+            key_set.insert(rows).unwrap();
+            let counts = key_set.take_counts().unwrap().unwrap();
+            assert!(key_set.take_counts().unwrap().is_none());
+            assert_eq!(key_set.insert_new(rows).unwrap().num_rows(), 4);
             (Arc::clone(counts.column(0)), counts.column(1).as_primitive::<Int64Type>().clone())
         };
         let numbers = Arc::new(Int64Array::from(vec![Some(7), None])) as ArrayRef;
@@ -343,22 +352,22 @@ mod tests {
         let texts = Arc::new(StringArray::from(vec!["a", "b"])) as ArrayRef;
         assert_eq!(counts(&by_text), (texts, Int64Array::from(vec![1, 1])));
         let whole = batch(&[(Some(1), "a")]).project(&[0]).unwrap();
-        let mut groups = KeySet::new(whole.schema()).unwrap();
-        groups.take(&whole).unwrap();
-        assert!(groups.take_counts().unwrap().is_none());
+        let mut key_set = KeySet::new(whole.schema()).unwrap();
+        key_set.insert(&whole).unwrap();
+        assert!(key_set.take_counts().unwrap().is_none());
     }
 
-    /// Few of one half, few of the other, and so many of both that whole keys are looked up.
+    /// Few left halves, few right halves, and so many of both that whole keys are looked up.
     #[test]
-    fn halves_and_whole_keys_tell_what_a_plain_set_tells() {
+    fn halves_and_whole_keys_find_the_new_keys_of_a_plain_set() {
         let mut random = StdRng::seed_from_u64(11);
         for (numbers, texts, whole) in [(9, 700, false), (4_000, 3, false), (3_000, 3_000, true)] {
             let texts: Vec<_> = (0..texts).map(|text| format!("text {text}")).collect();
-            let mut groups = KeySet::new(batch(&[]).schema()).unwrap();
+            let mut key_set = KeySet::new(batch(&[]).schema()).unwrap();
             let mut seen = HashSet::new();
             for round in 0..60 {
                 if round == 40 {
-                    groups.clear().unwrap();
+                    key_set.clear().unwrap();
                     seen.clear();
                 }
                 let size = random.random_range(0..300);
@@ -368,10 +377,10 @@ mod tests {
                     ((number >= 0).then_some(number), texts[text].as_str())
                 };
                 let rows: Vec<_> = (0..size).map(|_| draw()).collect();
-                let fresh: Vec<_> = rows.iter().copied().filter(|row| seen.insert(*row)).collect();
-                assert_eq!(groups.fresh(&batch(&rows)).unwrap(), batch(&fresh));
+                let new: Vec<_> = rows.iter().copied().filter(|row| seen.insert(*row)).collect();
+                assert_eq!(key_set.insert_new(&batch(&rows)).unwrap(), batch(&new));
             }
-            assert_eq!(matches!(groups.seen.get_mut().unwrap(), Seen::Whole(_)), whole);
+            assert_eq!(matches!(key_set.table.get_mut().unwrap(), KeyTable::Whole(_)), whole);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The manifest of a snapshot: everything about the state of a pipeline that is not a batch.
+//! The manifest of a snapshot: the part of a pipeline's state that is not batches.
 //!
 //! The JSON of these types is a stored format. Fields that version 1 of an operator's manifest
 //! lacks have a default. The names of stored fields never change; where a Rust name is clearer,
@@ -26,7 +26,7 @@ pub struct SnapshotManifest {
     pub tables: BTreeMap<String, String>,
 }
 
-/// How far a source stream was read.
+/// The state of a source stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamManifest {
     /// The position of each partition.
@@ -53,7 +53,7 @@ pub struct QueryManifest {
     pub operator: OperatorManifest,
 }
 
-/// The state of an operator: its parts, which name the batches that they consist of.
+/// The state of an operator. Its parts name the batches that they consist of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperatorManifest {
     /// The version of the format.
@@ -69,7 +69,7 @@ pub struct OperatorManifest {
 }
 
 impl OperatorManifest {
-    /// How many windows are open.
+    /// The number of open windows.
     pub fn open_windows(&self) -> usize {
         self.windows.iter().filter(|(_, window)| !window.closed).count()
     }
@@ -78,13 +78,13 @@ impl OperatorManifest {
 /// Per state slot, the batches of a merge tree: (level, name), the oldest first.
 pub type TreeNames = Vec<Vec<(u32, String)>>;
 
-/// Per state slot, the name of a batch, if there is any.
+/// Per state slot, the name of its batch; `None` for a slot without rows.
 pub type BatchNames = Vec<Option<String>>;
 
 /// The state of a window or of a view.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowManifest {
-    /// Its merge tree.
+    /// The merge tree.
     #[serde(rename = "tiers")]
     pub tree: TreeNames,
     /// Whether it has rows that no published result contains.
@@ -98,7 +98,7 @@ pub struct WindowManifest {
     pub revision: i64,
 }
 
-/// The panes of a query and how far their running merges have come.
+/// The panes of a query and the progress of their running merges.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PanesManifest {
     /// The panes in the order of their starts.
@@ -126,7 +126,7 @@ pub struct PaneManifest {
     pub last_end: Micros,
     /// Windows that end after this are known to contain the pane.
     pub known_from: Micros,
-    /// Its merge tree.
+    /// The merge tree.
     #[serde(rename = "tiers")]
     pub tree: TreeNames,
     /// Late additions: windows that end at this instant or earlier refused the rows.

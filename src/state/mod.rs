@@ -1,4 +1,4 @@
-//! State that outlives an epoch: key sets, and snapshots in the object store.
+//! State that lives longer than an epoch: key sets, and snapshots in the object store.
 
 mod key_interner;
 pub(crate) mod key_set;

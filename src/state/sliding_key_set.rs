@@ -1,15 +1,16 @@
-//! Sets of keys over panes: which is the last pane that has a key, and how many keys each group has.
+//! Sets of keys over sliding panes: the last pane of each key, and the number of keys per group.
 //!
-//! Panes are numbered, so that the keys of a window are those whose number is not too low:
+//! Panes are numbered in ascending order. The keys of a window are those whose last pane has at least
+//! the number of the window's first pane:
 //!
 //! ```text
 //!   panes     p1    p2    p3    p4  │  p5    p6        the window that closes: p3..p6
 //!   number   F-3   F-2   F-1    F   │  F+1   F+2       has the keys from F-1 on
 //!            front, from the right  │  back, from the left
 //! ```
-//! A key of several columns is looked up as a pair: its last column, and the others, which are its
-//! group. So the numbers make a table with a row for each group, and keys are counted by a pass over
-//! the row. Where pairs are too sparse for that, keys are looked up as a whole, and not counted.
+//! A key of several columns is looked up as a pair: its last column, and the other columns, which are
+//! its group. So the numbers form a table with a row for each group, and a pass over the row counts its
+//! keys. If the pairs are too sparse for that, keys are looked up as a whole and cannot be counted.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,74 +21,77 @@ use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::error::Result as DfResult;
 
 use crate::state::key_interner::KeyInterner;
-use crate::state::key_set::{Halves, counted, first_null, rows, widen};
+use crate::state::key_set::{Halves, first_null, select_rows, widen, with_counts};
 
-/// The newest pane of the front; older ones count down from it, those of the back up.
+/// The number of the newest pane of the front. Older panes count down from it, and the panes of the
+/// back count up.
 const FRONT: u32 = 1 << 31;
-/// Of a key that no pane has.
+/// Stands for the last pane of a key that no pane has.
 const NONE: u32 = 0;
-/// Of a key that came late, while keys are counted.
+/// Stands for the last pane of a late key, while keys are counted.
 const LATE: u32 = u32::MAX;
 
-/// Numbers may take so many bytes for each key, before keys are looked up as a whole.
+/// The bytes that pane numbers may take per key, before whole keys are looked up.
 const KEY_BYTES: usize = 64;
-/// Or so many in all: halves that are to meet often are known sooner than their pairs.
-const FEW_BYTES: usize = 1 << 20;
+/// The bytes that pane numbers may always take: halves occur earlier than most of their pairs.
+const MIN_TABLE_BYTES: usize = 1 << 20;
 
 /// A set of keys over the panes of a front and a back.
 pub(crate) struct SlidingKeySet {
     schema: SchemaRef,
-    /// Never locked: it is `Sync` this way.
-    places: Mutex<Places>,
-    /// By the place of a key, the last pane that has it.
+    /// Never locked; the mutex makes the type `Sync`.
+    key_index: Mutex<KeyIndex>,
+    /// The number of the last pane of each key, by the index of the key.
     last: Vec<u32>,
-    /// How many keys some pane has.
+    /// The number of keys that some pane has.
     keys: usize,
-    /// How many groups the newest n panes of the front have.
+    /// At index n, the number of groups in the newest n panes of the front.
     front_groups: Vec<usize>,
-    /// How many panes the back has.
+    /// The number of panes in the back.
     back: u32,
-    /// The groups of the back, in the order in which they came, and whether each group is one.
+    /// The groups of the back, in the order of their first occurrence.
     back_groups: Vec<usize>,
+    /// Whether each group is in the back.
     is_in_back: Vec<bool>,
 }
 
-/// What of a pane is worth keeping.
+/// The distinct and the new keys of a pane.
 pub(crate) struct NewKeys {
     /// The first row of each of its keys.
     pub(crate) distinct: RecordBatch,
-    /// Those whose key the back lacked.
-    pub(crate) fresh: RecordBatch,
+    /// Those rows whose key the back lacked.
+    pub(crate) new_in_back: RecordBatch,
 }
 
-/// Where a key is.
-enum Places {
-    /// In the row of its left half, at its right half.
-    Pairs(Pairs),
-    /// At its number.
+/// Finds the index of a key.
+enum KeyIndex {
+    /// The index is in the row of the left half, at the number of the right half.
+    Pairs(PairTable),
+    /// The index is the number of the whole key.
     Whole(KeyInterner),
 }
 
-struct Pairs {
+/// A table with a row per left half and a column per right half.
+struct PairTable {
     halves: Halves,
-    /// The left halves, by their numbers.
+    /// The left halves, in the order of their numbers.
     groups: RecordBatch,
-    /// The right half that is null.
+    /// The number of the right half that is null, if there is one.
     null: Option<usize>,
-    /// Places in a row; a power of two.
+    /// The number of columns; a power of two.
     width: usize,
 }
 
 impl SlidingKeySet {
-    /// Of no panes; all columns of `schema` are the key.
+    /// Creates a set without panes. All columns of `schema` are the key.
     pub(crate) fn new(schema: SchemaRef) -> DfResult<Self> {
-        let places = match Halves::of(&schema)? {
-            Some(halves) => Places::Pairs(Pairs::new(halves, &schema)?),
-            None => Places::Whole(KeyInterner::new(&schema)?),
+        let key_index = match Halves::of(&schema)? {
+            Some(halves) => KeyIndex::Pairs(PairTable::new(halves, &schema)?),
+            None => KeyIndex::Whole(KeyInterner::new(&schema)?),
         };
         Ok(Self {
             schema,
-            places: Mutex::new(places),
+            key_index: Mutex::new(key_index),
             last: Vec::new(),
             keys: 0,
             front_groups: vec![0],
@@ -97,7 +101,7 @@ impl SlidingKeySet {
         })
     }
 
-    /// Forgets all panes.
+    /// Removes all panes.
     pub(crate) fn clear(&mut self) -> DfResult<()> {
         self.last.clear();
         self.keys = 0;
@@ -105,124 +109,127 @@ impl SlidingKeySet {
         self.back = 0;
         self.back_groups.clear();
         self.is_in_back.clear();
-        match self.places.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            Places::Pairs(pairs) => pairs.clear(),
-            Places::Whole(whole) => whole.empty().map(drop),
+        match self.key_index.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            KeyIndex::Pairs(pairs) => pairs.clear(),
+            KeyIndex::Whole(whole) => whole.take_keys().map(drop),
         }
     }
 
-    /// Adds a pane to the front, before all others of it; its keys that these lack. The back must
-    /// have none yet.
+    /// Adds a pane to the front, before all its other panes. Returns the keys that these lack. The back
+    /// must be empty.
     pub(crate) fn add_to_front(&mut self, pane: &RecordBatch) -> DfResult<RecordBatch> {
         let number = FRONT - (self.front_groups.len() - 1) as u32;
-        let mut fresh = Vec::new();
-        for (row, place) in (0..).zip(self.look(pane)?) {
-            if self.last[place] == NONE {
-                self.last[place] = number;
-                fresh.push(row);
+        let mut new_rows = Vec::new();
+        for (row, index) in (0..).zip(self.locate(pane)?) {
+            if self.last[index] == NONE {
+                self.last[index] = number;
+                new_rows.push(row);
             }
         }
-        self.keys += fresh.len();
+        self.keys += new_rows.len();
         let groups = self.pairs().map_or(0, |pairs| pairs.groups.num_rows());
         self.front_groups.push(groups);
-        rows(pane, fresh)
+        select_rows(pane, new_rows)
     }
 
-    /// Adds a pane to the back, after all others.
+    /// Adds a pane to the back, after all other panes.
     pub(crate) fn add_to_back(&mut self, pane: &RecordBatch) -> DfResult<NewKeys> {
         self.back += 1;
         let number = FRONT + self.back;
-        let (mut distinct, mut fresh) = (Vec::new(), Vec::new());
-        let places = self.look(pane)?;
-        for (row, place) in (0..).zip(&places) {
-            let last = std::mem::replace(&mut self.last[*place], number);
+        let (mut distinct, mut new_in_back) = (Vec::new(), Vec::new());
+        let indices = self.locate(pane)?;
+        for (row, index) in (0..).zip(&indices) {
+            let last = std::mem::replace(&mut self.last[*index], number);
             if last != number {
                 distinct.push(row);
             }
             if last <= FRONT {
-                fresh.push(row);
+                new_in_back.push(row);
                 self.keys += usize::from(last == NONE);
             }
         }
         if let Some(width) = self.pairs().map(|pairs| pairs.width) {
             self.is_in_back.resize(self.last.len() / width, false);
-            for group in fresh.iter().map(|row| places[*row as usize] / width) {
+            for group in new_in_back.iter().map(|row| indices[*row as usize] / width) {
                 if !std::mem::replace(&mut self.is_in_back[group], true) {
                     self.back_groups.push(group);
                 }
             }
         }
-        let fresh = (fresh.len() < distinct.len()).then(|| rows(pane, fresh)).transpose()?;
-        let distinct = rows(pane, distinct)?;
-        Ok(NewKeys { fresh: fresh.unwrap_or_else(|| distinct.clone()), distinct })
+        let new_in_back = (new_in_back.len() < distinct.len())
+            .then(|| select_rows(pane, new_in_back))
+            .transpose()?;
+        let distinct = select_rows(pane, distinct)?;
+        Ok(NewKeys { new_in_back: new_in_back.unwrap_or_else(|| distinct.clone()), distinct })
     }
 
-    /// How many keys with a last column that is not null each group has, in the newest `front`
-    /// panes of the front, in the back and in `late`: the groups' columns and the count, in the
-    /// order in which the groups come there. `None` where keys are looked up as a whole.
+    /// Counts the keys per group whose last column is not null, in the newest `front` panes of the
+    /// front, in the back and in `late`. Returns the columns of the groups and the count, in the order
+    /// of these parts. Returns `None` if keys are looked up as a whole.
     pub(crate) fn counts(
         &mut self,
         front: usize,
         late: Option<&RecordBatch>,
     ) -> DfResult<Option<RecordBatch>> {
         let since = FRONT + 1 - front as u32;
-        let late = late.map(|late| self.look(late)).transpose()?.unwrap_or_default();
-        let places = self.places.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let Places::Pairs(pairs) = places else { return Ok(None) };
-        let of_front = self.front_groups[front];
-        let of_back = self.back_groups.iter().copied().filter(|group| *group >= of_front);
-        let mut groups: Vec<usize> = (0..of_front).chain(of_back).collect();
-        let mut lifted = Vec::new();
-        for place in late {
-            let group = place / pairs.width;
+        let late = late.map(|late| self.locate(late)).transpose()?.unwrap_or_default();
+        let key_index = self.key_index.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let KeyIndex::Pairs(pairs) = key_index else { return Ok(None) };
+        let in_front = self.front_groups[front];
+        let in_back = self.back_groups.iter().copied().filter(|group| *group >= in_front);
+        let mut groups: Vec<usize> = (0..in_front).chain(in_back).collect();
+        let mut replaced = Vec::new();
+        for index in late {
+            let group = index / pairs.width;
             let row = &mut self.last[group * pairs.width..][..pairs.width];
-            let last = row[place % pairs.width];
+            let last = row[index % pairs.width];
             if last < since {
                 if row.iter().all(|last| *last < since) {
                     groups.push(group);
                 }
-                row[place % pairs.width] = LATE;
-                lifted.push((place, last));
+                row[index % pairs.width] = LATE;
+                replaced.push((index, last));
             }
         }
         let counts = pairs.counts(&groups, &self.last, since);
-        // Which windows to come take what was late is not known here.
-        lifted.into_iter().for_each(|(place, last)| self.last[place] = last);
+        // Restores the numbers, because later windows may refuse the late keys.
+        replaced.into_iter().for_each(|(index, last)| self.last[index] = last);
         counts.map(Some)
     }
 
-    /// The place of each row's key.
-    fn look(&mut self, batch: &RecordBatch) -> DfResult<Vec<usize>> {
-        let places = self.places.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Places::Pairs(pairs) = places {
-            let most = (self.keys + batch.num_rows()).saturating_mul(KEY_BYTES).max(FEW_BYTES);
-            if let Some(found) = pairs.look(batch, &mut self.last, most)? {
+    /// Adds the keys of `batch` to the index. Returns the index of each row's key.
+    fn locate(&mut self, batch: &RecordBatch) -> DfResult<Vec<usize>> {
+        let key_index = self.key_index.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let KeyIndex::Pairs(pairs) = key_index {
+            let max_bytes =
+                (self.keys + batch.num_rows()).saturating_mul(KEY_BYTES).max(MIN_TABLE_BYTES);
+            if let Some(found) = pairs.locate(batch, &mut self.last, max_bytes)? {
                 return Ok(found);
             }
             let mut whole = KeyInterner::new(&self.schema)?;
-            let (at, last): (Vec<_>, Vec<_>) =
+            let (indices, last): (Vec<_>, Vec<_>) =
                 (0..).zip(&self.last).filter(|(_, last)| **last != NONE).unzip();
             let width = pairs.width;
-            let at = at.into_iter().map(|at: usize| (at / width, at % width));
-            whole.look(pairs.halves.keys(&self.schema, at)?.columns())?;
+            let numbers = indices.into_iter().map(|index: usize| (index / width, index % width));
+            whole.intern(pairs.halves.take_keys(&self.schema, numbers)?.columns())?;
             self.last = last.into_iter().copied().collect();
-            *places = Places::Whole(whole);
+            *key_index = KeyIndex::Whole(whole);
         }
-        let Places::Whole(whole) = places else { return Ok(Vec::new()) };
-        whole.look(batch.columns())?;
+        let KeyIndex::Whole(whole) = key_index else { return Ok(Vec::new()) };
+        whole.intern(batch.columns())?;
         self.last.resize(whole.len(), NONE);
         Ok(std::mem::take(&mut whole.numbers))
     }
 
-    fn pairs(&mut self) -> Option<&Pairs> {
-        match self.places.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            Places::Pairs(pairs) => Some(pairs),
-            Places::Whole(_) => None,
+    fn pairs(&mut self) -> Option<&PairTable> {
+        match self.key_index.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            KeyIndex::Pairs(pairs) => Some(pairs),
+            KeyIndex::Whole(_) => None,
         }
     }
 }
 
-impl Pairs {
+impl PairTable {
     fn new(halves: Halves, schema: &SchemaRef) -> DfResult<Self> {
         let (_, groups) = schema.fields().split_last().unzip();
         let groups = Schema::new(groups.unwrap_or_default().to_vec());
@@ -237,26 +244,27 @@ impl Pairs {
         self.halves.clear()
     }
 
-    /// The place of each row's key in `last`, which gets room for it; `None`, and no key more, if
-    /// that took more than so many bytes.
-    fn look(
+    /// Returns the index of each row's key in `last`, which is resized as needed. Returns `None`, and
+    /// leaves `last` as it is, if it would take more than `max_bytes`.
+    fn locate(
         &mut self,
         batch: &RecordBatch,
         last: &mut Vec<u32>,
-        most_bytes: usize,
+        max_bytes: usize,
     ) -> DfResult<Option<Vec<usize>>> {
         let Halves { left, right } = &mut self.halves;
         let (lefts, rights) = batch.columns().split_at(self.groups.num_columns());
-        let groups = left.fresh(lefts)?;
-        right.look(rights)?;
+        let new_groups = left.intern_new(lefts)?;
+        right.intern(rights)?;
         let width = right.len().next_power_of_two();
-        let room = left.len().saturating_mul(width);
-        if room.saturating_mul(size_of::<u32>()) > most_bytes {
+        let length = left.len().saturating_mul(width);
+        if length.saturating_mul(size_of::<u32>()) > max_bytes {
             return Ok(None);
         }
-        if !groups.is_empty() {
+        if !new_groups.is_empty() {
             let schema = self.groups.schema();
-            let groups = rows(&RecordBatch::try_new(schema, lefts.to_vec())?, groups)?;
+            let groups = RecordBatch::try_new(schema, lefts.to_vec())?;
+            let groups = select_rows(&groups, new_groups)?;
             self.groups = concat_batches(&groups.schema(), [&self.groups, &groups])?;
         }
         if self.null.is_none() {
@@ -266,23 +274,24 @@ impl Pairs {
             widen(last, self.width, width);
             self.width = width;
         }
-        last.resize(room, NONE);
-        let places = left.numbers.iter().zip(&right.numbers);
-        Ok(Some(places.map(|(left, right)| left * width + right).collect()))
+        last.resize(length, NONE);
+        let indices = left.numbers.iter().zip(&right.numbers);
+        Ok(Some(indices.map(|(left, right)| left * width + right).collect()))
     }
 
-    /// Of each of `groups`, its columns and the number of its keys from the pane `since` on.
+    /// Returns the columns of `groups` and, for each group, the number of its keys whose last pane is
+    /// `since` or a later one.
     fn counts(&self, groups: &[usize], last: &[u32], since: u32) -> DfResult<RecordBatch> {
         let count = |group: &usize| {
             let row = &last[group * self.width..][..self.width];
-            let is_null_in = self.null.is_some_and(|null| row[null] >= since);
+            let has_null = self.null.is_some_and(|null| row[null] >= since);
             let keys = row.iter().map(|last| u32::from(*last >= since)).sum::<u32>();
-            i64::from(keys) - i64::from(is_null_in)
+            i64::from(keys) - i64::from(has_null)
         };
         let counts = Int64Array::from_iter_values(groups.iter().map(count));
         let groups = UInt64Array::from_iter_values(groups.iter().map(|group| *group as u64));
         let columns = take_arrays(self.groups.columns(), &groups, None)?;
-        counted(self.groups.schema().fields(), columns, counts)
+        with_counts(self.groups.schema().fields(), columns, counts)
     }
 }
 
@@ -313,8 +322,8 @@ mod tests {
         .unwrap()
     }
 
-    /// Each once, in the order in which they come first.
-    fn once<T: Clone + PartialEq>(all: impl IntoIterator<Item = T>) -> Vec<T> {
+    /// Removes duplicates; the first occurrences stay in order.
+    fn dedup<T: Clone + PartialEq>(all: impl IntoIterator<Item = T>) -> Vec<T> {
         all.into_iter().fold(Vec::new(), |mut seen, one| {
             if !seen.contains(&one) {
                 seen.push(one);
@@ -323,25 +332,26 @@ mod tests {
         })
     }
 
-    /// What [`SlidingKeySet::counts`] is to say of these keys.
-    fn counts_of(keys: &[Key]) -> Vec<(Option<String>, i64)> {
-        let keys = once(keys.iter().cloned());
-        let groups = once(keys.iter().map(|key| key.0.clone()));
+    /// The expected result of [`SlidingKeySet::counts`] for these keys.
+    fn expected_counts(keys: &[Key]) -> Vec<(Option<String>, i64)> {
+        let keys = dedup(keys.iter().cloned());
+        let groups = dedup(keys.iter().map(|key| key.0.clone()));
         let count = |group: &Option<String>| {
             keys.iter().filter(|key| key.0 == *group && key.1.is_some()).count() as i64
         };
         groups.into_iter().map(|group| (group.clone(), count(&group))).collect()
     }
 
-    fn said(counts: &RecordBatch) -> Vec<(Option<String>, i64)> {
+    /// The result of [`SlidingKeySet::counts`] as a list.
+    fn count_list(counts: &RecordBatch) -> Vec<(Option<String>, i64)> {
         let groups = counts.column(0).as_string::<i32>().iter();
         let counts = counts.column(1).as_primitive::<Int64Type>().values();
         groups.map(|group| group.map(str::to_owned)).zip(counts.iter().copied()).collect()
     }
 
-    /// Panes in a front and a back, as [`crate::window`] turns them, beside plain lists.
+    /// Compares panes in a front and a back, as [`crate::window`] moves them, with plain lists.
     #[test]
-    fn a_running_set_tells_what_lists_of_panes_tell() {
+    fn a_sliding_set_equals_lists_of_panes() {
         let mut random = StdRng::seed_from_u64(5);
         for (groups, numbers) in [(3, 40), (70, 3), (6, 300)] {
             let mut draw = |most: usize| -> Vec<Key> {
@@ -362,44 +372,50 @@ mod tests {
                 let front: Vec<_> = (0..5).map(|_| draw(50)).collect();
                 let mut all = Vec::new();
                 for pane in front.iter() {
-                    let fresh = set.add_to_front(&batch(pane)).unwrap();
+                    let new_keys = set.add_to_front(&batch(pane)).unwrap();
                     let before = all.len();
-                    all = once(all.into_iter().chain(pane.iter().cloned()));
-                    assert_eq!(fresh, batch(&all[before..]));
+                    all = dedup(all.into_iter().chain(pane.iter().cloned()));
+                    assert_eq!(new_keys, batch(&all[before..]));
                 }
                 let mut back = Vec::new();
                 // The oldest pane leaves the front while the newest joins the back.
                 for left in (0..=5).rev() {
                     let pane = draw(50);
-                    let NewKeys { distinct, fresh } = set.add_to_back(&batch(&pane)).unwrap();
-                    assert_eq!(distinct, batch(&once(pane.clone())));
+                    let NewKeys { distinct, new_in_back } = set.add_to_back(&batch(&pane)).unwrap();
+                    assert_eq!(distinct, batch(&dedup(pane.clone())));
                     let before = back.len();
-                    back = once(back.into_iter().chain(pane));
-                    assert_eq!(fresh, batch(&back[before..]));
+                    back = dedup(back.into_iter().chain(pane));
+                    assert_eq!(new_in_back, batch(&back[before..]));
                     for late in [Vec::new(), draw(20)] {
                         let counts = set.counts(left, Some(&batch(&late))).unwrap().unwrap();
-                        let held = front[..left].iter().flatten().chain(&back).chain(&late);
-                        assert_eq!(said(&counts), counts_of(&held.cloned().collect::<Vec<_>>()));
+                        let expected = front[..left].iter().flatten().chain(&back).chain(&late);
+                        assert_eq!(
+                            count_list(&counts),
+                            expected_counts(&expected.cloned().collect::<Vec<_>>())
+                        );
                     }
                 }
             }
         }
     }
 
-    /// Where pairs take too much room: keys are told apart as before, and not counted.
+    /// If pairs take too much memory, new keys are still found, but keys are not counted.
     #[test]
     fn sparse_pairs_become_whole_keys() {
         let key = |number: usize| (Some(format!("group {number}")), Some(number as i64));
         let keys: Vec<_> = (0..1_500).map(key).collect();
         let mut set = SlidingKeySet::new(batch(&[]).schema()).unwrap();
-        let (some, most) = (batch(&keys[..100]), batch(&keys[..1_000]));
-        assert_eq!(set.add_to_front(&some).unwrap(), some);
-        assert_eq!(said(&set.counts(1, None).unwrap().unwrap()), counts_of(&keys[..100]));
-        let split = set.add_to_back(&most).unwrap();
-        assert_eq!((split.distinct, split.fresh), (most.clone(), most));
+        let (few, many) = (batch(&keys[..100]), batch(&keys[..1_000]));
+        assert_eq!(set.add_to_front(&few).unwrap(), few);
+        assert_eq!(
+            count_list(&set.counts(1, None).unwrap().unwrap()),
+            expected_counts(&keys[..100])
+        );
+        let keys_of_pane = set.add_to_back(&many).unwrap();
+        assert_eq!((keys_of_pane.distinct, keys_of_pane.new_in_back), (many.clone(), many));
         assert!(set.counts(1, None).unwrap().is_none());
-        let split = set.add_to_back(&batch(&keys)).unwrap();
-        assert_eq!(split.distinct, batch(&keys));
-        assert_eq!(split.fresh, batch(&keys[1_000..]));
+        let keys_of_pane = set.add_to_back(&batch(&keys)).unwrap();
+        assert_eq!(keys_of_pane.distinct, batch(&keys));
+        assert_eq!(keys_of_pane.new_in_back, batch(&keys[1_000..]));
     }
 }

@@ -1,14 +1,15 @@
 //! Snapshots of state: Arrow IPC files and a manifest in an object store.
 //!
 //! Layout under a snapshot's path: `00000.arrow`, `00001.arrow`, ... (one batch each) and
-//! `manifest.json`, which names them with rows, bytes and checksum. The manifest is written
-//! last, so a snapshot without one is none.
+//! `manifest.json`, which lists them with rows, bytes and checksum. The manifest is written last, so
+//! a snapshot without a manifest is incomplete.
 //!
-//! Promises: `write` returns after it has read back the manifest and every file's size; `read`
-//! returns exactly what was written, or an error, never less.
+//! Promises: `write` reads back the manifest and the size of every file before it returns; `read`
+//! returns exactly what was written, or an error.
 //!
-//! Not promised: power-loss safety. The local object store does not fsync; a killed process
-//! loses nothing. The log names a snapshot only after `write`, and the one before it is kept.
+//! Not promised: safety against power loss, because the local object store does not fsync. A killed
+//! process loses nothing. The log names a snapshot only after `write`, and the previous snapshot is
+//! not deleted before.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -29,32 +30,34 @@ use crate::state::SnapshotManifest;
 use crate::storage::with_timeout;
 use crate::{Error, Kind, Result};
 
-/// The version of this layout.
+/// The version of the layout.
 const FORMAT: u32 = 1;
-/// Files that are read at the same time: a start waits for them.
-const READ_AT_ONCE: usize = 8;
-/// The manifest's file name.
+/// The number of files that are read concurrently, because a start waits for them.
+const CONCURRENT_READS: usize = 8;
+/// The file name of the manifest.
 const MANIFEST: &str = "manifest.json";
 
-/// What a snapshot holds.
+/// The content of a snapshot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
-    /// Everything about the state that is not a batch.
+    /// The part of the state that is not batches.
     pub manifest: SnapshotManifest,
-    /// State by name, in order. Names may be any text and may repeat.
+    /// The batches with their names, in order. A name can be any text, and can occur twice.
     pub batches: Vec<(String, RecordBatch)>,
 }
 
-/// `manifest.json`.
+/// The content of `manifest.json`.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Manifest {
+struct ManifestFile {
     format: u32,
-    files: Vec<File>,
+    files: Vec<BatchFile>,
     manifest: SnapshotManifest,
 }
 
+/// A file with one batch, as the manifest lists it.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct File {
+struct BatchFile {
+    /// The name of the batch.
     name: String,
     file: String,
     rows: u64,
@@ -62,12 +65,12 @@ struct File {
     sha256: String,
 }
 
-/// Writes a snapshot under `path`, replacing what a failed attempt left there.
+/// Writes a snapshot under `path`. Replaces the files that a failed attempt left there.
 ///
 /// # Errors
-/// The store fails, or does not have afterwards what was written.
+/// The store fails, or does not contain afterwards what was written.
 pub async fn write(store: &Arc<dyn ObjectStore>, path: &Path, snapshot: &Snapshot) -> Result<()> {
-    let failed = |error| storage(path, "written", error);
+    let failed = |error| storage("write", path, error);
     let mut files = Vec::with_capacity(snapshot.batches.len());
     for (index, (name, batch)) in snapshot.batches.iter().enumerate() {
         let (rows, batch) = (batch.num_rows() as u64, batch.clone());
@@ -77,40 +80,41 @@ pub async fn write(store: &Arc<dyn ObjectStore>, path: &Path, snapshot: &Snapsho
             Ok((bytes, sha256))
         })
         .await?;
-        let file = File {
+        let file = BatchFile {
             name: name.clone(),
             file: format!("{index:05}.arrow"),
             rows,
             bytes: bytes.len() as u64,
             sha256,
         };
-        let place = path.clone().join(file.file.as_str());
+        let location = path.clone().join(file.file.as_str());
         reach("snapshot.file");
-        with_timeout(store.put(&place, PutPayload::from(bytes))).await?.map_err(failed)?;
+        with_timeout(store.put(&location, PutPayload::from(bytes))).await?.map_err(failed)?;
         reach("snapshot.file.written");
         files.push(file);
     }
-    let manifest = Manifest { format: FORMAT, files, manifest: snapshot.manifest.clone() };
-    let text = serde_json::to_vec_pretty(&manifest)
-        .map_err(|error| Error::internal("a snapshot's manifest is no JSON").because(error))?;
-    let place = path.clone().join(MANIFEST);
+    let manifest = ManifestFile { format: FORMAT, files, manifest: snapshot.manifest.clone() };
+    let text = serde_json::to_vec_pretty(&manifest).map_err(|error| {
+        Error::internal("cannot serialize the manifest of a snapshot").because(error)
+    })?;
+    let location = path.clone().join(MANIFEST);
     reach("snapshot.manifest");
-    with_timeout(store.put(&place, PutPayload::from(text))).await?.map_err(failed)?;
+    with_timeout(store.put(&location, PutPayload::from(text))).await?.map_err(failed)?;
     reach("snapshot.manifest.written");
     verify(store, path, &manifest).await?;
     reach("snapshot.verified");
     Ok(())
 }
 
-/// Reads back the manifest and every file's size.
-async fn verify(store: &Arc<dyn ObjectStore>, path: &Path, written: &Manifest) -> Result<()> {
+/// Reads back the manifest and the size of every file.
+async fn verify(store: &Arc<dyn ObjectStore>, path: &Path, written: &ManifestFile) -> Result<()> {
     if read_manifest(store, path).await? != *written {
-        return Err(damaged(path, "its manifest is not what was written"));
+        return Err(damaged(path, "the manifest differs from what was written"));
     }
     for file in &written.files {
-        let place = path.clone().join(file.file.as_str());
-        let meta = with_timeout(store.head(&place)).await?;
-        let size = meta.map_err(|error| storage(path, "verified", error))?.size;
+        let location = path.clone().join(file.file.as_str());
+        let meta = with_timeout(store.head(&location)).await?;
+        let size = meta.map_err(|error| storage("verify", path, error))?.size;
         if size != file.bytes {
             return Err(damaged(
                 path,
@@ -121,47 +125,51 @@ async fn verify(store: &Arc<dyn ObjectStore>, path: &Path, written: &Manifest) -
     Ok(())
 }
 
-/// Reads a snapshot, and checks every file's size, checksum and number of rows.
+/// Reads a snapshot, and checks the size, the checksum and the number of rows of every file.
 ///
 /// # Errors
-/// `Recovery`: it is missing, damaged, or of another format. `Storage`: the store fails.
+/// `Recovery`: the snapshot is missing, damaged, or has another format. `Storage`: the store fails.
 pub async fn read(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Snapshot> {
-    let Manifest { files, manifest, .. } = read_manifest(store, path).await?;
+    let ManifestFile { files, manifest, .. } = read_manifest(store, path).await?;
     let files = futures::stream::iter(files).map(|file| read_file(store, path, file));
-    let batches = files.buffered(READ_AT_ONCE).try_collect().await?;
+    let batches = files.buffered(CONCURRENT_READS).try_collect().await?;
     Ok(Snapshot { manifest, batches })
 }
 
-/// A batch and its name.
+/// Reads and checks a file. Returns the name of the batch and the batch.
 async fn read_file(
     store: &Arc<dyn ObjectStore>,
     path: &Path,
-    file: File,
+    file: BatchFile,
 ) -> Result<(String, RecordBatch)> {
     let bytes = get(store, path, &file.file).await?;
-    let place = path.clone();
+    let location = path.clone();
     in_background(move || {
         let sha256 = checksum(&bytes);
         if bytes.len() as u64 != file.bytes || sha256 != file.sha256 {
-            return Err(damaged(&place, &format!("{} differs from what was written", file.file)));
+            return Err(damaged(
+                &location,
+                &format!("{} differs from what was written", file.file),
+            ));
         }
-        let batch = decode(bytes).map_err(|error| damaged(&place, &file.file).because(error))?;
+        let batch = decode(bytes).map_err(|error| damaged(&location, &file.file).because(error))?;
         if batch.num_rows() as u64 != file.rows {
             let rows = batch.num_rows();
-            let what = format!("{} has {rows} rows, not {}", file.file, file.rows);
-            return Err(damaged(&place, &what));
+            let detail = format!("{} has {rows} rows, not {}", file.file, file.rows);
+            return Err(damaged(&location, &detail));
         }
         Ok((file.name, batch))
     })
     .await
 }
 
-/// Deletes a snapshot, its manifest first, so that what is left of it is never taken for one.
+/// Deletes a snapshot, its manifest first, so that the remaining files never count as a snapshot. Does
+/// nothing if the snapshot does not exist.
 ///
 /// # Errors
-/// The store fails. Deleting one that does not exist is none.
+/// The store fails.
 pub async fn delete(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<()> {
-    let failed = |error| storage(path, "deleted", error);
+    let failed = |error| storage("delete", path, error);
     reach("snapshot.delete");
     match store.delete(&path.clone().join(MANIFEST)).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
@@ -174,50 +182,51 @@ pub async fn delete(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The paths of all snapshots in the store, complete or not, ascending.
+/// Returns the paths of all snapshots in the store, complete or not, in ascending order.
 ///
 /// # Errors
 /// The store fails.
 pub async fn list(store: &Arc<dyn ObjectStore>) -> Result<Vec<Path>> {
     let found = store.list_with_delimiter(None).await;
-    let found = found.map_err(|error| storage(&Path::default(), "listed", error))?;
+    let found = found.map_err(|error| list_failed(error))?;
     let mut paths = found.common_prefixes;
     paths.sort();
     Ok(paths)
 }
 
-async fn read_manifest(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Manifest> {
+async fn read_manifest(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<ManifestFile> {
     let bytes = get(store, path, MANIFEST).await?;
-    let bare: serde_json::Value =
+    let json: serde_json::Value =
         serde_json::from_slice(&bytes).map_err(|error| damaged(path, MANIFEST).because(error))?;
-    match bare.get("format").and_then(serde_json::Value::as_u64) {
+    match json.get("format").and_then(serde_json::Value::as_u64) {
         Some(format) if format == u64::from(FORMAT) => {}
         format => {
-            let seen = format.map_or_else(|| "none".to_owned(), |format| format.to_string());
+            let found = format.map_or_else(|| "none".to_owned(), |format| format.to_string());
             return Err(Error::new(Kind::Recovery, format!("snapshot {path} has another format"))
-                .detail(format!("format {seen}; this version reads {FORMAT}"))
+                .detail(format!("format {found}; this version reads {FORMAT}"))
                 .hint("start the version of Millstream that wrote it, and stop it cleanly"));
         }
     }
-    serde_json::from_value(bare).map_err(|error| damaged(path, MANIFEST).because(error))
+    serde_json::from_value(json).map_err(|error| damaged(path, MANIFEST).because(error))
 }
 
 async fn get(store: &Arc<dyn ObjectStore>, path: &Path, file: &str) -> Result<Bytes> {
     let failed = |error| match error {
         object_store::Error::NotFound { .. } => damaged(path, &format!("{file} is missing")),
-        error => storage(path, "read", error),
+        error => storage("read", path, error),
     };
-    let place = path.clone().join(file);
-    let read = async { store.get(&place).await?.bytes().await };
+    let location = path.clone().join(file);
+    let read = async { store.get(&location).await?.bytes().await };
     with_timeout(read).await?.map_err(failed)
 }
 
+/// Runs blocking work on a thread of its own.
 async fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::internal("a snapshot's work was interrupted").because(error))?
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        Error::internal("the background work of a snapshot was interrupted").because(error)
+    })?
 }
 
 fn encode(batch: &RecordBatch) -> Result<Vec<u8>> {
@@ -229,7 +238,8 @@ fn encode(batch: &RecordBatch) -> Result<Vec<u8>> {
     Ok(writer.into_inner()?)
 }
 
-/// A slice of views carries the whole of its buffers: write only what it shows.
+/// Copies the values of a view column, because a slice of views contains all buffers of the whole
+/// column.
 fn compact(column: &ArrayRef) -> ArrayRef {
     match column.data_type() {
         DataType::Utf8View => Arc::new(column.as_string_view().gc()),
@@ -241,21 +251,25 @@ fn compact(column: &ArrayRef) -> ArrayRef {
 fn decode(bytes: Bytes) -> Result<RecordBatch> {
     let mut reader = FileReader::try_new(Cursor::new(bytes), None)?;
     let batch = reader.next().transpose()?;
-    batch.ok_or_else(|| Error::new(Kind::Recovery, "an Arrow file without a batch"))
+    batch.ok_or_else(|| Error::new(Kind::Recovery, "the Arrow file contains no batch"))
 }
 
 fn checksum(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-fn damaged(path: &Path, what: &str) -> Error {
+fn damaged(path: &Path, detail: &str) -> Error {
     Error::new(Kind::Recovery, format!("snapshot {path} is damaged or incomplete"))
-        .detail(what.to_owned())
-        .hint("the snapshot before it may be whole: the log names both")
+        .detail(detail.to_owned())
+        .hint("the previous snapshot may be intact: the log names both")
 }
 
-fn storage(path: &Path, done: &str, error: object_store::Error) -> Error {
-    Error::new(Kind::Storage, format!("snapshot {path} could not be {done}"))
+fn list_failed(error: object_store::Error) -> Error {
+    Error::new(Kind::Storage, "cannot list the snapshots").because(error)
+}
+
+fn storage(action: &str, path: &Path, error: object_store::Error) -> Error {
+    Error::new(Kind::Storage, format!("cannot {action} snapshot {path}"))
         .hint("is there room on the disk, and may this user write there?")
         .because(error)
 }
@@ -273,7 +287,7 @@ mod tests {
 
     use super::*;
 
-    /// Types that partial states have: lists (ordered aggregates), structs, decimals, sketches in binary.
+    /// Types of partial aggregates: lists (ordered aggregates), structs, decimals, binary sketches.
     fn wide() -> RecordBatch {
         let list = ListArray::from_iter_primitive::<arrow::datatypes::Int64Type, _, _>([
             Some(vec![Some(1), None]),
@@ -354,19 +368,19 @@ mod tests {
         Snapshot { manifest: serde_json::from_value(manifest).unwrap(), batches }
     }
 
-    /// NaN is not equal to itself: compare what is shown, and the types.
-    fn shown(snapshot: &Snapshot) -> String {
+    /// Formats a snapshot for comparison, because NaN is not equal to itself.
+    fn debug_text(snapshot: &Snapshot) -> String {
         format!("{snapshot:?}")
     }
 
     #[tokio::test]
-    async fn all_types_empty_batches_and_slices_come_back() {
+    async fn all_types_empty_batches_and_slices_are_read_back() {
         let (_folder, store) = store();
         let path = Path::from("000000000007-a");
         write(&store, &path, &snapshot()).await.unwrap();
         write(&store, &path, &snapshot()).await.unwrap();
         let back = read(&store, &path).await.unwrap();
-        assert_eq!(shown(&back), shown(&snapshot()));
+        assert_eq!(debug_text(&back), debug_text(&snapshot()));
         for ((_, written), (_, read)) in snapshot().batches.iter().zip(&back.batches) {
             assert_eq!(written.schema(), read.schema());
         }
@@ -378,7 +392,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn damage_is_told_and_never_read() {
+    async fn a_damaged_snapshot_is_an_error() {
         let (folder, store) = store();
         let path = Path::from("7");
         write(&store, &path, &snapshot()).await.unwrap();
