@@ -1,19 +1,19 @@
-//! Which windows an event belongs to.
+//! Assigns events to windows.
 //!
 //! Promises, for every zone and every instant, also before 1970:
-//! - windows are half open and hold the instants that they are given for;
+//! - windows are half open, and the windows of an instant contain it;
 //! - tumbling windows partition time;
 //! - days, weeks (from Monday) and months are calendar periods of the zone, 23- and 25-hour days
 //!   included; sizes of more than an hour that divide 24 h have their boundaries at the same local
 //!   times every day; sizes that divide an hour are counted from each local midnight in elapsed
 //!   time; every other size is a fixed length counted from the epoch;
-//! - `date_bin` and `date_trunc` mean what DataFusion's functions of these names mean on a
-//!   timestamp with a zone.
+//! - `date_bin` and `date_trunc` give the same windows as DataFusion's functions of these names on a
+//!   timestamp with a time zone.
 //!
 //! ```text
-//!  hop windows   [--------------------)            a pane is cut at every window start
-//!                       [--------------------)     and end, so that all of its rows are in
-//!  panes         [-----|--------------|-----)      the same windows
+//!  hop windows   [--------------------)            panes are the spans between two neighbouring
+//!                       [--------------------)     window boundaries, so that all rows of a pane
+//!  panes         [-----|--------------|-----)      are in the same windows
 //! ```
 
 use std::collections::BTreeMap;
@@ -25,19 +25,19 @@ use chrono_tz::Tz;
 use crate::error::Result;
 use crate::time::{DAY, HOUR, MINUTE, Micros, SECOND, Window};
 use crate::types::{Size, TruncUnit, WindowSpec};
-use crate::window::zone_calendar::{Zone, naive};
+use crate::window::zone_calendar::{ZoneCalendar, naive};
 
-/// So many panes are remembered: rows out of order change to and fro between a few.
-const MEMO_PANES: usize = 64;
+/// The number of cached panes: rows out of order alternate between a few panes.
+const CACHED_PANES: usize = 64;
 
-/// One boundary of a grid: its instant, and the local time that it stands for.
+/// A boundary of a grid: its instant and its local time.
 #[derive(Debug, Clone, Copy)]
-struct Mark {
+struct Boundary {
     at: Micros,
-    label: i64,
+    local: i64,
 }
 
-/// Where windows may start.
+/// The instants at which windows can start.
 #[derive(Debug, Clone, Copy)]
 enum Grid {
     /// `origin + k * step`, by elapsed time.
@@ -46,7 +46,8 @@ enum Grid {
     Midnight { step: i64, offset: i64 },
     /// Local times `origin + k * step`.
     Local { step: i64, origin: i64 },
-    /// Local times `k * months` after `origin`, then shifted by `offset`; in UTC if so said.
+    /// Local times `k * months` after `origin`, then shifted by `offset`. With `utc`, UTC is the local
+    /// time.
     Months { months: i64, origin: i64, offset: i64, utc: bool },
 }
 
@@ -67,13 +68,13 @@ impl Grid {
         }
     }
 
-    /// The last boundary at or before `t`, and the first after it.
-    fn around(self, t: Micros, zone: &mut Zone) -> (Mark, Mark) {
+    /// Returns the last boundary at or before `t`, and the first one after it.
+    fn around(self, t: Micros, zone: &mut ZoneCalendar) -> (Boundary, Boundary) {
         match self {
             Self::Fixed { step, origin } => {
                 let (step, origin) = (i128::from(step), i128::from(origin));
                 let start = origin + (i128::from(t) - origin).div_euclid(step) * step;
-                (elapsed(clamp(start), zone), elapsed(clamp(start + step), zone))
+                (boundary_at(clamp(start), zone), boundary_at(clamp(start + step), zone))
             }
             Self::Midnight { step, offset } => {
                 let shifted = t.saturating_sub(offset);
@@ -81,44 +82,49 @@ impl Grid {
                 let start = day.start + (shifted - day.start) / step * step;
                 let end = start.saturating_add(step).min(day.end);
                 (
-                    elapsed(start.saturating_add(offset), zone),
-                    elapsed(end.saturating_add(offset), zone),
+                    boundary_at(start.saturating_add(offset), zone),
+                    boundary_at(end.saturating_add(offset), zone),
                 )
             }
             Self::Local { step, origin } => {
                 let guess = zone.local(t).saturating_sub(origin).div_euclid(step);
                 search(t, guess, |k| {
-                    let label = clamp(i128::from(origin) + i128::from(k) * i128::from(step));
-                    Mark { at: zone.first(label), label }
+                    let local = clamp(i128::from(origin) + i128::from(k) * i128::from(step));
+                    Boundary { at: zone.first(local), local }
                 })
             }
             Self::Months { months, origin, offset, utc } => {
                 let local = if utc { t } else { zone.local(t) };
-                let (now, then) = (naive(local.saturating_sub(offset)), naive(origin));
-                let passed = i64::from(now.year() - then.year()) * 12 + i64::from(now.month0())
-                    - i64::from(then.month0());
+                let (date, first) = (naive(local.saturating_sub(offset)), naive(origin));
+                let passed = i64::from(date.year() - first.year()) * 12 + i64::from(date.month0())
+                    - i64::from(first.month0());
                 search(t, passed.div_euclid(months), |k| {
-                    let label = add_months(origin, k.saturating_mul(months));
-                    let label = label.saturating_add(offset);
-                    Mark { at: if utc { label } else { zone.first(label) }, label }
+                    let local = add_months(origin, k.saturating_mul(months));
+                    let local = local.saturating_add(offset);
+                    Boundary { at: if utc { local } else { zone.first(local) }, local }
                 })
             }
         }
     }
 }
 
-/// The neighbouring marks around `t`, among marks that never fall, starting at a good guess.
-fn search(t: Micros, mut k: i64, mut mark: impl FnMut(i64) -> Mark) -> (Mark, Mark) {
-    /// A guess is off by one or two, except at the ends of representable time.
+/// Finds the two neighbouring boundaries around `t`. `boundary(k)` must not descend; `k` is a guess of
+/// the number of the first of the two.
+fn search(
+    t: Micros,
+    mut k: i64,
+    mut boundary: impl FnMut(i64) -> Boundary,
+) -> (Boundary, Boundary) {
+    /// A guess is wrong by one or two, except at the ends of representable time.
     const STEPS: usize = 64;
-    let (mut low, mut high) = (mark(k), mark(k + 1));
+    let (mut low, mut high) = (boundary(k), boundary(k + 1));
     for _ in 0..STEPS {
         if high.at <= t {
             k += 1;
-            (low, high) = (high, mark(k + 1));
+            (low, high) = (high, boundary(k + 1));
         } else if low.at > t {
             k -= 1;
-            (low, high) = (mark(k), low);
+            (low, high) = (boundary(k), low);
         } else {
             break;
         }
@@ -126,15 +132,17 @@ fn search(t: Micros, mut k: i64, mut mark: impl FnMut(i64) -> Mark) -> (Mark, Ma
     (low, high)
 }
 
-fn elapsed(at: Micros, zone: &mut Zone) -> Mark {
-    Mark { at, label: zone.local(at) }
+/// The boundary at an instant.
+fn boundary_at(at: Micros, zone: &mut ZoneCalendar) -> Boundary {
+    Boundary { at, local: zone.local(at) }
 }
 
 fn clamp(value: i128) -> i64 {
     i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
 }
 
-/// `months` calendar months after `local`; a day that the month lacks becomes its last one.
+/// Returns the local time `months` calendar months after `local`. A day that the month lacks becomes
+/// the last day of the month.
 fn add_months(local: i64, months: i64) -> i64 {
     let from = naive(local);
     let count = Months::new(u32::try_from(months.unsigned_abs()).unwrap_or(u32::MAX));
@@ -147,21 +155,24 @@ fn add_months(local: i64, months: i64) -> i64 {
     }
 }
 
-/// Assigns events to windows; remembers its last answers, so that a row in the same windows as
-/// the one before costs two comparisons.
+/// Assigns events to windows. It caches panes, so that a row of the same pane as the previous row costs
+/// two comparisons.
 #[derive(Debug, Clone)]
 pub struct Assigner {
     spec: WindowSpec,
-    zone: Zone,
-    /// Where `windows` holds: a pane, for hops.
+    zone: ZoneCalendar,
+    /// The last pane: the span in which every instant belongs to `windows`.
     pane: Window,
     windows: Arc<[Window]>,
-    /// Earlier answers by the start of their panes.
-    memo: BTreeMap<Micros, (Window, Arc<[Window]>)>,
+    /// Earlier panes and their windows, by the start of the pane.
+    cache: BTreeMap<Micros, (Window, Arc<[Window]>)>,
 }
 
 impl Assigner {
-    /// Windows of `spec` in the zone of the stream. Fails as [`WindowSpec::validate`] does.
+    /// Creates the assigner of `spec` in the time zone of the stream.
+    ///
+    /// # Errors
+    /// [`WindowSpec::validate`] refuses `spec`.
     pub fn new(spec: WindowSpec, zone: Tz) -> Result<Self> {
         spec.validate()?;
         let spec = match spec {
@@ -170,43 +181,43 @@ impl Assigner {
             }
             other => other,
         };
-        let nowhere = Window { start: 0, end: 0 };
-        let (zone, windows) = (Zone::new(zone), Arc::from([]));
-        Ok(Self { spec, zone, pane: nowhere, windows, memo: BTreeMap::new() })
+        let no_pane = Window { start: 0, end: 0 };
+        let (zone, windows) = (ZoneCalendar::new(zone), Arc::from([]));
+        Ok(Self { spec, zone, pane: no_pane, windows, cache: BTreeMap::new() })
     }
 
-    /// Adds the windows that hold `t` to `out`, the earliest start first.
+    /// Adds the windows that contain `t` to `out`, the earliest start first.
     pub fn windows(&mut self, t: Micros, out: &mut Vec<Window>) {
-        out.extend_from_slice(self.place(t).1);
+        out.extend_from_slice(self.locate(t).1);
     }
 
-    /// The stretch around `t` within which every instant belongs to the same windows.
+    /// Returns the pane of `t`: the span around it in which every instant belongs to the same windows.
     pub fn pane(&mut self, t: Micros) -> Window {
-        self.place(t).0
+        self.locate(t).0
     }
 
-    /// The windows that a pane is part of, the earliest start first.
+    /// Returns the windows that contain a pane, the earliest start first.
     pub fn windows_of_pane(&mut self, pane: Window) -> Vec<Window> {
-        self.place(pane.start).1.to_vec()
+        self.locate(pane.start).1.to_vec()
     }
 
-    /// Both at once: the pane of `t`, and its windows.
-    pub fn place(&mut self, t: Micros) -> (Window, &[Window]) {
+    /// Returns the pane of `t` and the windows that contain it, the earliest start first.
+    pub fn locate(&mut self, t: Micros) -> (Window, &[Window]) {
         if t < self.pane.start || t >= self.pane.end {
-            let known = self.memo.range(..=t).next_back().map(|(_, known)| known.clone());
-            (self.pane, self.windows) = match known {
+            let cached = self.cache.range(..=t).next_back().map(|(_, cached)| cached.clone());
+            (self.pane, self.windows) = match cached {
                 Some((pane, windows)) if t < pane.end => (pane, windows),
                 earlier => {
                     let next = earlier.and_then(|(pane, windows)| self.next_pane(pane, &windows));
                     let (pane, windows) = match next {
                         Some((pane, windows)) if t < pane.end => (pane, windows),
-                        _ => self.locate(t),
+                        _ => self.compute_pane(t),
                     };
-                    if self.memo.len() >= MEMO_PANES {
-                        self.memo.clear();
+                    if self.cache.len() >= CACHED_PANES {
+                        self.cache.clear();
                     }
                     let windows: Arc<[Window]> = windows.into();
-                    self.memo.insert(pane.start, (pane, Arc::clone(&windows)));
+                    self.cache.insert(pane.start, (pane, Arc::clone(&windows)));
                     (pane, windows)
                 }
             };
@@ -214,21 +225,23 @@ impl Assigner {
         (self.pane, &self.windows)
     }
 
-    /// The pane after `pane` of a hop: without the windows that end there, with one that starts.
-    /// Time mostly goes on, and this spares a walk over all windows.
+    /// Derives the pane after `pane` of hopping windows: it lacks the windows that end there, and has
+    /// the one that starts there. Event time mostly advances, and this is cheaper than
+    /// [`Assigner::hop`]. `None` for other windows.
     fn next_pane(&mut self, pane: Window, windows: &[Window]) -> Option<(Window, Vec<Window>)> {
         let WindowSpec::Hop { slide, size, offset_us } = self.spec else { return None };
-        let cut = pane.end;
-        let mut windows: Vec<_> = windows.iter().copied().filter(|w| w.end > cut).collect();
-        let (latest, next) = Grid::new(slide, offset_us).around(cut, &mut self.zone);
-        if latest.at == cut {
-            windows.push(Window { start: cut, end: self.end(latest, size, offset_us) });
+        let start = pane.end;
+        let mut windows: Vec<_> = windows.iter().copied().filter(|w| w.end > start).collect();
+        let (latest, next) = Grid::new(slide, offset_us).around(start, &mut self.zone);
+        if latest.at == start {
+            windows.push(Window { start, end: self.end(latest, size, offset_us) });
         }
         let end = windows.iter().map(|w| w.end).fold(next.at, Micros::min);
-        Some((Window { start: cut, end }, windows))
+        Some((Window { start, end }, windows))
     }
 
-    fn locate(&mut self, t: Micros) -> (Window, Vec<Window>) {
+    /// Computes the pane of `t` and its windows without the cache.
+    fn compute_pane(&mut self, t: Micros) -> (Window, Vec<Window>) {
         match self.spec {
             WindowSpec::Tumble { size, offset_us } => self.tumble(t, Grid::new(size, offset_us)),
             WindowSpec::Hop { slide, size, offset_us } => self.hop(t, slide, size, offset_us),
@@ -249,7 +262,7 @@ impl Assigner {
         (window, vec![window])
     }
 
-    /// Walks the starts backwards as long as a window from there could reach the pane.
+    /// Iterates over window starts backwards while a window that starts there can contain `t`.
     fn hop(&mut self, t: Micros, slide: Size, size: Size, offset: i64) -> (Window, Vec<Window>) {
         let grid = Grid::new(slide, offset);
         let (latest, next) = grid.around(t, &mut self.zone);
@@ -265,8 +278,8 @@ impl Assigner {
                 pane.start = pane.start.max(window.end);
             }
             let (before, _) = grid.around(start.at.saturating_sub(1), &mut self.zone);
-            let reaches = before.at.saturating_add(size.max_length_us()) > latest.at;
-            if before.at >= start.at || !reaches {
+            let can_contain = before.at.saturating_add(size.max_length_us()) > latest.at;
+            if before.at >= start.at || !can_contain {
                 break;
             }
             start = before;
@@ -275,24 +288,23 @@ impl Assigner {
         (pane, windows)
     }
 
-    /// The end of the window of `size` that starts at `start`.
-    fn end(&mut self, start: Mark, size: Size, offset: i64) -> Micros {
-        let by_clock = match size {
+    /// Returns the end of the window of `size` that starts at `start`.
+    fn end(&mut self, start: Boundary, size: Size, offset: i64) -> Micros {
+        let end = match size {
             _ if !size.is_local_time_aligned() => {
                 return start.at.saturating_add(size.nominal_us());
             }
             Size::Months(n) => {
-                let label = add_months(start.label.saturating_sub(offset), i64::from(n));
-                self.zone.first(label.saturating_add(offset))
+                let local = add_months(start.local.saturating_sub(offset), i64::from(n));
+                self.zone.first(local.saturating_add(offset))
             }
-            _ => self.zone.first(start.label.saturating_add(size.nominal_us())),
+            _ => self.zone.first(start.local.saturating_add(size.nominal_us())),
         };
-        // A clock put back by more than the window's size would end it before its start.
-        if by_clock > start.at { by_clock } else { start.at.saturating_add(size.nominal_us()) }
+        // If the clock is set back by more than the size, the local end is before the start.
+        if end > start.at { end } else { start.at.saturating_add(size.nominal_us()) }
     }
 
-    /// DataFusion's `date_trunc` (datafusion-functions, datetime/date_trunc.rs), and where the
-    /// period ends that it names.
+    /// Returns the period of DataFusion's `date_trunc` (datafusion-functions, datetime/date_trunc.rs).
     fn truncate(&mut self, t: Micros, unit: TruncUnit) -> (Window, Vec<Window>) {
         let step = match unit {
             TruncUnit::Microsecond => 1,
@@ -300,13 +312,13 @@ impl Assigner {
             TruncUnit::Second => SECOND,
             TruncUnit::Minute => MINUTE,
             _ => {
-                let segment = self.zone.segment(t);
-                let (from, until) = period(t.saturating_add(segment.offset), unit);
-                let start = self.resolve(from, segment.offset);
+                let span = self.zone.offset_span(t);
+                let (from, until) = period(t.saturating_add(span.offset), unit);
+                let start = self.resolve(from, span.offset);
                 let end = self.period_end(start, unit);
                 let pane = Window {
-                    start: segment.from.max(from.saturating_sub(segment.offset)),
-                    end: segment.until.min(until.saturating_sub(segment.offset)),
+                    start: span.from.max(from.saturating_sub(span.offset)),
+                    end: span.until.min(until.saturating_sub(span.offset)),
                 };
                 return (pane, vec![Window { start, end }]);
             }
@@ -314,8 +326,9 @@ impl Assigner {
         self.tumble(t, Grid::Fixed { step, origin: 0 })
     }
 
-    /// The instant of a truncated local time: of two, the one with the offset of the instant
-    /// that was truncated; of none, three hours after the local time three hours before.
+    /// Returns the instant of a truncated local time. If there are two, it is the one with the offset
+    /// of the instant that was truncated. If there is none, it is three hours after the instant of the
+    /// local time three hours before.
     fn resolve(&mut self, local: i64, offset: Micros) -> Micros {
         let tz = self.zone.tz();
         match tz.from_local_datetime(&naive(local)) {
@@ -334,9 +347,9 @@ impl Assigner {
         }
     }
 
-    /// After the last instant that `date_trunc` takes to `start`. A period whose start comes
-    /// twice is two periods, and the first of them ends where the second starts; only a quarter
-    /// or a year can go back to its first offset, so these last until the calendar's end.
+    /// Returns the end of the period that `date_trunc` starts at `start`. If the local start occurs
+    /// twice, there are two periods, and the first one ends where the second one starts. A quarter or a
+    /// year can return to its first offset, so these last until the end of the calendar period.
     fn period_end(&mut self, start: Micros, unit: TruncUnit) -> Micros {
         let (from, until) = period(self.zone.local(start), unit);
         if !matches!(unit, TruncUnit::Quarter | TruncUnit::Year)
@@ -350,7 +363,8 @@ impl Assigner {
     }
 }
 
-/// The calendar period of `unit` around a local time: its first local time, and the next one's.
+/// Returns the calendar period of `unit` around a local time: its first local time, and that of the
+/// next period.
 fn period(local: i64, unit: TruncUnit) -> (i64, i64) {
     let aligned = |step: i64, shift: i64| {
         let start = local.saturating_sub((local.saturating_add(shift)).rem_euclid(step));
@@ -390,7 +404,7 @@ mod tests {
         naive.and_local_timezone(zone).earliest().unwrap().timestamp_micros()
     }
 
-    fn shown(zone: Tz, t: Micros) -> String {
+    fn format_local(zone: Tz, t: Micros) -> String {
         let utc = chrono::DateTime::from_timestamp_micros(t).unwrap();
         utc.with_timezone(&zone).format("%Y-%m-%d %H:%M%z").to_string()
     }
@@ -405,9 +419,13 @@ mod tests {
         let mut t = from;
         (0..count)
             .map(|_| {
-                let (window, _) = assigner.place(t);
+                let (window, _) = assigner.locate(t);
                 t = window.end;
-                format!("{} ({})", shown(zone, window.start), (window.end - window.start) / MINUTE)
+                format!(
+                    "{} ({})",
+                    format_local(zone, window.start),
+                    (window.end - window.start) / MINUTE
+                )
             })
             .collect()
     }
@@ -461,7 +479,7 @@ mod tests {
                 "2019-10-27 16:00+0200 (480)"
             ]
         );
-        // Three o'clock is skipped on this morning.
+        // The clock skips 03:00 on this day.
         assert_eq!(
             windows_from(
                 tumble(Size::Fixed(3 * HOUR)),
@@ -511,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_that_never_was_is_no_window() {
+    fn a_skipped_day_has_no_window() {
         let apia = chrono_tz::Pacific::Apia;
         assert_eq!(
             windows_from(tumble(Size::Days(1)), apia, at(apia, "2011-12-29 12:00"), 2),
@@ -526,8 +544,8 @@ mod tests {
             WindowSpec::Hop { slide: Size::Fixed(6 * HOUR), size: Size::Days(1), offset_us: 0 };
         let mut assigner = Assigner::new(spec, helsinki).unwrap();
         let t = at(helsinki, "2019-10-27 12:00");
-        let found: Vec<_> = (assigner.place(t).1.iter())
-            .map(|w| format!("{} {}", shown(helsinki, w.start), (w.end - w.start) / HOUR))
+        let found: Vec<_> = (assigner.locate(t).1.iter())
+            .map(|w| format!("{} {}", format_local(helsinki, w.start), (w.end - w.start) / HOUR))
             .collect();
         assert_eq!(
             found,
@@ -553,7 +571,7 @@ mod tests {
         ]
     }
 
-    /// Anywhere from 1902 to 2037, often within a day of a change of Helsinki's or Lord Howe's.
+    /// Instants from 1902 to 2037, often within a day of an offset change in Helsinki or on Lord Howe.
     fn instant() -> impl Strategy<Value = Micros> {
         let changes = vec![1_572_138_000, 1_585_443_600, 1_617_462_000, 1_633_188_600, 0];
         prop_oneof![
@@ -579,14 +597,14 @@ mod tests {
         }
 
         #[test]
-        fn hop_windows_are_complete_and_panes_agree(
+        fn hop_windows_are_complete_and_match_their_panes(
             zone in prop::sample::select(ZONES.to_vec()), size in size(),
             slide in prop::sample::select(vec![30, 60, 90, 360, 1440]),
             offset_us in prop_oneof![Just(0), -DAY..DAY], t in instant(), within in 0.0..1.0,
         ) {
             let spec = WindowSpec::Hop { slide: Size::Fixed(slide * MINUTE), size, offset_us };
             let mut assigner = Assigner::new(spec, zone).unwrap();
-            let (pane, windows) = assigner.place(t);
+            let (pane, windows) = assigner.locate(t);
             let windows = windows.to_vec();
             prop_assert!(pane.start <= t && t < pane.end);
             for window in &windows {
@@ -594,22 +612,22 @@ mod tests {
             }
             let inside = pane.start + ((pane.end - pane.start - 1) as f64 * within) as i64;
             let mut fresh = Assigner::new(spec, zone).unwrap();
-            let (pane_again, windows_again) = fresh.place(inside);
+            let (pane_again, windows_again) = fresh.locate(inside);
             prop_assert_eq!((pane_again, windows_again), (pane, &windows[..]));
-            // The windows of the next pane that began earlier must be ours as well; and walking on
-            // from pane to pane is the same as starting there.
+            // The windows of the next pane that start earlier must contain this pane as well. Deriving
+            // the next pane gives the same result as computing it.
             for _ in 0..5 {
-                let (next, held) = fresh.place(assigner.pane.end);
+                let (next, held) = fresh.locate(assigner.pane.end);
                 for window in held.iter().filter(|w| w.start < next.start) {
                     prop_assert!(assigner.windows.contains(window));
                 }
                 assigner = Assigner::new(spec, zone).unwrap();
-                prop_assert_eq!(assigner.place(next.start), (next, held));
+                prop_assert_eq!(assigner.locate(next.start), (next, held));
             }
         }
 
         #[test]
-        fn a_hop_by_its_own_size_tumbles(
+        fn a_hop_by_its_own_size_is_a_tumbling_window(
             zone in prop::sample::select(ZONES.to_vec()), size in size(), t in instant(),
         ) {
             let hop = WindowSpec::Hop { slide: size, size, offset_us: 0 };
@@ -618,14 +636,14 @@ mod tests {
         }
 
         #[test]
-        fn no_instant_is_too_far(
+        fn every_instant_has_windows(
             zone in prop::sample::select(ZONES.to_vec()), size in size(), t in any::<i64>(),
             unit in prop::sample::select(vec![TruncUnit::Hour, TruncUnit::Week, TruncUnit::Year]),
         ) {
             for t in [t, i64::MIN, i64::MAX] {
                 let hop = WindowSpec::Hop { slide: Size::Fixed(HOUR), size, offset_us: 0 };
                 for spec in [tumble(size), hop, WindowSpec::DateTrunc { unit }] {
-                    Assigner::new(spec, zone).unwrap().place(t);
+                    Assigner::new(spec, zone).unwrap().locate(t);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What changed between what was said and what holds now, by key.
+//! Computes the changelog between the published result and the current one, by key.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,8 @@ use arrow::row::{Row, RowConverter, Rows, SortField};
 
 use crate::error::Result;
 
-/// The changed and new rows of `new`, and the rows of `old` whose keys `new` lacks.
+/// The difference of two results: the changed and new rows of the new one, and the rows of the old
+/// one whose keys the new one lacks.
 #[derive(Debug)]
 pub(crate) struct Difference {
     pub upserts: RecordBatch,
@@ -16,13 +17,14 @@ pub(crate) struct Difference {
 }
 
 impl Difference {
+    /// Whether both results are equal.
     pub fn is_empty(&self) -> bool {
         self.upserts.num_rows() == 0 && self.deletes.num_rows() == 0
     }
 }
 
-/// Compares two results of one schema by the columns `key`; without any, whole rows are keys.
-/// Of several rows with one key the last counts. Cost: the size of both.
+/// Compares two results of one schema by the columns `key`; if that is empty, whole rows are keys. Of
+/// several rows with one key, the last one counts. Time and memory are linear in both results.
 pub(crate) fn difference(
     old: &RecordBatch,
     new: &RecordBatch,
@@ -32,19 +34,19 @@ pub(crate) fn difference(
     let key = if key.is_empty() { &all } else { key };
     let (old_keys, new_keys) = rows(old, new, key)?;
     let (old_rows, new_rows) = rows(old, new, &all)?;
-    let mut before = latest(&old_keys);
-    let now = latest(&new_keys);
+    let mut old_by_key = last_rows(&old_keys);
+    let new_by_key = last_rows(&new_keys);
     let mut upserts = Vec::new();
     for (row, key) in new_keys.iter().enumerate() {
-        if now.get(&key) != Some(&row) {
+        if new_by_key.get(&key) != Some(&row) {
             continue;
         }
-        let same = before.remove(&key).is_some_and(|was| old_rows.row(was) == new_rows.row(row));
-        if !same {
+        let old_row = old_by_key.remove(&key);
+        if old_row.is_none_or(|old_row| old_rows.row(old_row) != new_rows.row(row)) {
             upserts.push(index(row));
         }
     }
-    let mut deletes: Vec<u32> = before.into_values().map(index).collect();
+    let mut deletes: Vec<u32> = old_by_key.into_values().map(index).collect();
     deletes.sort_unstable();
     Ok(Difference {
         upserts: take_record_batch(new, &UInt32Array::from(upserts))?,
@@ -52,7 +54,7 @@ pub(crate) fn difference(
     })
 }
 
-/// The columns of both, comparable with each other.
+/// Converts the columns of both results to rows that can be compared with each other.
 fn rows(old: &RecordBatch, new: &RecordBatch, columns: &[usize]) -> Result<(Rows, Rows)> {
     let schema = new.schema();
     let fields = columns.iter().map(|c| SortField::new(schema.field(*c).data_type().clone()));
@@ -62,7 +64,8 @@ fn rows(old: &RecordBatch, new: &RecordBatch, columns: &[usize]) -> Result<(Rows
     Ok((convert(old)?, convert(new)?))
 }
 
-fn latest(keys: &Rows) -> HashMap<Row<'_>, usize> {
+/// The last row of each key.
+fn last_rows(keys: &Rows) -> HashMap<Row<'_>, usize> {
     keys.iter().enumerate().map(|(row, key)| (key, row)).collect()
 }
 
@@ -87,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_changed_is_said() {
+    fn only_changed_rows_are_published() {
         let old = batch(&[(Some("a"), 1), (None, 2), (Some("c"), 3), (Some("gone"), 4)]);
         let new = batch(&[(Some("c"), 3), (Some("new"), 5), (None, 6), (Some("a"), 1)]);
         let found = difference(&old, &new, &[0]).unwrap();

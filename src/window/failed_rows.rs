@@ -1,32 +1,32 @@
-//! A bad row never stops a good one: when a batch fails, the rows that make it fail are found by
-//! bisection, and the rest go on.
+//! Isolates the rows that an expression fails for. When a batch fails, bisection finds these rows, and
+//! the other rows are processed.
 
 use arrow::array::RecordBatch;
 use datafusion::error::DataFusionError;
 
 use crate::error::{Error, Kind, Result};
 
-/// What became of a batch.
+/// The result of a batch in which rows may fail.
 #[derive(Debug)]
 pub struct Isolated<T> {
-    /// The results over the good rows, piece by piece, in the order of the rows.
+    /// The results over the other rows, one per piece of the batch, in the order of the rows.
     pub done: Vec<T>,
-    /// The rows that fail, ascending, and why.
+    /// The rows that fail, ascending, each with the error message.
     pub failed: Vec<(usize, String)>,
 }
 
-/// Runs `run` over all rows of `batch` that it does not fail for. Where it fails, the piece is
-/// halved down to single rows; so pieces depend on the rows alone.
+/// Runs `run` over all rows of `batch` that it does not fail for. A piece that fails is halved, down to
+/// single rows, so the pieces are a function of the rows.
 ///
 /// # Errors
-/// What is no row's fault (memory, disks) ends it, and comes back as it is.
+/// An error that no row causes (memory, disks) is returned unchanged.
 pub async fn isolate<T, F, Fut>(batch: &RecordBatch, run: F) -> Result<Isolated<T>>
 where
     F: Fn(RecordBatch) -> Fut,
     Fut: Future<Output = Result<T>>,
 {
     let mut isolated = Isolated { done: Vec::new(), failed: Vec::new() };
-    // The next piece is on top.
+    // A stack: the last element is the next piece.
     let mut pieces = vec![(0, batch.num_rows())];
     while let Some((start, length)) = pieces.pop() {
         let whole = length == batch.num_rows();
@@ -45,7 +45,7 @@ where
     Ok(isolated)
 }
 
-/// Whether other data would not have failed: memory, disks and brokers are nobody's data.
+/// Whether the error is caused by the data. Errors of memory, disks and brokers are not.
 pub(crate) fn is_fault_of_data(error: &Error) -> bool {
     if !matches!(error.kind, Kind::Data | Kind::Internal | Kind::Sql) {
         return false;
@@ -65,7 +65,7 @@ pub(crate) fn is_fault_of_data(error: &Error) -> bool {
     true
 }
 
-/// The error in one line: its message and the innermost cause.
+/// Describes an error in one line: its message and the innermost cause.
 pub(crate) fn reason(error: &Error) -> String {
     let mut innermost = std::error::Error::source(error);
     while let Some(deeper) = innermost.and_then(|cause| cause.source()) {
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_good_rows_go_on_in_order() {
+    async fn rows_that_do_not_fail_are_processed_in_order() {
         let found = isolate(&batch(vec![1, 2, 0, 4, 5, 0, 0, 10]), inverse).await.unwrap();
         assert_eq!(found.done.concat(), [100, 50, 25, 20, 10]);
         let failed: Vec<_> = found.failed.iter().map(|(row, _)| *row).collect();

@@ -1,12 +1,18 @@
-//! What is kept of one bucket: per slot a stack of batches that are merged in tiers.
+//! The state of one bucket: per state slot a stack of batches that are merged in tiers, like the
+//! levels of an LSM tree.
+//!
+//! ```text
+//! oldest                                              newest
+//! [level 2 ........] [level 1 ...] [level 1 ...] [0] [0] [0]
+//! ```
 //!
 //! Invariants: levels never rise towards the newest batch, and fewer than [`FAN_IN`] neighbours
-//! have the same level (but of large sets); a batch once written never changes. When batches merge,
-//! and in which order, is a function of what was pushed, never of time or of memory.
+//! have the same level (except in large key sets); a batch never changes. When batches merge, and in
+//! which order, is a function of the pushed batches, never of time or of memory.
 //!
-//! Of a set only the keys that are new are kept, so that its batches have no key in common and
-//! merge without being grouped again. The table that tells which are new is made from the batches
-//! when it is needed first, so it is no part of the state.
+//! [`MergeTree::push`] stores only the new keys of a key set. So the batches of a set have no key in
+//! common and merge without being grouped again. The table that finds new keys is built from the
+//! batches when it is first needed; it is not part of the state.
 
 use arrow::array::RecordBatch;
 
@@ -14,43 +20,46 @@ use crate::error::Result;
 use crate::planner::QueryPlan;
 use crate::state::{KeySet, NewKeys, SlidingKeySet};
 
-/// So many batches of one level make one of the next: each row is merged once per level.
+/// The number of batches of one level that merge into one of the next: each row is merged once per
+/// level.
 const FAN_IN: usize = 8;
 
-/// More rows than this of a set are not copied into one batch: that would save nothing.
-const MOST_JOINED: usize = 65_536;
+/// The largest number of rows of a key set that are copied into one batch. A larger copy costs more
+/// than it saves.
+const MAX_CONCAT_ROWS: usize = 65_536;
 
-/// One batch per slot; `None` where nothing is kept yet.
-pub(crate) type Kept = Vec<Option<RecordBatch>>;
+/// One batch per state slot; `None` for a slot without rows.
+pub(crate) type SlotBatches = Vec<Option<RecordBatch>>;
 
-/// A batch and how many merges it stems from.
+/// A batch, and the number of merges that it has been through.
 #[derive(Debug, Clone)]
 pub(crate) struct Tier {
     pub level: u32,
     pub batch: RecordBatch,
 }
 
-/// The stacks of all slots, the oldest batches first.
+/// The stacks of all state slots, each with the oldest batch first.
 #[derive(Debug, Default)]
 pub(crate) struct MergeTree {
     pub slots: Vec<Vec<Tier>>,
-    /// Of the slots that are sets, the keys in the stack.
-    seen: Vec<Option<KeySet>>,
+    /// For slots that are key sets: the keys in the stack, once they are needed.
+    key_sets: Vec<Option<KeySet>>,
 }
 
 impl MergeTree {
+    /// Creates a tree with these stacks.
     pub fn new(slots: Vec<Vec<Tier>>) -> Self {
-        Self { slots, seen: Vec::new() }
+        Self { slots, key_sets: Vec::new() }
     }
 
-    /// Adds what an epoch brought, one batch per slot.
-    pub async fn push(&mut self, plan: &QueryPlan, kept: Kept) -> Result<()> {
-        self.make_room(kept.len());
-        for (slot, batch) in kept.into_iter().enumerate() {
+    /// Adds the batches of an epoch. Of key sets, only new keys are added.
+    pub async fn push(&mut self, plan: &QueryPlan, batches: SlotBatches) -> Result<()> {
+        self.resize(batches.len());
+        for (slot, batch) in batches.into_iter().enumerate() {
             let Some(mut batch) = batch else { continue };
             let is_set = plan.is_key_set(slot);
             if is_set {
-                batch = self.fresh(plan, slot, &batch)?;
+                batch = self.new_keys(plan, slot, &batch)?;
                 if batch.num_rows() == 0 {
                     continue;
                 }
@@ -70,10 +79,10 @@ impl MergeTree {
         Ok(())
     }
 
-    /// Adds what an epoch brought, one batch per slot; sets with all keys as they come.
-    pub async fn pile(&mut self, plan: &QueryPlan, kept: Kept) -> Result<()> {
-        self.make_room(kept.len());
-        for (slot, batch) in kept.into_iter().enumerate() {
+    /// Adds the batches of an epoch without looking for new keys, so key sets may contain keys twice.
+    pub async fn push_unchecked(&mut self, plan: &QueryPlan, batches: SlotBatches) -> Result<()> {
+        self.resize(batches.len());
+        for (slot, batch) in batches.into_iter().enumerate() {
             let Some(batch) = batch else { continue };
             let stack = &mut self.slots[slot];
             stack.push(Tier { level: 0, batch });
@@ -86,13 +95,13 @@ impl MergeTree {
         Ok(())
     }
 
-    fn make_room(&mut self, slots: usize) {
+    fn resize(&mut self, slots: usize) {
         self.slots.resize_with(slots.max(self.slots.len()), Vec::new);
-        self.seen.resize_with(self.slots.len(), || None);
+        self.key_sets.resize_with(self.slots.len(), || None);
     }
 
-    /// Sets whose batches may have keys in common get one batch of all.
-    pub async fn part_sets(&mut self, plan: &QueryPlan) -> Result<()> {
+    /// Merges the batches of each key set into one, because they may have keys in common.
+    pub async fn merge_key_sets(&mut self, plan: &QueryPlan) -> Result<()> {
         for (slot, stack) in self.slots.iter_mut().enumerate() {
             if plan.is_key_set(slot) && stack.len() > 1 {
                 let level = stack.first().map_or(0, |tier| tier.level) + 1;
@@ -103,8 +112,8 @@ impl MergeTree {
         Ok(())
     }
 
-    /// What was piled up of one slot, as one batch, which becomes the only tier. A set's only batch
-    /// of level 0 may repeat keys.
+    /// Merges the stack of one slot into one batch and returns it; `None` if the stack is empty. The
+    /// only batch of a key set is merged too if its level is 0, because it may contain keys twice.
     pub async fn flatten_slot(
         &mut self,
         plan: &QueryPlan,
@@ -119,42 +128,48 @@ impl MergeTree {
         Ok(stack.last().map(|tier| tier.batch.clone()))
     }
 
-    /// A set that was piled up becomes its distinct keys, and joins the back of `seen`; those that
-    /// this lacked.
+    /// Merges the stack of a key set into one batch of distinct keys and adds them to the back of
+    /// `sliding`. Returns the keys that the back lacked; `None` if the stack is empty.
     pub fn flatten_set(
         &mut self,
         plan: &QueryPlan,
         slot: usize,
-        seen: &mut SlidingKeySet,
+        sliding: &mut SlidingKeySet,
     ) -> Result<Option<RecordBatch>> {
         let Some(stack) = self.slots.get_mut(slot).filter(|stack| !stack.is_empty()) else {
             return Ok(None);
         };
         let level = stack.first().map_or(0, |tier| tier.level) + 1;
         let batches = stack.drain(..).map(|tier| tier.batch).collect();
-        let NewKeys { distinct, fresh } = seen.add_to_back(&plan.concat(slot, batches)?)?;
+        let NewKeys { distinct, new_in_back } =
+            sliding.add_to_back(&plan.concat(slot, batches)?)?;
         stack.push(Tier { level, batch: distinct });
-        Ok(Some(fresh))
+        Ok(Some(new_in_back))
     }
 
-    /// The keys of `batch` that the set lacks.
-    fn fresh(&mut self, plan: &QueryPlan, slot: usize, batch: &RecordBatch) -> Result<RecordBatch> {
-        let seen = match &mut self.seen[slot] {
-            Some(seen) => seen,
+    /// Adds the keys of `batch` to the key set of a slot. Returns the keys that it lacked.
+    fn new_keys(
+        &mut self,
+        plan: &QueryPlan,
+        slot: usize,
+        batch: &RecordBatch,
+    ) -> Result<RecordBatch> {
+        let key_set = match &mut self.key_sets[slot] {
+            Some(key_set) => key_set,
             none => {
-                let mut groups = plan.new_key_set(slot)?;
-                self.slots[slot].iter().try_for_each(|tier| groups.take(&tier.batch))?;
-                none.insert(groups)
+                let mut key_set = plan.new_key_set(slot)?;
+                self.slots[slot].iter().try_for_each(|tier| key_set.insert(&tier.batch))?;
+                none.insert(key_set)
             }
         };
-        Ok(seen.fresh(batch)?)
+        Ok(key_set.insert_new(batch)?)
     }
 
-    /// How many keys of a set each group has, of a window that has closed for good: the table that
-    /// tells new keys from old ones goes. `None` where that does not know.
+    /// Returns the number of keys per group of a key set, and drops the table that finds new keys. So
+    /// call it only for a window that receives no more rows. `None` if the table cannot count.
     pub fn take_counts(&mut self, slot: usize) -> Result<Option<RecordBatch>> {
-        let seen = self.seen.get_mut(slot).and_then(Option::take);
-        Ok(seen.map(|mut seen| seen.take_counts()).transpose()?.flatten())
+        let key_set = self.key_sets.get_mut(slot).and_then(Option::take);
+        Ok(key_set.map(|mut key_set| key_set.take_counts()).transpose()?.flatten())
     }
 
     /// The batches of one slot, the oldest first.
@@ -162,19 +177,19 @@ impl MergeTree {
         self.slots.get(slot).into_iter().flatten().map(|tier| &tier.batch)
     }
 
-    /// All batches.
+    /// The batches of all slots.
     pub fn all(&self) -> impl Iterator<Item = &RecordBatch> {
         self.slots.iter().flatten().map(|tier| &tier.batch)
     }
 }
 
-/// Whether the newest batches of a set are too large to be worth a copy.
+/// Whether the newest batches of a key set are too large to be copied into one.
 fn is_large(stack: &[Tier]) -> bool {
     let newest = stack.iter().rev().take(FAN_IN);
-    newest.map(|tier| tier.batch.num_rows()).sum::<usize>() > MOST_JOINED
+    newest.map(|tier| tier.batch.num_rows()).sum::<usize>() > MAX_CONCAT_ROWS
 }
 
-/// The newest batches and their level, if there are enough of it to merge.
+/// Removes the newest batches and returns them with their level, if enough have the same level.
 fn take_full_level(stack: &mut Vec<Tier>) -> Option<(u32, Vec<RecordBatch>)> {
     let newest = stack.len().checked_sub(FAN_IN)?;
     let level = stack.last()?.level;

@@ -12,9 +12,9 @@ use crate::state::manifest::{
     BatchNames, OperatorManifest, PaneManifest, PanesManifest, TreeNames, WindowManifest,
 };
 use crate::time::{MIN_TIME, Micros, Window};
-use crate::window::merge_tree::{Kept, MergeTree, Tier};
+use crate::window::merge_tree::{MergeTree, SlotBatches, Tier};
 use crate::window::operator::result_state::ResultState;
-use crate::window::panes::{Pane, Panes, Stacks};
+use crate::window::panes::{Pane, Panes, RunningMerges};
 
 /// The version of the manifest that is written.
 const VERSION: u32 = 2;
@@ -80,7 +80,7 @@ impl StateWriter {
         OperatorState { manifest, batches: self.batches }
     }
 
-    fn kept(&mut self, kept: &Kept) -> BatchNames {
+    fn kept(&mut self, kept: &SlotBatches) -> BatchNames {
         kept.iter().map(|slot| slot.as_ref().map(|batch| self.batch(batch))).collect()
     }
 
@@ -102,24 +102,24 @@ impl StateWriter {
     }
 
     pub(super) fn panes(&mut self, panes: &Panes) -> PanesManifest {
-        let Stacks { served, until, front_until, back_from, .. } = panes.stacks;
+        let RunningMerges { last_merged, stacked_until, front_until, back_from, .. } = panes.merges;
         PanesManifest {
             panes: (panes.panes.values())
                 .map(|pane| PaneManifest {
                     window: pane.window,
                     last_end: pane.last_end,
                     known_from: pane.known_from,
-                    tree: self.tree(&pane.tiers),
+                    tree: self.tree(&pane.tree),
                     late: (pane.late.iter())
                         .map(|(refused, kept)| (*refused, self.kept(kept)))
                         .collect(),
                 })
                 .collect(),
-            last_merged: served,
-            stacked_until: until,
+            last_merged,
+            stacked_until,
             front_until,
             back_from,
-            back: self.kept(&panes.stacks.back),
+            back: self.kept(&panes.merges.back),
         }
     }
 }
@@ -139,7 +139,7 @@ impl StateReader {
         batch.ok_or_else(|| unreadable(format!("its batch {name} is missing")))
     }
 
-    fn kept(&self, kept: BatchNames) -> Result<Kept> {
+    fn kept(&self, kept: BatchNames) -> Result<SlotBatches> {
         kept.into_iter().map(|slot| slot.map(|name| self.batch(name)).transpose()).collect()
     }
 
@@ -168,16 +168,23 @@ impl StateReader {
                 window: pane.window,
                 last_end: pane.last_end,
                 known_from: pane.known_from,
-                tiers: self.tree(pane.tree)?,
+                tree: self.tree(pane.tree)?,
                 late: late.collect::<Result<_>>()?,
             };
             panes.panes.insert(pane.window.start, restored);
         }
         let PanesManifest { last_merged, stacked_until, front_until, back_from, back, .. } = saved;
-        let (served, until) = (last_merged, stacked_until);
         let back = self.kept(back)?;
-        let (sets, front) = (Vec::new(), Vec::new());
-        panes.stacks = Stacks { served, until, front_until, back_from, back, sets, front };
+        let (key_sets, front) = (Vec::new(), Vec::new());
+        panes.merges = RunningMerges {
+            last_merged,
+            stacked_until,
+            front_until,
+            back_from,
+            back,
+            key_sets,
+            front,
+        };
         Ok(panes)
     }
 }

@@ -1,4 +1,4 @@
-//! Hopping windows from panes: what is kept is kept once per pane, and windows are merged from it.
+//! Hopping windows from panes: each pane is stored once, and windows are merged from their panes.
 //!
 //! ```text
 //!   panes      p1    p2    p3    p4 │  p5    p6 │  p7 ..        the window that closes: p2..p6
@@ -6,21 +6,23 @@
 //!   back                            │  p5-6     │               one running merge, fed from the right
 //!   result  =  p2-4  +  p5-6  +  late additions of p2..p6
 //! ```
-//! Each close pushes the panes that are new to it into the back and pops those that have left; when
-//! the front is used up it is rebuilt from the panes behind. So a pane is merged about three times
-//! in all, however many windows it belongs to.
+//! This is the two-stack algorithm for sliding-window aggregation. When a window closes, its new panes
+//! are pushed into the back and the panes that it no longer contains are popped from the front. When
+//! the front is empty, it is rebuilt from the panes of the back. So a pane is merged about three times
+//! in all, however many windows contain it.
 //!
-//! Of a slot that is a set, a pane adds only the keys that the back lacks, and nothing is grouped
-//! again; the front is one batch of what each pane adds to those after it, and its suffix merges are
-//! slices of that. Where only the number of keys by group is asked for, it comes from the last pane
-//! of each key, and nothing is merged.
+//! For a slot that is a key set, a pane adds only the keys that the back lacks, and nothing is grouped
+//! again. The front is one batch of the keys that each pane adds to the panes after it, and the suffix
+//! merges are slices of that batch. If the query needs only the number of keys per group, the number
+//! comes from the last pane of each key, and nothing is merged.
 //!
 //! Invariants:
-//! - windows close in the order of their ends; one that starts before the last that was merged, or
-//!   ends before the newest stacked pane (clocks put back make such), is merged from its panes;
-//! - the panes' own batches do not change once stacked: rows that come later, or that some window of
-//!   the pane refused, are late additions, merged into each window that takes them, until the pane
-//!   is stacked anew or its last window has closed;
+//! - windows close in the order of their ends. A window that starts before the last merged one, or
+//!   ends before the newest stacked pane, is merged from its panes; clocks that are set back make such
+//!   windows;
+//! - the batches of a pane do not change once it is stacked. Rows that arrive later, or that some
+//!   window of the pane refused, are late additions. They are merged into each window that accepts
+//!   them, until the pane is stacked again or its last window has closed;
 //! - so the merges are a function of the epochs, and can be rebuilt from the panes.
 
 use std::collections::BTreeMap;
@@ -32,65 +34,67 @@ use crate::planner::{QueryPlan, WindowState};
 use crate::state::SlidingKeySet;
 use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::epoch_buffer::Bucket;
-use crate::window::merge_tree::{Kept, MergeTree};
+use crate::window::merge_tree::{MergeTree, SlotBatches};
 
-/// The window that all panes' batches name, so that they merge; a close puts the real one in.
+/// The window that the batches of all panes contain, so that they can be merged. Closing a window
+/// replaces it by the real one.
 pub(crate) const ANY_WINDOW: Window = Window { start: 0, end: 0 };
 
-/// More late additions than this of one pane are merged.
-const MOST_LATE: usize = 8;
+/// More late additions of one pane than this are merged.
+const MAX_LATE: usize = 8;
 
-/// One pane.
+/// A pane and its state.
 #[derive(Debug)]
 pub(crate) struct Pane {
     pub window: Window,
-    /// When its last window ends.
+    /// The end of the last window that contains the pane.
     pub last_end: Micros,
-    /// The windows that end after this are known to hold it.
+    /// Windows that end after this are known to contain the pane.
     pub known_from: Micros,
-    /// What came before it was stacked, piled up.
-    pub tiers: MergeTree,
-    /// What came later, and up to which end its windows refused it.
-    pub late: Vec<(Micros, Kept)>,
+    /// The state that was added before the pane was stacked.
+    pub tree: MergeTree,
+    /// Late additions, each with the latest end of a window that refused its rows.
+    pub late: Vec<(Micros, SlotBatches)>,
 }
 
-/// The running merges.
+/// The front and the back.
 #[derive(Debug)]
-pub(crate) struct Stacks {
+pub(crate) struct RunningMerges {
     /// The start of the last window that was merged.
-    pub served: Micros,
+    pub last_merged: Micros,
     /// Panes that start before this are stacked.
-    pub until: Micros,
+    pub stacked_until: Micros,
     /// Panes that start before this are, or were, in the front.
     pub front_until: Micros,
     /// The start of the first pane in the back.
     pub back_from: Option<Micros>,
-    /// One batch per slot.
-    pub back: Kept,
-    /// Of the slots that are sets, the panes of the front and the back again; made when they are
-    /// first needed.
-    pub sets: Vec<Option<SlidingKeySet>>,
-    /// (start of the pane, merge of it and all later ones of the front); the earliest is last.
-    pub front: Vec<(Micros, Kept)>,
+    /// The merge of the panes in the back.
+    pub back: SlotBatches,
+    /// For slots that are key sets: the keys of the front and the back, made when first needed.
+    pub key_sets: Vec<Option<SlidingKeySet>>,
+    /// The suffix merges: (start of a pane, merge of it and all later panes of the front). The
+    /// earliest pane is the last element.
+    pub front: Vec<(Micros, SlotBatches)>,
 }
 
 /// The panes of a query.
 #[derive(Debug)]
 pub(crate) struct Panes {
     pub panes: BTreeMap<Micros, Pane>,
-    pub stacks: Stacks,
+    pub merges: RunningMerges,
 }
 
-impl Stacks {
-    fn empty_back(&mut self) -> Result<()> {
+impl RunningMerges {
+    fn clear_back(&mut self) -> Result<()> {
         self.back.clear();
         self.back_from = None;
-        Ok(self.sets.iter_mut().flatten().try_for_each(SlidingKeySet::clear)?)
+        Ok(self.key_sets.iter_mut().flatten().try_for_each(SlidingKeySet::clear)?)
     }
 
-    fn make_sets(&mut self, plan: &QueryPlan) -> Result<()> {
-        for slot in self.sets.len()..plan.slots() {
-            self.sets
+    /// Creates the key sets that do not exist yet.
+    fn create_key_sets(&mut self, plan: &QueryPlan) -> Result<()> {
+        for slot in self.key_sets.len()..plan.slots() {
+            self.key_sets
                 .push(plan.is_key_set(slot).then(|| plan.new_sliding_key_set(slot)).transpose()?);
         }
         Ok(())
@@ -98,52 +102,58 @@ impl Stacks {
 }
 
 impl Panes {
+    /// Creates the panes of a query without state.
     pub fn new() -> Self {
-        let stacks = Stacks {
-            served: MIN_TIME,
-            until: MIN_TIME,
+        let merges = RunningMerges {
+            last_merged: MIN_TIME,
+            stacked_until: MIN_TIME,
             front_until: MIN_TIME,
             back_from: None,
-            back: Kept::new(),
-            sets: Vec::new(),
+            back: SlotBatches::new(),
+            key_sets: Vec::new(),
             front: Vec::new(),
         };
-        Self { panes: BTreeMap::new(), stacks }
+        Self { panes: BTreeMap::new(), merges }
     }
 
-    /// Adds what an epoch brought to a pane, whose windows are `windows`. Answers whether windows
-    /// that end after `bucket.refused` hold the pane for the first time.
+    /// Adds the batches of an epoch to a pane, which the windows `windows` contain. Returns whether
+    /// windows that end after `bucket.refused` contain the pane for the first time.
     pub async fn add(
         &mut self,
         plan: &QueryPlan,
         bucket: Bucket,
         windows: &[Window],
-        kept: Kept,
+        batches: SlotBatches,
     ) -> Result<bool> {
-        let stacked = bucket.window.start < self.stacks.until;
+        let is_stacked = bucket.window.start < self.merges.stacked_until;
         let pane = self.panes.entry(bucket.window.start).or_insert_with(|| Pane {
             window: bucket.window,
             last_end: windows.iter().map(|w| w.end).max().unwrap_or(bucket.window.end),
             known_from: Micros::MAX,
-            tiers: MergeTree::default(),
+            tree: MergeTree::default(),
             late: Vec::new(),
         });
-        let news = bucket.refused < pane.known_from;
+        let is_new_to_a_window = bucket.refused < pane.known_from;
         pane.known_from = pane.known_from.min(bucket.refused);
-        if stacked || bucket.refused > MIN_TIME {
-            pane.late.push((bucket.refused, distinct(plan, kept).await?));
+        if is_stacked || bucket.refused > MIN_TIME {
+            pane.late.push((bucket.refused, distinct_key_sets(plan, batches).await?));
         } else {
-            pane.tiers.pile(plan, kept).await?;
+            pane.tree.push_unchecked(plan, batches).await?;
         }
-        Ok(news)
+        Ok(is_new_to_a_window)
     }
 
-    /// What `window` holds, from its panes, per slot. Leaves the running merges alone.
-    pub async fn gather(&self, plan: &QueryPlan, window: Window) -> Result<Vec<Vec<RecordBatch>>> {
+    /// Returns the state of `window` per slot, merged from its panes. Does not use or change the
+    /// running merges.
+    pub async fn merge_window(
+        &self,
+        plan: &QueryPlan,
+        window: Window,
+    ) -> Result<Vec<Vec<RecordBatch>>> {
         let mut found = vec![Vec::new(); plan.slots()];
         for pane in self.panes.range(window.start..window.end).map(|(_, pane)| pane) {
             for (slot, batches) in found.iter_mut().enumerate() {
-                batches.extend(pane.tiers.batches(slot).cloned());
+                batches.extend(pane.tree.batches(slot).cloned());
             }
         }
         for (slot, batches) in found.iter_mut().enumerate() {
@@ -152,35 +162,35 @@ impl Panes {
         rewindow(plan, plan.dedup_key_sets(found).await?, window)
     }
 
-    /// The late additions that `window` takes, of one slot.
+    /// The late additions of one slot that `window` accepts.
     fn late(&self, window: Window, slot: usize) -> impl Iterator<Item = RecordBatch> {
         let panes = self.panes.range(window.start..window.end);
         let late = panes.flat_map(|(_, pane)| &pane.late);
-        let taken = late.filter(move |(refused, _)| *refused < window.end);
-        taken.filter_map(move |(_, kept)| kept.get(slot).cloned().flatten())
+        let accepted = late.filter(move |(refused, _)| *refused < window.end);
+        accepted.filter_map(move |(_, batches)| batches.get(slot).cloned().flatten())
     }
 
-    /// What `window`, which closes, holds. To be called in the order of ends.
-    pub async fn close(&mut self, plan: &QueryPlan, window: Window) -> Result<WindowState> {
-        if window.start < self.stacks.served || window.end < self.stacks.until {
-            return Ok(self.gather(plan, window).await?.into());
+    /// Returns the state of `window`, which closes. Call it in the order of window ends.
+    pub async fn close_window(&mut self, plan: &QueryPlan, window: Window) -> Result<WindowState> {
+        if window.start < self.merges.last_merged || window.end < self.merges.stacked_until {
+            return Ok(self.merge_window(plan, window).await?.into());
         }
-        self.stacks.served = window.start;
-        while self.stacks.front.last().is_some_and(|(start, _)| *start < window.start) {
-            self.stacks.front.pop();
+        self.merges.last_merged = window.start;
+        while self.merges.front.last().is_some_and(|(start, _)| *start < window.start) {
+            self.merges.front.pop();
         }
-        let back_leaves = self.stacks.back_from.is_some_and(|from| from < window.start);
-        if self.stacks.front.is_empty() && back_leaves {
-            self.turn(plan, window).await?;
+        let back_has_expired = self.merges.back_from.is_some_and(|from| from < window.start);
+        if self.merges.front.is_empty() && back_has_expired {
+            self.move_back_to_front(plan, window).await?;
         }
-        self.stack(plan, window).await?;
+        self.push_to_back(plan, window).await?;
         let (mut found, mut counts) = (Vec::new(), Vec::new());
         for slot in 0..plan.slots() {
             let late: Vec<_> = self.late(window, slot).collect();
-            let counted = self.count(plan, slot, &late)?;
-            let Stacks { front, back, .. } = &self.stacks;
-            let merges = front.last().map(|(_, kept)| kept).into_iter().chain([back]);
-            let merges = merges.filter_map(|kept| kept.get(slot).cloned().flatten());
+            let counted = self.count_keys(plan, slot, &late)?;
+            let RunningMerges { front, back, .. } = &self.merges;
+            let merges = front.last().map(|(_, suffix)| suffix).into_iter().chain([back]);
+            let merges = merges.filter_map(|batches| batches.get(slot).cloned().flatten());
             found.push(if counted.is_some() { Vec::new() } else { merges.chain(late).collect() });
             counts.push(counted);
         }
@@ -189,86 +199,88 @@ impl Panes {
         Ok(WindowState { batches: rewindow(plan, found, window)?, counts })
     }
 
-    /// How many keys each group has in the running merges and in `late`, if that is all that is
-    /// asked for.
-    fn count(
+    /// Counts the keys per group in the running merges and in `late`; `None` if the query needs more
+    /// than the counts.
+    fn count_keys(
         &mut self,
         plan: &QueryPlan,
         slot: usize,
         late: &[RecordBatch],
     ) -> Result<Option<RecordBatch>> {
-        let front = self.stacks.front.len();
-        let set = self.stacks.sets.get_mut(slot).and_then(Option::as_mut);
+        let front = self.merges.front.len();
+        let set = self.merges.key_sets.get_mut(slot).and_then(Option::as_mut);
         let Some(set) = set.filter(|_| plan.uses_counts(slot)) else { return Ok(None) };
         let late = (!late.is_empty()).then(|| plan.concat(slot, late.to_vec())).transpose()?;
         Ok(set.counts(front, late.as_ref())?)
     }
 
-    /// Feeds the back with the panes of `window` that are not stacked yet.
-    async fn stack(&mut self, plan: &QueryPlan, window: Window) -> Result<()> {
-        let stacks = &mut self.stacks;
-        let from = stacks.until.max(window.start);
-        stacks.back.resize(plan.slots(), None);
-        stacks.make_sets(plan)?;
+    /// Pushes the panes of `window` that are not stacked yet into the back.
+    async fn push_to_back(&mut self, plan: &QueryPlan, window: Window) -> Result<()> {
+        let merges = &mut self.merges;
+        let from = merges.stacked_until.max(window.start);
+        merges.back.resize(plan.slots(), None);
+        merges.create_key_sets(plan)?;
         for (start, pane) in self.panes.range_mut(from..window.end.max(from)) {
-            for (slot, back) in stacks.back.iter_mut().enumerate() {
-                let Some(set) = &mut stacks.sets[slot] else {
-                    let kept = pane.tiers.flatten_slot(plan, slot).await?;
-                    *back = merge(plan, slot, back.take(), kept).await?;
+            for (slot, back) in merges.back.iter_mut().enumerate() {
+                let Some(set) = &mut merges.key_sets[slot] else {
+                    let batch = pane.tree.flatten_slot(plan, slot).await?;
+                    *back = merge(plan, slot, back.take(), batch).await?;
                     continue;
                 };
-                let fresh = pane.tiers.flatten_set(plan, slot, set)?;
-                if let Some(fresh) = fresh.filter(|fresh| fresh.num_rows() > 0) {
-                    *back =
-                        Some(plan.concat(slot, back.take().into_iter().chain([fresh]).collect())?);
+                let new_keys = pane.tree.flatten_set(plan, slot, set)?;
+                if let Some(new_keys) = new_keys.filter(|keys| keys.num_rows() > 0) {
+                    *back = Some(
+                        plan.concat(slot, back.take().into_iter().chain([new_keys]).collect())?,
+                    );
                 }
             }
-            stacks.back_from.get_or_insert(*start);
+            merges.back_from.get_or_insert(*start);
         }
-        stacks.until = stacks.until.max(window.end);
+        merges.stacked_until = merges.stacked_until.max(window.end);
         Ok(())
     }
 
-    /// Moves the back to the front. Late additions that every window from now on takes become
-    /// part of their panes.
-    async fn turn(&mut self, plan: &QueryPlan, window: Window) -> Result<()> {
-        let until = self.stacks.until.max(window.start);
+    /// Moves the panes of the back to the front. Late additions that every window from now on accepts
+    /// become part of their panes.
+    async fn move_back_to_front(&mut self, plan: &QueryPlan, window: Window) -> Result<()> {
+        let until = self.merges.stacked_until.max(window.start);
         for pane in self.panes.range_mut(window.start..until).map(|(_, pane)| pane) {
-            let (taken, left) = std::mem::take(&mut pane.late)
+            let (accepted, rest) = std::mem::take(&mut pane.late)
                 .into_iter()
                 .partition::<Vec<_>, _>(|(refused, _)| *refused < window.end);
-            pane.late = left;
-            for (_, kept) in taken {
-                pane.tiers.pile(plan, kept).await?;
+            pane.late = rest;
+            for (_, batches) in accepted {
+                pane.tree.push_unchecked(plan, batches).await?;
             }
         }
-        self.stacks.front_until = self.stacks.until;
-        self.stacks.empty_back()?;
+        self.merges.front_until = self.merges.stacked_until;
+        self.merges.clear_back()?;
         self.rebuild_front(plan).await
     }
 
-    /// The suffix merges over the panes from the last window's start to the front's end, and sets
-    /// of the panes; there are none yet.
+    /// Builds the suffix merges over the panes from the start of the last merged window to the end of
+    /// the front, and the key sets of the panes. The key sets must be empty.
     pub async fn rebuild_front(&mut self, plan: &QueryPlan) -> Result<()> {
-        let Stacks { served, front_until, .. } = self.stacks;
-        self.stacks.front.clear();
-        self.stacks.make_sets(plan)?;
-        // Of sets, what each pane adds to those after it, and how much that is up to each pane.
+        let RunningMerges { last_merged, front_until, .. } = self.merges;
+        self.merges.front.clear();
+        self.merges.create_key_sets(plan)?;
+        // For key sets: the keys that each pane adds to the panes after it, and their number from the
+        // last pane up to each pane.
         let mut added = vec![Vec::new(); plan.slots()];
         let mut rows = vec![0; plan.slots()];
-        let mut front: Vec<(Micros, Kept, Vec<usize>)> = Vec::new();
-        let mut suffix: Kept = vec![None; plan.slots()];
-        for (start, pane) in self.panes.range_mut(served..front_until.max(served)).rev() {
-            for (slot, set) in self.stacks.sets.iter_mut().enumerate() {
-                let kept = pane.tiers.flatten_slot(plan, slot).await?;
+        let mut front: Vec<(Micros, SlotBatches, Vec<usize>)> = Vec::new();
+        let mut suffix: SlotBatches = vec![None; plan.slots()];
+        for (start, pane) in self.panes.range_mut(last_merged..front_until.max(last_merged)).rev() {
+            for (slot, set) in self.merges.key_sets.iter_mut().enumerate() {
+                let batch = pane.tree.flatten_slot(plan, slot).await?;
                 let Some(set) = set else {
-                    suffix[slot] = merge(plan, slot, kept, suffix[slot].take()).await?;
+                    suffix[slot] = merge(plan, slot, batch, suffix[slot].take()).await?;
                     continue;
                 };
-                let kept = kept.map_or_else(|| plan.concat(slot, Vec::new()), Ok)?;
-                let fresh = set.add_to_front(&kept)?;
-                rows[slot] += fresh.num_rows();
-                added[slot].push(fresh);
+                let batch = batch.map_or_else(|| plan.concat(slot, Vec::new()), Ok)?;
+                let new_keys = set.add_to_front(&batch)?;
+                rows[slot] += new_keys.num_rows();
+                added[slot].push(new_keys);
             }
             front.push((*start, suffix.clone(), rows.clone()));
         }
@@ -276,12 +288,12 @@ impl Panes {
             added.into_iter().enumerate().filter(|(slot, _)| plan.is_key_set(*slot))
         {
             let all = plan.concat(slot, added)?;
-            for (_, kept, rows) in &mut front {
-                kept[slot] = (rows[slot] > 0).then(|| all.slice(0, rows[slot]));
+            for (_, batches, rows) in &mut front {
+                batches[slot] = (rows[slot] > 0).then(|| all.slice(0, rows[slot]));
             }
         }
-        self.stacks.front = front.into_iter().map(|(start, kept, _)| (start, kept)).collect();
-        for (set, back) in self.stacks.sets.iter_mut().zip(&self.stacks.back) {
+        self.merges.front = front.into_iter().map(|(start, batches, _)| (start, batches)).collect();
+        for (set, back) in self.merges.key_sets.iter_mut().zip(&self.merges.back) {
             if let (Some(set), Some(back)) = (set, back) {
                 set.add_to_back(back)?;
             }
@@ -289,46 +301,48 @@ impl Panes {
         Ok(())
     }
 
-    /// Drops panes whose last window is over, and merges late additions that every window to come
-    /// takes. `over`: windows that end here or earlier are done with.
-    pub async fn tidy(&mut self, plan: &QueryPlan, over: Micros) -> Result<()> {
-        self.panes.retain(|_, pane| pane.last_end > over);
+    /// Drops panes whose last window has expired, and merges late additions that every later window
+    /// accepts. Windows that end at `expired` or earlier have expired.
+    pub async fn expire(&mut self, plan: &QueryPlan, expired: Micros) -> Result<()> {
+        self.panes.retain(|_, pane| pane.last_end > expired);
         if self.panes.is_empty() {
-            self.stacks.front.clear();
-            self.stacks.empty_back()?;
+            self.merges.front.clear();
+            self.merges.clear_back()?;
         }
-        for pane in self.panes.values_mut().filter(|pane| pane.late.len() > MOST_LATE) {
-            let (taken, left) = std::mem::take(&mut pane.late)
+        for pane in self.panes.values_mut().filter(|pane| pane.late.len() > MAX_LATE) {
+            let (accepted, rest) = std::mem::take(&mut pane.late)
                 .into_iter()
-                .partition::<Vec<_>, _>(|(refused, _)| *refused <= over);
-            pane.late = left;
-            let mut merged = Kept::new();
+                .partition::<Vec<_>, _>(|(refused, _)| *refused <= expired);
+            pane.late = rest;
+            let mut merged = SlotBatches::new();
             for slot in 0..plan.slots() {
                 let batches =
-                    taken.iter().filter_map(|(_, kept)| kept.get(slot).cloned().flatten());
+                    accepted.iter().filter_map(|(_, batches)| batches.get(slot).cloned().flatten());
                 let batches: Vec<_> = batches.collect();
                 merged.push(match batches.is_empty() {
                     true => None,
                     false => Some(plan.reduce(slot, batches).await?),
                 });
             }
-            if !taken.is_empty() {
-                pane.late.insert(0, (over, merged));
+            if !accepted.is_empty() {
+                pane.late.insert(0, (expired, merged));
             }
         }
         Ok(())
     }
 
-    /// All batches but the front's, which repeat those of the panes.
+    /// All batches except those of the front, which repeat those of the panes.
     pub fn all(&self) -> impl Iterator<Item = &RecordBatch> {
         let panes = self.panes.values().flat_map(|pane| {
-            pane.tiers.all().chain(pane.late.iter().flat_map(|(_, kept)| kept.iter().flatten()))
+            pane.tree
+                .all()
+                .chain(pane.late.iter().flat_map(|(_, batches)| batches.iter().flatten()))
         });
-        panes.chain(self.stacks.back.iter().flatten())
+        panes.chain(self.merges.back.iter().flatten())
     }
 }
 
-/// `first`, then `second`, of one slot.
+/// Merges two batches of one slot, in this order.
 async fn merge(
     plan: &QueryPlan,
     slot: usize,
@@ -341,16 +355,17 @@ async fn merge(
     }
 }
 
-/// Sets with each key once.
-async fn distinct(plan: &QueryPlan, mut kept: Kept) -> Result<Kept> {
-    for (slot, batch) in kept.iter_mut().enumerate().filter(|(slot, _)| plan.is_key_set(*slot)) {
+/// Removes duplicate keys from the key sets.
+async fn distinct_key_sets(plan: &QueryPlan, mut batches: SlotBatches) -> Result<SlotBatches> {
+    for (slot, batch) in batches.iter_mut().enumerate().filter(|(slot, _)| plan.is_key_set(*slot)) {
         if let Some(repeating) = batch.take() {
             *batch = Some(plan.reduce(slot, vec![repeating]).await?);
         }
     }
-    Ok(kept)
+    Ok(batches)
 }
 
+/// Replaces the window that the batches of panes contain by `window`.
 fn rewindow(
     plan: &QueryPlan,
     found: Vec<Vec<RecordBatch>>,

@@ -21,7 +21,7 @@ use crate::planner::{PlanKind, QueryPlan, Relations};
 use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::assigner::Assigner;
 use crate::window::closing_order::closing_key;
-use crate::window::epoch_buffer::{Bucket, EpochBuffer, Runs, row_of, select};
+use crate::window::epoch_buffer::{Bucket, EpochBuffer, RowRuns, row_of, select};
 use crate::window::failed_rows::isolate;
 use crate::window::panes::ANY_WINDOW;
 
@@ -166,8 +166,8 @@ impl RowAssigner {
     }
 
     /// Returns the rows of each bucket and the rows that windows refuse.
-    fn assign(&mut self, rows: &InputRows<'_>) -> (BTreeMap<Bucket, Runs>, Vec<Late>) {
-        let mut buckets: BTreeMap<Bucket, Runs> = BTreeMap::new();
+    fn assign(&mut self, rows: &InputRows<'_>) -> (BTreeMap<Bucket, RowRuns>, Vec<Late>) {
+        let mut buckets: BTreeMap<Bucket, RowRuns> = BTreeMap::new();
         let mut late = Vec::new();
         let count = rows.batch.num_rows();
         let Some(assigner) = &mut self.assigner else {
@@ -175,7 +175,7 @@ impl RowAssigner {
         };
         let mut first = 0;
         while first < count {
-            let (pane, windows) = assigner.place(rows.event_time[first]);
+            let (pane, windows) = assigner.locate(rows.event_time[first]);
             let watermark_before = |row: usize| rows.before[row].max(self.watermark);
             let watermark = watermark_before(first);
             let is_over =

@@ -113,7 +113,7 @@ impl Operator for ViewOperator {
         let OperatorState { manifest, batches } = state;
         self.state = StateReader::new(batches).result(manifest.view)?;
         if manifest.version == FIRST_VERSION {
-            self.state.tree.part_sets(&self.plan).await?;
+            self.state.tree.merge_key_sets(&self.plan).await?;
         }
         Ok(())
     }

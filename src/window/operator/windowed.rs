@@ -27,7 +27,7 @@ use crate::planner::{QueryPlan, Relations, WindowState};
 use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::closing_order::{ClosingKey, closing_key, window_at};
 use crate::window::epoch_buffer::{Bucket, EpochBuffer};
-use crate::window::merge_tree::Kept;
+use crate::window::merge_tree::SlotBatches;
 use crate::window::operator::result_state::{ResultState, separate_data_failure};
 use crate::window::operator::{Emission, EpochEnd, Operator};
 use crate::window::operator_state::{
@@ -75,7 +75,7 @@ impl WindowedOperator {
     }
 
     /// Adds what the epoch brought to the state of a window or pane.
-    async fn add_to_state(&mut self, bucket: Bucket, batches: Kept) -> Result<()> {
+    async fn add_to_state(&mut self, bucket: Bucket, batches: SlotBatches) -> Result<()> {
         let plan = Arc::clone(&self.plan);
         let (Some(assigner), Some(panes)) = (&mut self.row_assigner.assigner, &mut self.panes)
         else {
@@ -83,7 +83,7 @@ impl WindowedOperator {
             state.is_changed = true;
             return state.tree.push(&plan, batches).await;
         };
-        let (_, windows) = assigner.place(bucket.window.start);
+        let (_, windows) = assigner.locate(bucket.window.start);
         let is_new_to_a_window = panes.add(&plan, bucket, windows, batches).await?;
         if is_new_to_a_window || self.by_key {
             let watermark = self.watermark;
@@ -111,7 +111,7 @@ impl WindowedOperator {
         keys
     }
 
-    /// Runs the final plan over a window, closed or open.
+    /// RowRuns the final plan over a window, closed or open.
     async fn evaluate(
         &mut self,
         key: ClosingKey,
@@ -121,8 +121,8 @@ impl WindowedOperator {
         let Some(state) = self.windows.get_mut(&key) else { return Ok(None) };
         let plan = self.plan.as_ref();
         let content = match &mut self.panes {
-            Some(panes) if self.by_key => panes.gather(plan, window).await?.into(),
-            Some(panes) => panes.close(plan, window).await?,
+            Some(panes) if self.by_key => panes.merge_window(plan, window).await?.into(),
+            Some(panes) => panes.close_window(plan, window).await?,
             None => window_content(plan, state, self.by_key)?,
         };
         let result = plan.run_final_plan(content, Some(window), relations).await;
@@ -136,7 +136,7 @@ impl WindowedOperator {
         let expired = self.watermark.saturating_sub(self.lateness_us);
         self.windows = self.windows.split_off(&(expired, Micros::MAX));
         match &mut self.panes {
-            Some(panes) => panes.tidy(&self.plan, expired).await,
+            Some(panes) => panes.expire(&self.plan, expired).await,
             None => Ok(()),
         }
     }
@@ -246,7 +246,7 @@ impl Operator for WindowedOperator {
         }
         if manifest.version == FIRST_VERSION {
             for state in self.windows.values_mut() {
-                state.tree.part_sets(&self.plan).await?;
+                state.tree.merge_key_sets(&self.plan).await?;
             }
         }
         if let Some(panes) = manifest.panes {

@@ -239,7 +239,7 @@ type Epochs = Vec<Vec<(i32, i64, i64)>>;
 /// What each window holds, by start and key: (n, s, d).
 type Tables = BTreeMap<(Micros, i64), (i64, i64, i64)>;
 
-/// Runs the epochs over two partitions, each chunk of at most `cut` rows, beside a twin that is
+/// RowRuns the epochs over two partitions, each chunk of at most `cut` rows, beside a twin that is
 /// restored from a snapshot after epoch `restart`; their states must stay the same. Answers what
 /// the results come to, and what they should.
 async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (Tables, Tables) {
@@ -263,7 +263,7 @@ async fn run(test: TestQuery, epochs: &Epochs, cut: usize, restart: usize) -> (T
                 let mut before = vec![];
                 watermarks.observe(key, &times, &mut before);
                 for (row, before) in piece.iter().zip(&before) {
-                    for window in assigner.place(row.0).1 {
+                    for window in assigner.locate(row.0).1 {
                         if window.end + test.lateness * MINUTE > *before {
                             let at = (window.start, row.1);
                             let group = expected.entry(at).or_default();

@@ -94,7 +94,7 @@ fn around_changes(zone: Tz) -> Vec<Micros> {
 fn agrees(spec: WindowSpec, zone: Tz, at: &[Micros], starts: &[Micros]) {
     let mut assigner = Assigner::new(spec, zone).unwrap();
     for (t, start) in at.iter().zip(starts) {
-        let (_, windows) = assigner.place(*t);
+        let (_, windows) = assigner.locate(*t);
         assert_eq!(windows.len(), 1);
         assert_eq!(windows[0].start, *start, "{spec:?} {zone} {t}");
         assert!(*t < windows[0].end, "{spec:?} {zone} {t} {windows:?}");
