@@ -33,7 +33,8 @@ pub struct WatermarkSettings {
     pub delay_us: i64,
     /// The time without records after which a partition at its end is idle.
     pub idle_timeout_us: i64,
-    /// The largest distance of a partition's W ahead of the slowest partition that has records to read.
+    /// The largest distance of a partition's W ahead of the slowest partition that has records to
+    /// read.
     pub max_drift_us: Option<i64>,
 }
 
@@ -87,7 +88,8 @@ pub struct BlockingPartition {
     pub watermark: Micros,
     /// The wall clock when its watermark last moved; `None` if it has not since the start.
     pub since: Option<Micros>,
-    /// The wall clock when the window closes without any record; `None` if there are records to read.
+    /// The wall clock when the window closes without any record; `None` if there are records to
+    /// read.
     pub closes_at: Option<Micros>,
 }
 
@@ -134,8 +136,8 @@ impl PartitionState {
         }
     }
 
-    /// Whether the partition is idle now. A partition that was idle before a restart is idle again as
-    /// soon as the reader reaches its end without a record.
+    /// Whether the partition is idle now. A partition that was idle before a restart is idle again
+    /// as soon as the reader reaches its end without a record.
     fn is_idle(&self, timeout_us: i64) -> bool {
         let quiet =
             self.quiet_us >= timeout_us || !self.stored.seen || self.stored.idle_at.is_some();
@@ -143,8 +145,8 @@ impl PartitionState {
     }
 }
 
-/// The bound by which the next rows of one partition are judged late. It contains all that this needs
-/// of the stream until the end of the epoch.
+/// The bound by which the next rows of one partition are judged late. It contains all that this
+/// needs of the stream until the end of the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LateBound {
     /// The W of the partition itself.
@@ -173,7 +175,8 @@ pub struct Watermarks {
     settings: WatermarkSettings,
     drained: bool,
     partitions: BTreeMap<TopicPartition, PartitionState>,
-    /// The partition with the smallest W at the start of the epoch, that W, and the second smallest W.
+    /// The partition with the smallest W at the start of the epoch, that W, and the second smallest
+    /// W.
     slowest: (Option<TopicPartition>, Micros, Micros),
     now: Option<Micros>,
 }
@@ -206,8 +209,8 @@ impl Watermarks {
         WatermarkState { drained: self.drained, partitions: partitions.collect() }
     }
 
-    /// Adds a partition that starts at the stream's W. Call it between epochs. A known partition does
-    /// not change.
+    /// Adds a partition that starts at the stream's W. Call it between epochs. A known partition
+    /// does not change.
     pub fn join(&mut self, partition: &TopicPartition) {
         if !self.partitions.contains_key(partition) {
             let watermark = if self.partitions.is_empty() { MIN_TIME } else { self.minimum() };
@@ -271,8 +274,8 @@ impl Watermarks {
         partition.stored.seen |= has_rows;
     }
 
-    /// Calls [`Watermarks::record_activity`], [`LateBound::pass`] and [`Watermarks::advance`] for the
-    /// next rows of a partition.
+    /// Calls [`Watermarks::record_activity`], [`LateBound::pass`] and [`Watermarks::advance`] for
+    /// the next rows of a partition.
     #[cfg(test)]
     pub fn observe(
         &mut self,
@@ -286,8 +289,8 @@ impl Watermarks {
         self.advance(partition, bound.own, !events.is_empty());
     }
 
-    /// Records that records of a partition arrived, valid or not: the partition is neither idle nor at
-    /// its end. Call this and [`Watermarks::at_end`] in the order in which the reader reads.
+    /// Records that records of a partition arrived, valid or not: the partition is neither idle nor
+    /// at its end. Call this and [`Watermarks::at_end`] in the order in which the reader reads.
     pub fn record_activity(&mut self, partition: &TopicPartition) {
         self.join(partition);
         let now = self.now;
@@ -314,8 +317,8 @@ impl Watermarks {
         }
     }
 
-    /// Adds the time since the last call to the quiet times. Call it at least every half idle timeout
-    /// while reading; one call adds no more than that.
+    /// Adds the time since the last call to the quiet times. Call it at least every half idle
+    /// timeout while reading; one call adds no more than that.
     pub fn clock(&mut self, now: Micros) {
         let longest = (self.settings.idle_timeout_us / 2).max(1);
         let step = self.now.map_or(0, |last| now.saturating_sub(last).clamp(0, longest));
@@ -325,10 +328,10 @@ impl Watermarks {
         }
     }
 
-    /// Decides how the clock moves the W of idle partitions. Each advances by the time since its last
-    /// decision, but not past the clock less the delay. Each is also lifted to the slowest partition
-    /// that is not idle, or to the fastest one if all are idle. Call it at the end of an epoch, and
-    /// apply every decision.
+    /// Decides how the clock moves the W of idle partitions. Each advances by the time since its
+    /// last decision, but not past the clock less the delay. Each is also lifted to the slowest
+    /// partition that is not idle, or to the fastest one if all are idle. Call it at the end of an
+    /// epoch, and apply every decision.
     pub fn decide(&mut self, now: Micros) -> Vec<ClockDecision> {
         self.clock(now);
         let now = self.now.unwrap_or(now);
@@ -380,9 +383,9 @@ impl Watermarks {
         }
     }
 
-    /// Finds the partitions that are too far ahead of the slowest one that has records to read, and the
-    /// paused ones that no longer are. A paused partition resumes only within half the drift, so that
-    /// it is not paused again at once.
+    /// Finds the partitions that are too far ahead of the slowest one that has records to read, and
+    /// the paused ones that no longer are. A paused partition resumes only within half the drift,
+    /// so that it is not paused again at once.
     pub fn drift(&self) -> Drift {
         let Some(limit) = self.settings.max_drift_us else { return Drift::default() };
         let behind = self.partitions.values().filter(|p| !p.at_end);
@@ -399,7 +402,8 @@ impl Watermarks {
         drift
     }
 
-    /// Returns the partition that keeps a window open that ends at `window_end`; `None` if none does.
+    /// Returns the partition that keeps a window open that ends at `window_end`; `None` if none
+    /// does.
     pub fn blocking_partition(&self, window_end: Micros) -> Option<BlockingPartition> {
         let (key, partition) = self.partitions.iter().min_by_key(|(_, p)| p.stored.watermark)?;
         let watermark = partition.stored.watermark;
@@ -438,8 +442,9 @@ impl Watermarks {
     }
 }
 
-/// Whether an event is more than `max_future_us` ahead of its append time, or of the recorded time of
-/// the epoch if the topic has no append time. Such a row is a dead letter and moves no watermark.
+/// Whether an event is more than `max_future_us` ahead of its append time, or of the recorded time
+/// of the epoch if the topic has no append time. Such a row is a dead letter and moves no
+/// watermark.
 pub fn is_future(
     event: Micros,
     append_time: Option<Micros>,
@@ -565,7 +570,8 @@ mod tests {
         advance_clock(&mut watermarks, 1035 * SECOND, 1040 * SECOND);
         assert_eq!(watermarks.stream(), 990 * SECOND);
         assert_eq!(watermarks.blocking_partition(990 * SECOND), None);
-        // After an event ahead of the clock, W stands still until the clock less the delay reaches it.
+        // After an event ahead of the clock, W stands still until the clock less the delay reaches
+        // it.
         observe(&mut watermarks, 1, &[1060 * SECOND]);
         watermarks.at_end(&key(1));
         advance_clock(&mut watermarks, 1045 * SECOND, 1100 * SECOND);

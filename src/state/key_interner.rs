@@ -1,8 +1,8 @@
 //! Interns keys: numbers them 0, 1, 2 and so on, in the order of their first occurrence.
 //!
 //! DataFusion's hash tables of groups assign the numbers. If the key is one integer column whose
-//! values are dense, such as ids, an array of numbers by value replaces the hash table: it is smaller,
-//! and nothing is hashed or compared.
+//! values are dense, such as ids, an array of numbers by value replaces the hash table: it is
+//! smaller, and nothing is hashed or compared.
 
 use std::sync::Arc;
 
@@ -146,8 +146,8 @@ impl KeyInterner {
 }
 
 /// Removes all keys of a hash table and returns them. Both calls are needed: after `emit` alone the
-/// table of several columns is still full; after `clear_shrink` alone, the null of a single column is
-/// still known, and texts do not start at 0 again.
+/// table of several columns is still full; after `clear_shrink` alone, the null of a single column
+/// is still known, and texts do not start at 0 again.
 fn take_table_keys(table: &mut Box<dyn GroupValues>) -> DfResult<Vec<ArrayRef>> {
     let keys = table.len();
     // Some tables cannot be emitted before they have been used.
@@ -250,8 +250,8 @@ mod tests {
 
     use super::*;
 
-    /// Dense and sparse keys, ascending and descending, with and without nulls, get the numbers that a
-    /// plain map gives: in a hash table, in an array, and when one replaces the other.
+    /// Dense and sparse keys, ascending and descending, with and without nulls, get the numbers
+    /// that a plain map gives: in a hash table, in an array, and when one replaces the other.
     #[test]
     fn keys_are_numbered_in_the_order_of_their_first_occurrence() {
         let mut random = StdRng::seed_from_u64(3);

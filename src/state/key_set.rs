@@ -2,13 +2,13 @@
 //!
 //! DataFusion's hash tables of groups find the new rows. They live from batch to batch, whereas an
 //! `AggregateExec` would build a table for every batch and every merge. The tables are not part of
-//! the state: the state is the rows, in the layout of partial aggregates, and the tables can be built
-//! from them.
+//! the state: the state is the rows, in the layout of partial aggregates, and the tables can be
+//! built from them.
 //!
-//! A key of several columns is looked up as a pair: its last column, and the other columns. There are
-//! usually few distinct values of each, and many pairs. Each half has a small table of its own, and a
-//! bit per pair records whether the set contains it. If the pairs are so sparse that the bits take
-//! more memory than a table of whole keys, such a table replaces them for good.
+//! A key of several columns is looked up as a pair: its last column, and the other columns. There
+//! are usually few distinct values of each, and many pairs. Each half has a small table of its own,
+//! and a bit per pair records whether the set contains it. If the pairs are so sparse that the bits
+//! take more memory than a table of whole keys, such a table replaces them for good.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -72,8 +72,8 @@ impl KeySet {
     }
 
     /// Counts the keys whose last column is not null, grouped by the other columns. Returns these
-    /// columns and the count, in the order in which the groups first occurred, and removes all keys.
-    /// Returns `None` if there are no keys, or if they are looked up as a whole.
+    /// columns and the count, in the order in which the groups first occurred, and removes all
+    /// keys. Returns `None` if there are no keys, or if they are looked up as a whole.
     pub(crate) fn take_counts(&mut self) -> DfResult<Option<RecordBatch>> {
         match self.table.get_mut().unwrap_or_else(PoisonError::into_inner) {
             KeyTable::Pairs(pairs) if pairs.count > 0 => pairs.take_counts(&self.schema).map(Some),
@@ -99,8 +99,8 @@ impl KeySet {
     }
 }
 
-/// Returns the distinct rows of `batches`, in the order of their first occurrence. `key_set` must be
-/// empty, and is empty again then.
+/// Returns the distinct rows of `batches`, in the order of their first occurrence. `key_set` must
+/// be empty, and is empty again then.
 pub(crate) fn distinct(key_set: &mut KeySet, batches: &[RecordBatch]) -> DfResult<RecordBatch> {
     let new =
         batches.iter().map(|batch| key_set.insert_new(batch)).collect::<DfResult<Vec<_>>>()?;
@@ -185,8 +185,8 @@ impl PairBits {
         self.halves.clear()
     }
 
-    /// Does what [`KeySet::insert_rows`] does. Returns `None`, and adds no key, if the bits would take
-    /// too much memory.
+    /// Does what [`KeySet::insert_rows`] does. Returns `None`, and adds no key, if the bits would
+    /// take too much memory.
     fn insert_rows(&mut self, batch: &RecordBatch) -> DfResult<Option<Vec<u32>>> {
         let Halves { left, right } = &mut self.halves;
         let (lefts, rights) = batch.columns().split_at(batch.num_columns() - 1);

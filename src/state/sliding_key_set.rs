@@ -1,16 +1,17 @@
 //! Sets of keys over sliding panes: the last pane of each key, and the number of keys per group.
 //!
-//! Panes are numbered in ascending order. The keys of a window are those whose last pane has at least
-//! the number of the window's first pane:
+//! Panes are numbered in ascending order. The keys of a window are those whose last pane has at
+//! least the number of the window's first pane:
 //!
 //! ```text
 //!   panes     p1    p2    p3    p4  │  p5    p6        the window that closes: p3..p6
 //!   number   F-3   F-2   F-1    F   │  F+1   F+2       has the keys from F-1 on
 //!            front, from the right  │  back, from the left
 //! ```
-//! A key of several columns is looked up as a pair: its last column, and the other columns, which are
-//! its group. So the numbers form a table with a row for each group, and a pass over the row counts its
-//! keys. If the pairs are too sparse for that, keys are looked up as a whole and cannot be counted.
+//! A key of several columns is looked up as a pair: its last column, and the other columns, which
+//! are its group. So the numbers form a table with a row for each group, and a pass over the row
+//! counts its keys. If the pairs are too sparse for that, keys are looked up as a whole and cannot
+//! be counted.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -115,8 +116,8 @@ impl SlidingKeySet {
         }
     }
 
-    /// Adds a pane to the front, before all its other panes. Returns the keys that these lack. The back
-    /// must be empty.
+    /// Adds a pane to the front, before all its other panes. Returns the keys that these lack. The
+    /// back must be empty.
     pub(crate) fn add_to_front(&mut self, pane: &RecordBatch) -> DfResult<RecordBatch> {
         let number = FRONT - (self.front_groups.len() - 1) as u32;
         let mut new_rows = Vec::new();
@@ -164,8 +165,8 @@ impl SlidingKeySet {
     }
 
     /// Counts the keys per group whose last column is not null, in the newest `front` panes of the
-    /// front, in the back and in `late`. Returns the columns of the groups and the count, in the order
-    /// of these parts. Returns `None` if keys are looked up as a whole.
+    /// front, in the back and in `late`. Returns the columns of the groups and the count, in the
+    /// order of these parts. Returns `None` if keys are looked up as a whole.
     pub(crate) fn counts(
         &mut self,
         front: usize,
@@ -244,8 +245,8 @@ impl PairTable {
         self.halves.clear()
     }
 
-    /// Returns the index of each row's key in `last`, which is resized as needed. Returns `None`, and
-    /// leaves `last` as it is, if it would take more than `max_bytes`.
+    /// Returns the index of each row's key in `last`, which is resized as needed. Returns `None`,
+    /// and leaves `last` as it is, if it would take more than `max_bytes`.
     fn locate(
         &mut self,
         batch: &RecordBatch,
@@ -279,8 +280,8 @@ impl PairTable {
         Ok(Some(indices.map(|(left, right)| left * width + right).collect()))
     }
 
-    /// Returns the columns of `groups` and, for each group, the number of its keys whose last pane is
-    /// `since` or a later one.
+    /// Returns the columns of `groups` and, for each group, the number of its keys whose last pane
+    /// is `since` or a later one.
     fn counts(&self, groups: &[usize], last: &[u32], since: u32) -> DfResult<RecordBatch> {
         let count = |group: &usize| {
             let row = &last[group * self.width..][..self.width];

@@ -1,8 +1,8 @@
 //! Snapshots of state: Arrow IPC files and a manifest in an object store.
 //!
 //! Layout under a snapshot's path: `00000.arrow`, `00001.arrow`, ... (one batch each) and
-//! `manifest.json`, which lists them with rows, bytes and checksum. The manifest is written last, so
-//! a snapshot without a manifest is incomplete.
+//! `manifest.json`, which lists them with rows, bytes and checksum. The manifest is written last,
+//! so a snapshot without a manifest is incomplete.
 //!
 //! Promises: `write` reads back the manifest and the size of every file before it returns; `read`
 //! returns exactly what was written, or an error.
@@ -163,8 +163,8 @@ async fn read_file(
     .await
 }
 
-/// Deletes a snapshot, its manifest first, so that the remaining files never count as a snapshot. Does
-/// nothing if the snapshot does not exist.
+/// Deletes a snapshot, its manifest first, so that the remaining files never count as a snapshot.
+/// Does nothing if the snapshot does not exist.
 ///
 /// # Errors
 /// The store fails.
@@ -188,7 +188,7 @@ pub async fn delete(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<()> {
 /// The store fails.
 pub async fn list(store: &Arc<dyn ObjectStore>) -> Result<Vec<Path>> {
     let found = store.list_with_delimiter(None).await;
-    let found = found.map_err(|error| list_failed(error))?;
+    let found = found.map_err(list_failed)?;
     let mut paths = found.common_prefixes;
     paths.sort();
     Ok(paths)

@@ -46,8 +46,8 @@ enum Grid {
     Midnight { step: i64, offset: i64 },
     /// Local times `origin + k * step`.
     Local { step: i64, origin: i64 },
-    /// Local times `k * months` after `origin`, then shifted by `offset`. With `utc`, UTC is the local
-    /// time.
+    /// Local times `k * months` after `origin`, then shifted by `offset`. With `utc`, UTC is the
+    /// local time.
     Months { months: i64, origin: i64, offset: i64, utc: bool },
 }
 
@@ -108,8 +108,8 @@ impl Grid {
     }
 }
 
-/// Finds the two neighbouring boundaries around `t`. `boundary(k)` must not descend; `k` is a guess of
-/// the number of the first of the two.
+/// Finds the two neighbouring boundaries around `t`. `boundary(k)` must not descend; `k` is a guess
+/// of the number of the first of the two.
 fn search(
     t: Micros,
     mut k: i64,
@@ -141,8 +141,8 @@ fn clamp(value: i128) -> i64 {
     i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
 }
 
-/// Returns the local time `months` calendar months after `local`. A day that the month lacks becomes
-/// the last day of the month.
+/// Returns the local time `months` calendar months after `local`. A day that the month lacks
+/// becomes the last day of the month.
 fn add_months(local: i64, months: i64) -> i64 {
     let from = naive(local);
     let count = Months::new(u32::try_from(months.unsigned_abs()).unwrap_or(u32::MAX));
@@ -155,8 +155,8 @@ fn add_months(local: i64, months: i64) -> i64 {
     }
 }
 
-/// Assigns events to windows. It caches panes, so that a row of the same pane as the previous row costs
-/// two comparisons.
+/// Assigns events to windows. It caches panes, so that a row of the same pane as the previous row
+/// costs two comparisons.
 #[derive(Debug, Clone)]
 pub struct Assigner {
     spec: WindowSpec,
@@ -191,7 +191,8 @@ impl Assigner {
         out.extend_from_slice(self.locate(t).1);
     }
 
-    /// Returns the pane of `t`: the span around it in which every instant belongs to the same windows.
+    /// Returns the pane of `t`: the span around it in which every instant belongs to the same
+    /// windows.
     pub fn pane(&mut self, t: Micros) -> Window {
         self.locate(t).0
     }
@@ -225,8 +226,8 @@ impl Assigner {
         (self.pane, &self.windows)
     }
 
-    /// Derives the pane after `pane` of hopping windows: it lacks the windows that end there, and has
-    /// the one that starts there. Event time mostly advances, and this is cheaper than
+    /// Derives the pane after `pane` of hopping windows: it lacks the windows that end there, and
+    /// has the one that starts there. Event time mostly advances, and this is cheaper than
     /// [`Assigner::hop`]. `None` for other windows.
     fn next_pane(&mut self, pane: Window, windows: &[Window]) -> Option<(Window, Vec<Window>)> {
         let WindowSpec::Hop { slide, size, offset_us } = self.spec else { return None };
@@ -304,7 +305,8 @@ impl Assigner {
         if end > start.at { end } else { start.at.saturating_add(size.nominal_us()) }
     }
 
-    /// Returns the period of DataFusion's `date_trunc` (datafusion-functions, datetime/date_trunc.rs).
+    /// Returns the period of DataFusion's `date_trunc` (datafusion-functions,
+    /// datetime/date_trunc.rs).
     fn truncate(&mut self, t: Micros, unit: TruncUnit) -> (Window, Vec<Window>) {
         let step = match unit {
             TruncUnit::Microsecond => 1,
@@ -326,9 +328,9 @@ impl Assigner {
         self.tumble(t, Grid::Fixed { step, origin: 0 })
     }
 
-    /// Returns the instant of a truncated local time. If there are two, it is the one with the offset
-    /// of the instant that was truncated. If there is none, it is three hours after the instant of the
-    /// local time three hours before.
+    /// Returns the instant of a truncated local time. If there are two, it is the one with the
+    /// offset of the instant that was truncated. If there is none, it is three hours after the
+    /// instant of the local time three hours before.
     fn resolve(&mut self, local: i64, offset: Micros) -> Micros {
         let tz = self.zone.tz();
         match tz.from_local_datetime(&naive(local)) {
@@ -348,8 +350,9 @@ impl Assigner {
     }
 
     /// Returns the end of the period that `date_trunc` starts at `start`. If the local start occurs
-    /// twice, there are two periods, and the first one ends where the second one starts. A quarter or a
-    /// year can return to its first offset, so these last until the end of the calendar period.
+    /// twice, there are two periods, and the first one ends where the second one starts. A quarter
+    /// or a year can return to its first offset, so these last until the end of the calendar
+    /// period.
     fn period_end(&mut self, start: Micros, unit: TruncUnit) -> Micros {
         let (from, until) = period(self.zone.local(start), unit);
         if !matches!(unit, TruncUnit::Quarter | TruncUnit::Year)
@@ -571,7 +574,8 @@ mod tests {
         ]
     }
 
-    /// Instants from 1902 to 2037, often within a day of an offset change in Helsinki or on Lord Howe.
+    /// Instants from 1902 to 2037, often within a day of an offset change in Helsinki or on Lord
+    /// Howe.
     fn instant() -> impl Strategy<Value = Micros> {
         let changes = vec![1_572_138_000, 1_585_443_600, 1_617_462_000, 1_633_188_600, 0];
         prop_oneof![
@@ -614,8 +618,8 @@ mod tests {
             let mut fresh = Assigner::new(spec, zone).unwrap();
             let (pane_again, windows_again) = fresh.locate(inside);
             prop_assert_eq!((pane_again, windows_again), (pane, &windows[..]));
-            // The windows of the next pane that start earlier must contain this pane as well. Deriving
-            // the next pane gives the same result as computing it.
+            // The windows of the next pane that start earlier must contain this pane as well.
+            // Deriving the next pane gives the same result as computing it.
             for _ in 0..5 {
                 let (next, held) = fresh.locate(assigner.pane.end);
                 for window in held.iter().filter(|w| w.start < next.start) {

@@ -23,8 +23,8 @@ impl Difference {
     }
 }
 
-/// Compares two results of one schema by the columns `key`; if that is empty, whole rows are keys. Of
-/// several rows with one key, the last one counts. Time and memory are linear in both results.
+/// Compares two results of one schema by the columns `key`; if that is empty, whole rows are keys.
+/// Of several rows with one key, the last one counts. Time and memory are linear in both results.
 pub(crate) fn difference(
     old: &RecordBatch,
     new: &RecordBatch,

@@ -14,8 +14,8 @@ use crate::planner::QueryPlan;
 use crate::time::{MIN_TIME, Micros, Window};
 use crate::window::merge_tree::SlotBatches;
 
-/// If one partition, bucket and slot has more rows than this, they are merged before the epoch ends,
-/// so that few keys do not take much memory.
+/// If one partition, bucket and slot has more rows than this, they are merged before the epoch
+/// ends, so that few keys do not take much memory.
 const MAX_ROWS: usize = 1 << 17;
 /// After a merge, the next one waits until the rows are this many times the merged rows. Many keys
 /// are cheaper to merge once, with those of other partitions.
@@ -83,8 +83,8 @@ pub struct EpochBuffer {
 }
 
 impl EpochBuffer {
-    /// Adds one batch per state slot for the next rows of a partition. Returns whether any batch has
-    /// rows; if none has, no bucket is created.
+    /// Adds one batch per state slot for the next rows of a partition. Returns whether any batch
+    /// has rows; if none has, no bucket is created.
     pub(crate) async fn add(
         &mut self,
         plan: &QueryPlan,
@@ -118,8 +118,8 @@ impl EpochBuffer {
         }
     }
 
-    /// Returns one batch per bucket and state slot, in the order of buckets. Batches of key sets may
-    /// contain keys twice.
+    /// Returns one batch per bucket and state slot, in the order of buckets. Batches of key sets
+    /// may contain keys twice.
     pub(crate) async fn drain(self, plan: &QueryPlan) -> Result<Vec<(Bucket, SlotBatches)>> {
         let mut drained = Vec::with_capacity(self.buckets.len());
         for (bucket, partitions) in self.buckets {

@@ -1,5 +1,5 @@
-//! Isolates the rows that an expression fails for. When a batch fails, bisection finds these rows, and
-//! the other rows are processed.
+//! Isolates the rows that an expression fails for. When a batch fails, bisection finds these rows,
+//! and the other rows are processed.
 
 use arrow::array::RecordBatch;
 use datafusion::error::DataFusionError;
@@ -15,8 +15,8 @@ pub struct Isolated<T> {
     pub failed: Vec<(usize, String)>,
 }
 
-/// Runs `run` over all rows of `batch` that it does not fail for. A piece that fails is halved, down to
-/// single rows, so the pieces are a function of the rows.
+/// Runs `run` over all rows of `batch` that it does not fail for. A piece that fails is halved,
+/// down to single rows, so the pieces are a function of the rows.
 ///
 /// # Errors
 /// An error that no row causes (memory, disks) is returned unchanged.

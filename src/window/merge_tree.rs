@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Invariants: levels never rise towards the newest batch, and fewer than [`FAN_IN`] neighbours
-//! have the same level (except in large key sets); a batch never changes. When batches merge, and in
-//! which order, is a function of the pushed batches, never of time or of memory.
+//! have the same level (except in large key sets); a batch never changes. When batches merge, and
+//! in which order, is a function of the pushed batches, never of time or of memory.
 //!
 //! [`MergeTree::push`] stores only the new keys of a key set. So the batches of a set have no key in
 //! common and merge without being grouped again. The table that finds new keys is built from the
@@ -79,7 +79,8 @@ impl MergeTree {
         Ok(())
     }
 
-    /// Adds the batches of an epoch without looking for new keys, so key sets may contain keys twice.
+    /// Adds the batches of an epoch without looking for new keys, so key sets may contain keys
+    /// twice.
     pub async fn push_unchecked(&mut self, plan: &QueryPlan, batches: SlotBatches) -> Result<()> {
         self.resize(batches.len());
         for (slot, batch) in batches.into_iter().enumerate() {
@@ -112,8 +113,9 @@ impl MergeTree {
         Ok(())
     }
 
-    /// Merges the stack of one slot into one batch and returns it; `None` if the stack is empty. The
-    /// only batch of a key set is merged too if its level is 0, because it may contain keys twice.
+    /// Merges the stack of one slot into one batch and returns it; `None` if the stack is empty.
+    /// The only batch of a key set is merged too if its level is 0, because it may contain keys
+    /// twice.
     pub async fn flatten_slot(
         &mut self,
         plan: &QueryPlan,
@@ -165,8 +167,8 @@ impl MergeTree {
         Ok(key_set.insert_new(batch)?)
     }
 
-    /// Returns the number of keys per group of a key set, and drops the table that finds new keys. So
-    /// call it only for a window that receives no more rows. `None` if the table cannot count.
+    /// Returns the number of keys per group of a key set, and drops the table that finds new keys.
+    /// So call it only for a window that receives no more rows. `None` if the table cannot count.
     pub fn take_counts(&mut self, slot: usize) -> Result<Option<RecordBatch>> {
         let key_set = self.key_sets.get_mut(slot).and_then(Option::take);
         Ok(key_set.map(|mut key_set| key_set.take_counts()).transpose()?.flatten())

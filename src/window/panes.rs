@@ -6,15 +6,15 @@
 //!   back                            │  p5-6     │               one running merge, fed from the right
 //!   result  =  p2-4  +  p5-6  +  late additions of p2..p6
 //! ```
-//! This is the two-stack algorithm for sliding-window aggregation. When a window closes, its new panes
-//! are pushed into the back and the panes that it no longer contains are popped from the front. When
-//! the front is empty, it is rebuilt from the panes of the back. So a pane is merged about three times
-//! in all, however many windows contain it.
+//! This is the two-stack algorithm for sliding-window aggregation. When a window closes, its new
+//! panes are pushed into the back and the panes that it no longer contains are popped from the
+//! front. When the front is empty, it is rebuilt from the panes of the back. So a pane is merged
+//! about three times in all, however many windows contain it.
 //!
-//! For a slot that is a key set, a pane adds only the keys that the back lacks, and nothing is grouped
-//! again. The front is one batch of the keys that each pane adds to the panes after it, and the suffix
-//! merges are slices of that batch. If the query needs only the number of keys per group, the number
-//! comes from the last pane of each key, and nothing is merged.
+//! For a slot that is a key set, a pane adds only the keys that the back lacks, and nothing is
+//! grouped again. The front is one batch of the keys that each pane adds to the panes after it, and
+//! the suffix merges are slices of that batch. If the query needs only the number of keys per
+//! group, the number comes from the last pane of each key, and nothing is merged.
 //!
 //! Invariants:
 //! - windows close in the order of their ends. A window that starts before the last merged one, or
@@ -199,8 +199,8 @@ impl Panes {
         Ok(WindowState { batches: rewindow(plan, found, window)?, counts })
     }
 
-    /// Counts the keys per group in the running merges and in `late`; `None` if the query needs more
-    /// than the counts.
+    /// Counts the keys per group in the running merges and in `late`; `None` if the query needs
+    /// more than the counts.
     fn count_keys(
         &mut self,
         plan: &QueryPlan,
@@ -240,8 +240,8 @@ impl Panes {
         Ok(())
     }
 
-    /// Moves the panes of the back to the front. Late additions that every window from now on accepts
-    /// become part of their panes.
+    /// Moves the panes of the back to the front. Late additions that every window from now on
+    /// accepts become part of their panes.
     async fn move_back_to_front(&mut self, plan: &QueryPlan, window: Window) -> Result<()> {
         let until = self.merges.stacked_until.max(window.start);
         for pane in self.panes.range_mut(window.start..until).map(|(_, pane)| pane) {
@@ -258,14 +258,14 @@ impl Panes {
         self.rebuild_front(plan).await
     }
 
-    /// Builds the suffix merges over the panes from the start of the last merged window to the end of
-    /// the front, and the key sets of the panes. The key sets must be empty.
+    /// Builds the suffix merges over the panes from the start of the last merged window to the end
+    /// of the front, and the key sets of the panes. The key sets must be empty.
     pub async fn rebuild_front(&mut self, plan: &QueryPlan) -> Result<()> {
         let RunningMerges { last_merged, front_until, .. } = self.merges;
         self.merges.front.clear();
         self.merges.create_key_sets(plan)?;
-        // For key sets: the keys that each pane adds to the panes after it, and their number from the
-        // last pane up to each pane.
+        // For key sets: the keys that each pane adds to the panes after it, and their number from
+        // the last pane up to each pane.
         let mut added = vec![Vec::new(); plan.slots()];
         let mut rows = vec![0; plan.slots()];
         let mut front: Vec<(Micros, SlotBatches, Vec<usize>)> = Vec::new();

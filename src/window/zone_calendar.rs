@@ -2,9 +2,9 @@
 //!
 //! Promises: only [`ZoneCalendar::first`] turns local times into window boundaries. It returns the
 //! first instant at which the local time is that time or later. So a local time that occurs twice
-//! means the first occurrence, and one that the clock skips means the instant of the skip. Boundaries
-//! made from ascending local times are therefore ascending, and the windows between them partition
-//! time. Instants beyond chrono's calendar use the offset at its edge.
+//! means the first occurrence, and one that the clock skips means the instant of the skip.
+//! Boundaries made from ascending local times are therefore ascending, and the windows between them
+//! partition time. Instants beyond chrono's calendar use the offset at its edge.
 
 use std::collections::HashMap;
 
@@ -122,8 +122,8 @@ impl ZoneCalendar {
         ]
     }
 
-    /// Finds the change of offset within a UTC day by bisection, and caches the result. A day has at
-    /// most one change.
+    /// Finds the change of offset within a UTC day by bisection, and caches the result. A day has
+    /// at most one change.
     fn find_offsets(&mut self, day: i64) -> DayOffsets {
         let (mut low, mut high) = (day * DAY_SECONDS, (day + 1) * DAY_SECONDS);
         let (before, after) = (self.offset(low), self.offset(high));

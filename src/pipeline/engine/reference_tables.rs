@@ -1,7 +1,7 @@
 //! Reference tables: files that users edit, loaded as versions that epochs can name.
 //!
-//! Before the first epoch that uses a version, its file is copied next to the customer's state under
-//! its content hash. So recovery can replay old epochs with the table as it was.
+//! Before the first epoch that uses a version, its file is copied next to the customer's state
+//! under its content hash. So recovery can replay old epochs with the table as it was.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -51,8 +51,8 @@ pub struct TableVersion {
 }
 
 impl ReferenceTables {
-    /// Table locations are relative to `root`; copies go to the folder `versions`. `planned` has the
-    /// columns that the plans expect of each table.
+    /// Table locations are relative to `root`; copies go to the folder `versions`. `planned` has
+    /// the columns that the plans expect of each table.
     pub fn new(
         root: &Path,
         versions: PathBuf,
@@ -63,9 +63,9 @@ impl ReferenceTables {
         Self { root: root.to_owned(), versions, tables, planned, loaded, refused, current }
     }
 
-    /// Loads the tables whose file changed since the last call; the first call loads all tables. If a
-    /// new file cannot be read, or lacks columns that the plans expect, the table keeps its version,
-    /// and a warning is logged once for each state of the file.
+    /// Loads the tables whose file changed since the last call; the first call loads all tables. If
+    /// a new file cannot be read, or lacks columns that the plans expect, the table keeps its
+    /// version, and a warning is logged once for each state of the file.
     ///
     /// # Errors
     /// A table that has no version yet cannot be loaded.
@@ -101,8 +101,8 @@ impl ReferenceTables {
         Ok(changed)
     }
 
-    /// Copies the file of a table to the versions and reads the copy. A new copy that cannot be read is
-    /// deleted again.
+    /// Copies the file of a table to the versions and reads the copy. A new copy that cannot be
+    /// read is deleted again.
     async fn load(&self, table: &Table, path: &Path) -> Result<TableVersion> {
         let bytes = tokio::fs::read(path).await.map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => missing(table),
@@ -182,9 +182,9 @@ fn read_stored_columns(path: &Path) -> Option<SchemaRef> {
     Some(StreamReader::try_new(file, None).ok()?.schema())
 }
 
-/// Returns the columns of a table: as declared, or as inferred from its file. Columns that an earlier
-/// run stored in the folder `versions` stay unchanged, even if the file cannot be read; new columns of
-/// the file come after them.
+/// Returns the columns of a table: as declared, or as inferred from its file. Columns that an
+/// earlier run stored in the folder `versions` stay unchanged, even if the file cannot be read; new
+/// columns of the file come after them.
 ///
 /// # Errors
 /// There is no such file, or it cannot be read.
@@ -273,8 +273,8 @@ async fn read_copy(
     }
 }
 
-/// Opens a file of a table. A CSV file is read with the types of `planned`, or else with the declared
-/// ones.
+/// Opens a file of a table. A CSV file is read with the types of `planned`, or else with the
+/// declared ones.
 async fn open(
     context: &SessionContext,
     table: &Table,
@@ -315,10 +315,10 @@ fn csv_options<'a>(table: &'a Table, extension: &'a str) -> CsvReadOptions<'a> {
     }
 }
 
-/// Returns the schema by which a CSV file is read whose header has the names of `found`. Columns are
-/// matched by name if `by_name` returns true; its argument is whether the file has all columns of
-/// `wanted`. Then columns that `wanted` lacks are read as text. Otherwise the columns are those of
-/// `wanted`, by position.
+/// Returns the schema by which a CSV file is read whose header has the names of `found`. Columns
+/// are matched by name if `by_name` returns true; its argument is whether the file has all columns
+/// of `wanted`. Then columns that `wanted` lacks are read as text. Otherwise the columns are those
+/// of `wanted`, by position.
 fn csv_schema(found: &Schema, wanted: &Schema, by_name: impl Fn(bool) -> bool) -> Schema {
     let has_all = wanted.fields().iter().all(|field| found.index_of(field.name()).is_ok());
     if !by_name(has_all) {

@@ -65,8 +65,8 @@ pub fn decoder(stream: &Stream, zone: Tz) -> Result<Decoder> {
     Decoder::new(fields.collect(), zone)
 }
 
-/// Reads a stream's chunks. The decoder remembers the order of JSON keys between chunks; that changes
-/// its speed, never its results.
+/// Reads a stream's chunks. The decoder remembers the order of JSON keys between chunks; that
+/// changes its speed, never its results.
 pub struct RowReader {
     plan: Arc<StreamPlan>,
     decoder: Decoder,
@@ -219,8 +219,8 @@ impl RowReader {
         }
     }
 
-    /// Rejects rows without an event time or with one too far in the future. Returns the event times
-    /// of the other rows.
+    /// Rejects rows without an event time or with one too far in the future. Returns the event
+    /// times of the other rows.
     fn check_event_times(
         &self,
         candidates: &mut CandidateRows,

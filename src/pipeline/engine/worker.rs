@@ -5,9 +5,9 @@
 //!                          └─► partial aggregates ─► StateBuffers, at the epoch's end
 //! ```
 //!
-//! Promise: the results of a partition's chunks are a function of the chunks, in offset order, and of
-//! the epoch. They do not depend on the worker, as long as one worker processes all chunks that the
-//! partition has in an epoch.
+//! Promise: the results of a partition's chunks are a function of the chunks, in offset order, and
+//! of the epoch. They do not depend on the worker, as long as one worker processes all chunks that
+//! the partition has in an epoch.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
