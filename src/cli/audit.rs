@@ -27,7 +27,7 @@ use crate::source::{Cluster, KafkaConfig, blocking};
 use crate::types::{SourcePosition, TopicPartition};
 use crate::{Result, history, pipeline};
 
-/// Prove from Kafka and the tables that nothing is lost and nothing is twice.
+/// Verify with Kafka and the tables that no row is lost or duplicated.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -79,7 +79,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 }
 
 impl Audited {
-    /// Prints the account; says whether it holds.
+    /// Prints the accounting of a partition and returns whether it holds.
     fn tell(self, customer: &str) -> bool {
         let Self { stream, partition, at, outcome } = self;
         let (account, offsets, verdict) = match outcome {
@@ -92,7 +92,7 @@ impl Audited {
                 let account = ledger.account(whole.then_some(at));
                 let verdict = match account.faults.as_slice() {
                     [] if at.skipped > 0 => format!(
-                        "holds; {} offsets were gone and passed over (--on-gap skip)",
+                        "holds; {} missing offsets were skipped (--on-gap skip)",
                         at.skipped
                     ),
                     [] => "holds".to_owned(),
@@ -259,7 +259,7 @@ async fn dead_letters(kafka: &KafkaConfig, customer: &Customer) -> Result<DeadLe
     Ok(dead)
 }
 
-/// The first offset of a partition and its end; `None`: there is no such partition.
+/// Returns the first offset of a partition and its end; `None` if there is no such partition.
 async fn bounds(kafka: &KafkaConfig, partition: &TopicPartition) -> Result<Option<(i64, i64)>> {
     let (kafka, partition) = (kafka.clone(), partition.clone());
     blocking(move || {

@@ -17,7 +17,7 @@ pub struct Args {
     project: ProjectArgs,
 }
 
-/// Show how a query is cut.
+/// Show the batch plan, the window state and the final plan of a query.
 #[derive(Debug, clap::Args)]
 pub struct ExplainArgs {
     #[command(flatten)]
@@ -72,7 +72,7 @@ fn counted(number: usize, noun: &str) -> String {
     }
 }
 
-/// Adds errors about places of which nothing is said yet.
+/// Adds errors about places that no other error names yet.
 fn add_news(errors: &mut Vec<Error>, more: Vec<Error>) {
     for error in more {
         let told = |known: &Error| match (&known.place, &error.place) {
@@ -110,10 +110,10 @@ fn describe(query: &QueryPlan) {
         println!(
             "    windows  {}{}",
             described(window),
-            if query.panes { ", kept by panes" } else { "" }
+            if query.panes { ", state in panes" } else { "" }
         );
     }
-    println!("    kept     {}", query.state_description());
+    println!("    state    {}", query.state_description());
     if let Emit::Every(every) = query.query.emit {
         println!("    emits    every {} s while a window is open", every / 1_000_000);
     }
@@ -131,7 +131,7 @@ fn describe(query: &QueryPlan) {
     warnings(query).iter().for_each(|warning| println!("    warning  {warning}"));
 }
 
-/// What is allowed, and hardly meant.
+/// Warns about what is allowed but probably not intended.
 fn warnings(query: &QueryPlan) -> Vec<String> {
     let mut warnings = Vec::new();
     if query.kind == PlanKind::Windowed && !query.has_window_column {
@@ -141,21 +141,23 @@ fn warnings(query: &QueryPlan) -> Vec<String> {
             ", and rows of different windows have the same key"
         };
         warnings.push(format!(
-            "nothing tells which window a row belongs to{keys}: select window_start"
+            "no result column identifies the window of a row{keys}: select window_start"
         ));
     }
     if let Some(WindowSpec::Hop { slide, size, .. }) = &query.window
         && is_longer(slide, size)
     {
         warnings.push(
-            "rows between two windows are in none: HOP takes the slide first, then the size"
+            "rows between two windows belong to no window: the arguments of HOP are first the slide, then the size"
                 .to_owned(),
         );
     }
     for field in query.output.fields() {
         if field.name().contains(['(', '.']) {
             let name = plain(field.name());
-            warnings.push(format!("a column is called \"{name}\": give it a name with AS"));
+            warnings.push(format!(
+                "a column has the generated name \"{name}\": give it a name with AS"
+            ));
         }
     }
     warnings
@@ -214,7 +216,7 @@ fn span(us: i64) -> String {
     unit.map_or_else(|| format!("{us} us"), |(length, name)| format!("{} {name}", us / length))
 }
 
-/// Prints front, kept state and closing plan of one query.
+/// Prints the batch plan, the window state and the final plan of one query.
 pub async fn explain(args: ExplainArgs) -> Result<ExitCode> {
     let Some(catalog) = args.project.load() else { return Ok(ExitCode::FAILURE) };
     let mut seen = Vec::new();

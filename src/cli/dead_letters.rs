@@ -1,4 +1,4 @@
-//! `millstream dead-letters`: look at them, and feed those again that a mended schema accepts.
+//! `millstream dead-letters`: sends dead letters again that the present schema accepts.
 
 use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use crate::source::chunk::{Chunk, Record};
 use crate::types::OutRecord;
 use crate::{Error, Result};
 
-/// Look after dead letters.
+/// Process dead letters again.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -25,7 +25,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Feed those rejected at decode again that the schema accepts now
+    /// Send messages that the decoder rejected, and that the present schema accepts, again
     Retry(RetryArgs),
 }
 
@@ -35,12 +35,12 @@ struct RetryArgs {
     project: ProjectArgs,
     #[command(flatten)]
     kafka: KafkaArgs,
-    /// Only say what would be fed again
+    /// Only print what would be sent again
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Stage of the records that say that a dead letter was fed again.
+/// The stage of the records that mark a dead letter as sent again.
 const RETRIED: &str = "retried";
 
 /// One dead letter that was rejected at decode.
@@ -50,7 +50,7 @@ struct Letter {
     key: Option<Bytes>,
     value: Bytes,
     headers: Vec<(String, Option<Bytes>)>,
-    /// It was too large to be kept whole.
+    /// The message was too large for the dead-letter topic and was truncated.
     cut: bool,
 }
 
@@ -98,7 +98,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Dead letters rejected at decode and not fed again yet.
+/// Dead letters that the decoder rejected and that were not sent again yet.
 async fn waiting(kafka: &crate::source::KafkaConfig, customer: &Customer) -> Result<Vec<Letter>> {
     let topic = sink::dead_letter_topic(&customer.name);
     let (mut letters, mut retried) = (Vec::new(), HashSet::new());
@@ -168,7 +168,7 @@ fn accepts(stream: &Stream, customer: &Customer, letter: &Letter) -> Result<bool
     Ok(decoded.rejected.is_empty() && decoded.batch.num_rows() > 0)
 }
 
-/// The record for the source topic, and the one that says that it was sent.
+/// The record for the source topic, and the record that marks the dead letter as sent again.
 fn records(letter: Letter, dead: &Arc<str>) -> [OutRecord; 2] {
     let text = |value: String| Some(Bytes::from(value));
     let mark = OutRecord {

@@ -1,4 +1,4 @@
-//! `millstream demo`: everything in one process, for a first look.
+//! `millstream demo`: a broker, sensors, pipelines and a live view in one process.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub struct Args {
     /// The folder that holds schemas/ and queries/
     #[arg(long, default_value = ".")]
     project: PathBuf,
-    /// Each run keeps its history in a folder of its own below this one
+    /// Each run stores its history in a folder of its own below this one
     #[arg(long, default_value = ".millstream/demo")]
     data_dir: PathBuf,
     /// Stop after this long, such as 30s
@@ -38,7 +38,7 @@ pub struct Args {
     /// Events per second and customer
     #[arg(long, default_value = "40/s")]
     rate: String,
-    /// What goes wrong with the sensors, as `millstream sensors` takes it
+    /// Faults of the sensors, in the syntax of `millstream sensors --faults`
     #[arg(
         long,
         default_value = "malformed=1%,duplicate=1%,late=2%,future=0.1%,silent=1084@30s..60s"
@@ -63,7 +63,7 @@ const HIDDEN_QUERY: HiddenQuery = HiddenQuery {
 };
 
 impl Args {
-    /// Whether the live view takes over the terminal.
+    /// Whether the live view uses the whole terminal.
     pub fn draws(&self) -> bool {
         !self.plain && std::io::stdout().is_terminal()
     }
@@ -230,5 +230,8 @@ fn suggestion(data_dir: &std::path::Path) -> String {
 }
 
 fn farewell(data_dir: &std::path::Path) {
-    println!("\nThe demo is over; its history stays. Ask it:\n  {}", suggestion(data_dir));
+    println!(
+        "\nThe demo has ended; its history is still there. Query it with:\n  {}",
+        suggestion(data_dir)
+    );
 }

@@ -1,7 +1,7 @@
 //! Answers, written as a table, CSV, JSON lines or Parquet; row by row as they come, for an answer
 //! may be larger than memory.
 //!
-//! A table is for people: bytes that are text show as text, and long cells are cut. The other formats
+//! A table is for people: bytes that are text are shown as text, and long cells are truncated. The other formats
 //! hold every value whole, bytes in CSV and JSON as hexadecimal digits, so that they can be read back.
 
 use std::fs::File;
@@ -33,7 +33,7 @@ const CELL: usize = 100;
 /// How an answer is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// Columns and lines, for people; long cells are cut
+    /// Columns and lines for people; long cells are truncated
     Table,
     /// Comma-separated values with a header.
     Csv,
@@ -44,10 +44,10 @@ pub enum Format {
 }
 
 impl Format {
-    /// The one that is asked for, else the one that the file's name ends with.
+    /// Returns the requested format, else the one that the extension of the file names.
     ///
     /// # Errors
-    /// A file whose ending tells no format.
+    /// The extension of the file names no format.
     pub fn wanted(asked: Option<Self>, output: Option<&Path>) -> Result<Self> {
         let (None, Some(path)) = (asked, output) else { return Ok(asked.unwrap_or(Self::Table)) };
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
@@ -56,8 +56,11 @@ impl Format {
             "json" | "jsonl" | "ndjson" => Ok(Self::Json),
             "parquet" => Ok(Self::Parquet),
             "txt" => Ok(Self::Table),
-            _ => Err(Error::config(format!("{} tells no format", path.display()))
-                .hint("say --format csv, json, parquet or table")),
+            _ => Err(Error::config(format!(
+                "cannot derive a format from the file name {}",
+                path.display()
+            ))
+            .hint("add --format csv, json, parquet or table")),
         }
     }
 }
@@ -65,7 +68,7 @@ impl Format {
 /// Writes `rows` to the file `output`, or to standard output. Returns how many there were.
 ///
 /// A file appears under its name when it is complete. A reader that stops reading standard output
-/// (`| head`) is no error.
+/// (`| head`) is not an error.
 ///
 /// # Errors
 /// Of the query; of the file; [`Kind::Config`] for what a format cannot hold (lists in CSV) and for
@@ -135,7 +138,7 @@ async fn copy<W: Write + Send>(
 
 /// Why writing stopped.
 enum Stop {
-    /// Nobody reads any more.
+    /// The reader has closed the pipe.
     Closed,
     Failed(Error),
 }
@@ -270,7 +273,7 @@ fn options() -> FormatOptions<'static> {
     FormatOptions::default().with_display_error(true)
 }
 
-/// Whether the answer is EXPLAIN's, whose lines are worth nothing when they are cut.
+/// Whether the result is that of EXPLAIN, whose lines must not be truncated.
 fn is_plan(schema: &SchemaRef) -> bool {
     schema.fields().iter().any(|field| field.name() == "plan_type")
 }

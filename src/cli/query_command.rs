@@ -8,17 +8,17 @@ use crate::cli::output::{Format, write};
 use crate::cli::project_args::ProjectArgs;
 use crate::{Error, Result, history, pipeline};
 
-/// Ask history a question in SQL.
+/// Run SQL over history.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     project: ProjectArgs,
-    /// The question; '-' or nothing reads it from standard input
+    /// The SQL query; '-' or nothing reads it from standard input
     sql: Option<String>,
-    /// Read the question from a file
+    /// Read the SQL query from a file
     #[arg(long, short, value_name = "FILE", conflicts_with = "sql")]
     file: Option<PathBuf>,
-    /// How the answer is written; without it, as the ending of --output says, or as a table
+    /// Output format; the default follows from the extension of --output, else a table
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Write the answer to a file
@@ -36,7 +36,7 @@ pub struct CompactArgs {
     vacuum: bool,
 }
 
-/// Answers one question.
+/// Runs one query.
 pub async fn run(args: Args) -> Result<ExitCode> {
     let format = Format::wanted(args.format, args.output.as_deref())?;
     let text = match (&args.sql, &args.file) {

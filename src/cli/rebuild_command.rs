@@ -12,8 +12,8 @@ use crate::telemetry::{Metrics, StatusBoard};
 
 /// Make a customer's state, and results that are missing, again from Kafka and history.
 ///
-/// For a customer whose log topic or snapshots are lost, or whose source topics no longer hold
-/// what a start needs. Results that their topics hold are not published twice.
+/// For a customer whose log topic or snapshots are lost, or whose source topics no longer contain
+/// the offsets that a start needs. Results that are in their topics are not published again.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The customer
@@ -27,7 +27,7 @@ pub struct Args {
     create_topics: bool,
 }
 
-/// Rebuilds, and says what was found and done.
+/// Rebuilds, and prints what was found and done.
 pub async fn run(args: Args) -> Result<ExitCode> {
     let Some(catalog) = args.project.load() else { return Ok(ExitCode::FAILURE) };
     let customer = crate::cli::project_args::find_customer(&catalog, &args.name)?;
@@ -54,5 +54,5 @@ fn tell(rebuilt: &Rebuilt) {
     for (topic, (before, now)) in &rebuilt.topics {
         println!("{topic}: {before} were published already, {now} are published now");
     }
-    println!("the state is made again; `millstream run` goes on from here");
+    println!("the state has been rebuilt; `millstream run` continues from here");
 }

@@ -30,7 +30,7 @@ pub struct Args {
     /// Leave out rows that the stream refused as late
     #[arg(long)]
     as_streamed: bool,
-    /// How the answer is written; without it, as the ending of --output says, or as a table
+    /// Output format; the default follows from the extension of --output, else a table
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Write the answer to a file
@@ -52,7 +52,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     });
     let (customer, query) = found.ok_or_else(|| {
         Error::config(format!("there is no query '{}'", args.query))
-            .hint("say the path of a query file of this project, or CUSTOMER/QUERY")
+            .hint("give the path of a query file of this project, or CUSTOMER/QUERY")
     })?;
     let instant =
         |text: &Option<String>| text.as_deref().map(|t| parse_time(t, customer.zone)).transpose();
@@ -77,10 +77,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A date (its first instant) or a time, local unless it says its offset.
+/// Parses a date (its first instant) or a time; local time unless it has an offset.
 fn parse_time(text: &str, zone: Tz) -> Result<Micros> {
     parse_instant(text, zone).ok_or_else(|| {
-        Error::config(format!("'{text}' is no date or time"))
-            .hint("say it as 2019-10-01 or '2019-10-01 12:00:00', in the customer's zone")
+        Error::config(format!("cannot parse '{text}' as a date or a time"))
+            .hint("write it as 2019-10-01 or '2019-10-01 12:00:00', in the customer's zone")
     })
 }

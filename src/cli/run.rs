@@ -35,18 +35,18 @@ pub struct Args {
     /// Read to the present end, close every window and finish the pipeline for good
     #[arg(long)]
     drain: bool,
-    /// Drop the kept state of a CUSTOMER or of one CUSTOMER/QUERY and go on from the recorded offsets
+    /// Drop the state of a CUSTOMER or of one CUSTOMER/QUERY and continue at the recorded offsets
     #[arg(long, value_name = "NAME")]
     reset: Vec<String>,
     /// What becomes of offsets that are needed and that Kafka no longer has: stop with an error, or
     /// go on after them and record that
     #[arg(long, value_name = "stop|skip", default_value = "stop", value_parser = on_gap)]
     on_gap: OnMissingOffsets,
-    /// Whether events and results are kept in history
+    /// Whether events and results are written to history
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = on_off,
           action = clap::ArgAction::Set)]
     history: bool,
-    /// The least time between commits, such as '100 ms' (default: 25 ms, or twice the commit time)
+    /// Minimum time between commits, such as '100 ms' (default: 25 ms, or twice the commit time)
     #[arg(long, value_name = "TIME", value_parser = time)]
     commit_interval: Option<Duration>,
     /// The time between snapshots: about what a restart has to run again at most

@@ -18,7 +18,7 @@ use crate::{Error, Kind, Result};
 
 /// How far back a fast simulation begins that is to run for ever.
 const FAST_FROM_US: Micros = 7 * DAY;
-/// How often a line says how far it is.
+/// The time between two progress lines.
 const REPORT: Duration = Duration::from_secs(5);
 
 /// Simulate a customer's sensors.
@@ -36,7 +36,7 @@ pub struct Args {
     /// malformed=5%,late=2%,silent=1084@30s..60s
     #[arg(long, default_value = "", value_parser = text(str::parse::<Faults>), hide_default_value = true)]
     faults: Faults,
-    /// The same seed gives the same events
+    /// Seed of the random events; the same seed gives the same events
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How long to run, such as 60s (default: until Ctrl-C)
@@ -53,7 +53,7 @@ pub struct Args {
     /// Only these sensors
     #[arg(long, value_delimiter = ',', value_name = "TOPIC,...")]
     topics: Vec<String>,
-    /// Send as fast as the broker takes it, instead of at the rate; needs --for or --from-csv
+    /// Send as fast as the broker accepts, instead of at the rate; needs --for or --from-csv
     #[arg(long)]
     unpaced: bool,
     /// Replay a recording with the columns part_id, ts_date, ts_time, room
@@ -113,7 +113,7 @@ fn readings(args: &Args, profile: &Profile, now: Micros) -> Result<(Readings, BT
         return Ok((Box::new(readings.into_iter()), topics));
     }
     if args.unpaced && args.duration_us.is_none() {
-        return Err(Error::config("--unpaced would send events without end").hint("say how much with --for, which counts at the rate: --rate 1000/s --for 60s makes 60,000 events"));
+        return Err(Error::config("--unpaced would send events without end").hint("set an amount with --for, which counts at the rate: --rate 1000/s --for 60s makes 60,000 events"));
     }
     let settings = settings(args, profile.zone, now)?;
     let simulation = Simulation::new(profile, settings.clone())?;
@@ -174,7 +174,7 @@ fn instant(text: &str, zone: Tz, now: Micros) -> Result<Micros> {
         Some(_) => {
             Err(Error::config(format!("the simulated clock cannot start in the future, at {text}")))
         }
-        None => Err(Error::config(format!("'{text}' is no time to start at"))
+        None => Err(Error::config(format!("cannot parse '{text}' as a start time"))
             .hint("write 2019-10-30, '2019-10-30 14:06:35' or 2019-10-30T14:06:35+02:00")),
     }
 }
@@ -212,7 +212,7 @@ async fn prepare_topics(
         .map_err(|e| Error::internal("a thread panicked").because(e))?
 }
 
-/// Waits for the driver's end; says how far it is now and then.
+/// Waits until the driver ends, and prints its progress.
 async fn follow(driver: &Driver) -> Arc<DeliveryCounters> {
     let sent = driver.sent();
     let (mut reported, mut records) = (Instant::now(), 0);

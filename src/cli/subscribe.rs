@@ -81,7 +81,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that nobody can say it any more: stop as well.
+    // An error means that the sender is gone: stop as well.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
@@ -211,7 +211,7 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    /// A delete shows the key's columns; a value that is no object one column.
+    /// A delete shows the columns of the key; a value that is not an object is shown as one column.
     fn row(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<()> {
         let object = |bytes: &[u8]| match serde_json::from_slice(bytes) {
             Ok(Value::Object(object)) => object,
@@ -260,7 +260,7 @@ impl<W: Write> Printer<W> {
 
     fn line(&mut self, line: &str) -> Result<()> {
         match writeln!(self.out, "{line}") {
-            // Whoever read us has seen enough, as in `subscribe ... | head`.
+            // The reader of the output has closed the pipe, as in `subscribe ... | head`.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
             done => Ok(done?),
         }

@@ -48,7 +48,7 @@ fn the_repository_passes_its_own_check_and_explains_the_plan_parts() {
     ] {
         assert!(output.contains(query), "{query} is not described\n{output}");
     }
-    for word in ["inputs", "windows", "kept", "topic", "key", "columns"] {
+    for word in ["inputs", "windows", "state", "topic", "key", "columns"] {
         assert!(output.contains(word), "{word} is not described\n{output}");
     }
     let output = run(root, &["explain", "customer_a/daily_visits"]).ok().stdout.to_lowercase();
@@ -70,9 +70,12 @@ fn check_ends_with_a_summary_and_warns() {
         );
     let output = run(project.path(), &["check"]).ok().stdout;
     assert_eq!(output.lines().last(), Some("ok: 1 customer, 2 queries"), "{output}");
-    assert!(output.contains("kept     partials: sum(events.n + 1); keys events.n\n"), "{output}");
+    assert!(output.contains("state    partials: sum(events.n + 1); keys events.n\n"), "{output}");
     assert!(output.contains("columns  ts TIMESTAMP, n BIGINT\n"), "{output}");
-    assert!(output.contains("warning  nothing tells which window a row belongs to"), "{output}");
+    assert!(
+        output.contains("warning  no result column identifies the window of a row"),
+        "{output}"
+    );
     assert_eq!(output.matches("warning  ").count(), 2, "{output}");
 
     project.schema("c", "CREATE STREAM events (ts TIMESTAMP NOT NULL, n BIGINT, WATERMARK FOR ts AS ts) WITH (topics = 'e', formt = 'json');");
