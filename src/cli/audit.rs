@@ -124,7 +124,7 @@ async fn audit(
         let Some(stream) = reading.next().filter(|stream| stream.history) else { continue };
         let mut outcome = match made_anew.contains(partition.topic.as_ref()) {
             true => Outcome::NotCounted {
-                why: "not counted: the topic was made anew, history has both".to_owned(),
+                why: "not counted: the topic was deleted and recreated, and history contains both".to_owned(),
                 is_fault: false,
             },
             false => count(kafka, &partition, at).await?,
@@ -151,7 +151,7 @@ async fn count(
         return not("not counted: it is gone from Kafka".to_owned());
     };
     if high < at.offset {
-        return not(format!("not counted: Kafka ends at {high}; was it made anew?"));
+        return not(format!("not counted: Kafka ends at {high}; was the topic recreated?"));
     }
     // What is below the broker's retention cannot be counted any more.
     let mut ledger = Ledger::new(low.max(at.joined), at.offset.max(low));

@@ -703,7 +703,7 @@ async fn mistakes_in_queries_have_clear_errors() {
             "nullif(value, value)",
         ),
         ("SELECT room[1] FROM positions", "", "array_element() does not take VARCHAR, BIGINT", ""),
-        ("SELECT regexp_like('a', '[')", "", "the regular expression cannot be read", ""),
+        ("SELECT regexp_like('a', '[')", "", "cannot parse the regular expression", ""),
     ] {
         let text = match run_sql(&context, sql).await {
             Ok(rows) => sql_error(rows.try_collect::<Vec<_>>().await.unwrap_err()).to_string(),

@@ -736,7 +736,7 @@ fn what_cannot_be_streamed_is_refused_with_a_place_and_a_hint() {
         ),
         (
             "SELECT person FROM TUMBLE(TABLE rooms, DESCRIPTOR(event_time), INTERVAL '1' HOUR)",
-            &["'rooms' is no stream"],
+            &["'rooms' is not a stream"],
         ),
         (
             "SELECT a.person FROM positions a JOIN positions b ON a.person = b.person",
@@ -859,7 +859,7 @@ fn mistakes_are_told_in_sqls_words_at_their_own_word() {
         (
             "SELECT tumble(event_time) AS x FROM positions",
             "1:8",
-            "TUMBLE stands in FROM only",
+            "TUMBLE is allowed in FROM only",
             "FROM TUMBLE(TABLE t",
         ),
         (
@@ -871,7 +871,7 @@ fn mistakes_are_told_in_sqls_words_at_their_own_word() {
         (
             "SELECT person FROM positions WHERE person = 'abc'",
             "1:45",
-            "the text 'abc' is no BIGINT",
+            "cannot parse 'abc' as BIGINT",
             "try_cast",
         ),
         ("SELECT room + 1 AS x FROM positions", "1:8", "there is no VARCHAR + BIGINT", "CAST"),
@@ -896,7 +896,7 @@ fn mistakes_are_told_in_sqls_words_at_their_own_word() {
         (
             "SELECT event_time + INTERVAL '1 dya' AS x FROM positions",
             "1:30",
-            "'1 dya' is no INTERVAL",
+            "cannot parse '1 dya' as INTERVAL",
             "INTERVAL '1' DAY",
         ),
         (
@@ -908,7 +908,7 @@ fn mistakes_are_told_in_sqls_words_at_their_own_word() {
         (
             &format!("SELECT window_start, sum(count(*)) AS n {hour}"),
             "1:26",
-            "the aggregate count(*) stands inside another one",
+            "the aggregate count(*) is nested in another aggregate",
             "sub-query",
         ),
         (
@@ -944,7 +944,7 @@ fn mistakes_are_told_in_sqls_words_at_their_own_word() {
         (
             "SELECT count(*) AS n FROM positions GROUP BY count(*)",
             "1:37",
-            "an aggregate stands where there can be none",
+            "an aggregate is not allowed here",
             "HAVING",
         ),
         (
@@ -1109,7 +1109,7 @@ fn computed_columns_read_the_columns_before_them() {
         ]
     );
     let error = plan.compute(&base(["10:00:00", "soon"])).unwrap_err();
-    assert!(error.to_string().contains("'20190101 soon' is no time of the form"), "{error}");
+    assert!(error.to_string().contains("cannot parse '20190101 soon' as a timestamp of the form"), "{error}");
     let wrong = stream(vec![
         ("event_time", instant(), false, None),
         ("a", DataType::Int64, true, Some("nope + 1")),

@@ -280,7 +280,7 @@ fn the_audit_of_a_recreated_topic_succeeds_after_a_reset() {
     assert!(output.contains("Kafka ends at 5"), "{output}");
     sample.run(&["--until-end", "--reset", &sample.customer]).ok();
     let output = audit().ok().output();
-    assert!(output.contains("the topic was made anew"), "{output}");
+    assert!(output.contains("the topic was deleted and recreated"), "{output}");
 }
 
 /// A small project and a broker inside this process.

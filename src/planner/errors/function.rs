@@ -33,7 +33,7 @@ pub(super) fn unknown(name: &str) -> Diagnosis {
     }
     if ["tumble", "hop"].contains(&lower.as_str()) {
         let upper = lower.to_uppercase();
-        let explained = Diagnosis::new(format!("{upper} stands in FROM only")).word(name);
+        let explained = Diagnosis::new(format!("{upper} is allowed in FROM only")).word(name);
         return explained.hint(format!(
             "write FROM {upper}(TABLE t, DESCRIPTOR(time), ..) and GROUP BY window_start, window_end"
         ));

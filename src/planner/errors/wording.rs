@@ -130,18 +130,18 @@ fn names(message: &str) -> Option<Diagnosis> {
         return Some(two_columns(&plain(name)));
     }
     if message.starts_with("Aggregate functions are not allowed in the WHERE") {
-        let message = "WHERE sees single rows, and no aggregates";
+        let message = "aggregates are not allowed in WHERE";
         return Some(Diagnosis::new(message).word("WHERE").hint("write HAVING after GROUP BY"));
     }
     if message.starts_with("Physical plan does not support logical expression Aggregate") {
-        let explained = Diagnosis::new("an aggregate stands where there can be none").word("GROUP");
-        return Some(explained.hint("aggregates stand in SELECT, HAVING and ORDER BY"));
+        let explained = Diagnosis::new("an aggregate is not allowed here").word("GROUP");
+        return Some(explained.hint("aggregates are allowed in SELECT, HAVING and ORDER BY"));
     }
     if message.starts_with("Aggregate function calls cannot be nested") {
         let inner = plain(between(message, "'", "'")?);
         let name = inner.split('(').next().unwrap_or(&inner).to_owned();
-        let explained = Diagnosis::new(format!("the aggregate {inner} stands inside another one"));
-        return Some(explained.word(&name).hint("take the inner one in a sub-query"));
+        let explained = Diagnosis::new(format!("the aggregate {inner} is nested in another aggregate"));
+        return Some(explained.word(&name).hint("compute the inner one in a sub-query"));
     }
     if let Some(position) = between(message, "column with position ", " ") {
         let explained = Diagnosis::new(format!("there is no column number {position} in SELECT"));
@@ -228,7 +228,7 @@ fn types(message: &str) -> Option<Diagnosis> {
     if let Some(casts) = message.strip_prefix("Unsupported CAST from ") {
         let (from, to) = casts.split_once(" to ")?;
         return Some(
-            Diagnosis::new(format!("{} cannot become {}", plain(from), plain(to))).word("CAST"),
+            Diagnosis::new(format!("cannot cast {} to {}", plain(from), plain(to))).word("CAST"),
         );
     }
     None
@@ -241,39 +241,39 @@ fn values(message: &str) -> Option<Diagnosis> {
         .and_then(|rest| rest.split_once("' to value of "))
     {
         let data_type = plain(data_type.split(" type").next()?);
-        let explained = Diagnosis::new(format!("the text '{value}' is no {data_type}"));
-        let hint = "compare texts with texts and numbers with numbers; try_cast(x AS ..) gives NULL for what does not fit";
+        let explained = Diagnosis::new(format!("cannot parse '{value}' as {data_type}"));
+        let hint = "compare strings with strings and numbers with numbers; try_cast(x AS ..) returns NULL for values that do not fit";
         return Some(Diagnosis { words: vec![value.to_owned()], ..explained }.hint(hint));
     }
     if message.starts_with("timestamp ") && message.ends_with(" out of range") {
-        let explained = Diagnosis::new("a time is too far away for this function").detail(message);
+        let explained = Diagnosis::new("a timestamp is out of the range of this function").detail(message);
         return Some(explained.hint(
-            "broken clocks say such times: leave them out, as in WHERE event_time >= '1900-01-01'",
+            "broken clocks send such timestamps; exclude them, for example with WHERE event_time >= '1900-01-01'",
         ));
     }
     if let Some(value) = between(message, "Invalid input syntax for type interval: \"", "\"") {
         return Some(
-            Diagnosis::new(format!("'{value}' is no INTERVAL"))
+            Diagnosis::new(format!("cannot parse '{value}' as INTERVAL"))
                 .hint("write INTERVAL '1' DAY, or INTERVAL '1 hour 30 minutes'"),
         );
     }
     if message.contains("timezone offset") {
         return Some(Diagnosis::new(to_sentence(message)).hint(
-            "this local time comes twice or never: say which, as in '2019-10-27T03:30:00+03:00'",
+            "this local time occurs twice or never; write its offset, as in '2019-10-27T03:30:00+03:00'",
         ));
     }
     if let Some((value, why)) = message
         .strip_prefix("Error parsing timestamp from '")
         .and_then(|rest| rest.split_once("': "))
     {
-        let explained = Diagnosis::new(format!("the text '{value}' is no time")).detail(why);
+        let explained = Diagnosis::new(format!("cannot parse '{value}' as a timestamp")).detail(why);
         let hint =
-            "write it as '2019-10-30 07:41:38', or name its format: to_timestamp(text, '%d.%m.%Y')";
+            "write it as '2019-10-30 07:41:38', or declare its format: to_timestamp(text, '%d.%m.%Y')";
         return Some(Diagnosis { words: vec![value.to_owned()], ..explained }.hint(hint));
     }
     if message.contains("regex parse error") {
         let why = message.lines().last()?.trim_start_matches("error: ");
-        return Some(Diagnosis::new("the regular expression cannot be read").detail(why));
+        return Some(Diagnosis::new("cannot parse the regular expression").detail(why));
     }
     None
 }
