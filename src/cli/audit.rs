@@ -124,7 +124,8 @@ async fn audit(
         let Some(stream) = reading.next().filter(|stream| stream.history) else { continue };
         let mut outcome = match made_anew.contains(partition.topic.as_ref()) {
             true => Outcome::NotCounted {
-                why: "not counted: the topic was deleted and recreated, and history contains both".to_owned(),
+                why: "not counted: the topic was deleted and recreated, and history contains both"
+                    .to_owned(),
                 is_fault: false,
             },
             false => count(kafka, &partition, at).await?,

@@ -374,7 +374,9 @@ impl TextTimestampParser {
         let mut instants = self.compiled.iter().map(|format| format.parse(text));
         instants.find_map(|instant| instant).ok_or_else(|| {
             let (text, formats) = (String::from_utf8_lossy(text), self.formats.join("' or '"));
-            DataFusionError::Execution(format!("cannot parse '{text}' as a timestamp of the form '{formats}'"))
+            DataFusionError::Execution(format!(
+                "cannot parse '{text}' as a timestamp of the form '{formats}'"
+            ))
         })
     }
 

@@ -1109,7 +1109,10 @@ fn computed_columns_read_the_columns_before_them() {
         ]
     );
     let error = plan.compute(&base(["10:00:00", "soon"])).unwrap_err();
-    assert!(error.to_string().contains("cannot parse '20190101 soon' as a timestamp of the form"), "{error}");
+    assert!(
+        error.to_string().contains("cannot parse '20190101 soon' as a timestamp of the form"),
+        "{error}"
+    );
     let wrong = stream(vec![
         ("event_time", instant(), false, None),
         ("a", DataType::Int64, true, Some("nope + 1")),

@@ -140,7 +140,8 @@ fn names(message: &str) -> Option<Diagnosis> {
     if message.starts_with("Aggregate function calls cannot be nested") {
         let inner = plain(between(message, "'", "'")?);
         let name = inner.split('(').next().unwrap_or(&inner).to_owned();
-        let explained = Diagnosis::new(format!("the aggregate {inner} is nested in another aggregate"));
+        let explained =
+            Diagnosis::new(format!("the aggregate {inner} is nested in another aggregate"));
         return Some(explained.word(&name).hint("compute the inner one in a sub-query"));
     }
     if let Some(position) = between(message, "column with position ", " ") {
@@ -246,7 +247,8 @@ fn values(message: &str) -> Option<Diagnosis> {
         return Some(Diagnosis { words: vec![value.to_owned()], ..explained }.hint(hint));
     }
     if message.starts_with("timestamp ") && message.ends_with(" out of range") {
-        let explained = Diagnosis::new("a timestamp is out of the range of this function").detail(message);
+        let explained =
+            Diagnosis::new("a timestamp is out of the range of this function").detail(message);
         return Some(explained.hint(
             "broken clocks send such timestamps; exclude them, for example with WHERE event_time >= '1900-01-01'",
         ));
@@ -266,9 +268,9 @@ fn values(message: &str) -> Option<Diagnosis> {
         .strip_prefix("Error parsing timestamp from '")
         .and_then(|rest| rest.split_once("': "))
     {
-        let explained = Diagnosis::new(format!("cannot parse '{value}' as a timestamp")).detail(why);
-        let hint =
-            "write it as '2019-10-30 07:41:38', or declare its format: to_timestamp(text, '%d.%m.%Y')";
+        let explained =
+            Diagnosis::new(format!("cannot parse '{value}' as a timestamp")).detail(why);
+        let hint = "write it as '2019-10-30 07:41:38', or declare its format: to_timestamp(text, '%d.%m.%Y')";
         return Some(Diagnosis { words: vec![value.to_owned()], ..explained }.hint(hint));
     }
     if message.contains("regex parse error") {
