@@ -480,7 +480,7 @@ async fn local_time_is_correct_in_the_repeated_hour() {
     let context = context(&root, &catalog).await.unwrap();
     let twice =
         run_sql(&context, "SELECT 1 FROM positions WHERE event_time > '2019-10-27T03:30:00'").await;
-    assert!(twice.err().unwrap().to_string().contains("comes twice"));
+    assert!(twice.err().unwrap().to_string().contains("occurs twice"));
     assert_eq!(
         number(
             &root,

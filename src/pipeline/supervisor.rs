@@ -169,7 +169,7 @@ impl Supervisor {
         }
         let other = newest.process.map_or_else(|| "it".to_owned(), |process| process.to_string());
         let message = format!(
-            "another process took over customer {customer}: {other}, has committed epoch {}",
+            "another process took over customer {customer}: {other}; it has committed epoch {}",
             newest.epoch
         );
         Error::new(Kind::Fenced, message)
