@@ -763,7 +763,7 @@ fn what_cannot_be_streamed_is_refused_with_a_place_and_a_hint() {
             "SELECT DISTINCT person FROM TUMBLE(TABLE positions, DESCRIPTOR(event_time), INTERVAL '1' HOUR)",
             &["DISTINCT needs the window"],
         ),
-        ("SELECT event_time - event_time AS d FROM positions", &["'d' is"]),
+        ("SELECT event_time - event_time AS d FROM positions", &["'d' has"]),
         ("SELECT person FROM positions p WHERE steps > (SELECT avg(steps) FROM positions)", &[""]),
     ];
     for (sql, expected) in cases {
@@ -799,7 +799,7 @@ fn mistakes_are_told_in_sqls_words_at_their_own_word() {
             "SELECT lower(room) AS r FROM positions WHERE r = 'x'",
             "1:46",
             "there is no column 'r'",
-            "known behind WHERE only",
+            "is not known in WHERE",
         ),
         (
             "SELECT room FROM positions WHERE room = \"hall\"",
