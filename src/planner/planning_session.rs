@@ -284,10 +284,10 @@ fn physical_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     ]
 }
 
-/// KnownRelations by the name that a query uses.
+/// The streams, queries and tables that a statement may name, by name.
 pub(crate) type KnownRelations = BTreeMap<String, Arc<Leaf>>;
 
-/// What one statement sees: the tables of its session's only schema.
+/// The only schema of a statement: the tables that it may read.
 #[derive(Debug)]
 struct Scope(KnownRelations);
 
